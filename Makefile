@@ -1,0 +1,48 @@
+# make reproduce | make test | make setup | make lint | make lock. Everything runs in .venv.
+
+CONFIG ?= config/mini.yaml
+PYTHON := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SHELL := /bin/bash
+
+.PHONY: reproduce setup test lint lock shards clean
+
+reproduce: setup
+	snakemake --profile workflow/profiles/local --configfile $(CONFIG)
+
+setup: .venv/complete
+
+# The stamp is written last: an interrupted installation is finished by the next make.
+.venv/complete: requirements.lock
+	@if uv=$$(command -v uv) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv="$$(python3 -m site --user-base)/bin/uv"; }; then \
+	  [ -x $(PYTHON) ] || $$uv venv --python 3.11 .venv; \
+	  $$uv pip install --python $(PYTHON) --requirement requirements.lock; \
+	else \
+	  [ -x $(PYTHON) ] || python3.11 -m venv .venv; \
+	  $(PYTHON) -m pip install --requirement requirements.lock; \
+	fi
+	@touch $@
+
+test: setup
+	python -m pytest
+
+lint: setup
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	codespell
+	snakefmt --check Snakefile workflow
+	snakemake --lint --configfile config/ci.yaml
+
+# After an edit of pyproject.toml: the same pins for pip, uv and conda.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock
+	$(PYTHON) workflow/scripts/conda_environment.py
+
+shards: setup
+	snakemake --profile workflow/profiles/local --configfile $(CONFIG) --forcerun build_shards -- data/shards/cifar10/index.json
+
+clean:
+	rm -rf .venv .snakemake work logs

@@ -1,0 +1,76 @@
+# From real images to a results table. Try: make reproduce, or snakemake --profile workflow/profiles/local
+# Another scale: --configfile config/hour.yaml
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.utils import min_version, validate
+
+min_version("9.27")
+
+
+configfile: "config/mini.yaml"
+
+
+# One owner of defaults and checks: shape here, contents in evals.benchmark before the first job.
+validate(config, "workflow/config.schema.yaml")
+
+# Jobs use the Python that runs Snakemake, whether or not its environment is activated.
+shell.prefix(f"export PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
+
+RESULTS = f"results/{config['name']}"
+SEEDS = config["seeds"]
+EVALUATIONS = {e["name"]: e.get("config", {}) for e in config["evaluations"]}
+TABLES = [table["name"] for table in config["tables"]]
+
+RUNS = {
+    run["name"]: {"dataset": config["dataset"], "vit": config["vit"], **run}
+    for run in config["runs"]
+}
+# The two controls of every table: the first run's network as it was initialised, and raw pixels.
+RUNS["random_init"] = {
+    **RUNS[config["runs"][0]["name"]],
+    "recipe": {
+        **config["runs"][0].get("recipe", {}),
+        "optim": {"epochs": 0, "warmup_epochs": 0},
+    },
+}
+ENCODERS = {run: SEEDS for run in RUNS} | {"pixels": [0]}
+
+
+include: "workflow/rules/shards.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    freeze_run,
+
+
+wildcard_constraints:
+    run=r"[a-z0-9_]+",
+    seed=r"\d+",
+    evaluation=r"[a-z0-9_]+",
+    dataset=r"[a-z0-9_]+",
+
+
+rule all:
+    default_target: True
+    input:
+        expand(f"{RESULTS}/tables/{{table}}.md", table=TABLES),
+        f"{RESULTS}/report.html",
+
+
+onstart:
+    # Every value of every run and evaluation, before the first job: hours must not end in a typo.
+    shell(
+        f"python -m evals.benchmark check <<'CONFIG'\n{yaml.safe_dump(dict(config))}CONFIG"
+    )
+
+
+onsuccess:
+    shell(f"python -m evals.benchmark show {RESULTS}")

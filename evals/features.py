@@ -1,0 +1,101 @@
+"""The one place that loads an encoder and extracts features: ``python -m evals.features --help``.
+
+Features are the average of the last layer's patch features after the final LayerNorm (paper, A.2).
+The control ``pixels`` has no encoder: its features are the bytes of the image, as they are.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from evals import Features
+from ijepa.checkpoint import load_encoder
+from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
+from ijepa.data.shards import read_index, verify
+from ijepa.data.transforms import normalise
+from ijepa.errors import UserError, run_command
+from ijepa.files import digest, written_whole
+from ijepa.precision import precision
+from ijepa.provenance import here
+
+BATCH_SIZE = 500
+
+
+@torch.no_grad()
+def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -> None:
+    """Write the features of every split; ``encoder_file`` None means raw pixels.
+
+    The tensors ``SPLIT.x`` [images, D] and ``SPLIT.y`` [images] are one safetensors file, which can
+    be mapped into memory; its header says of what and by whom.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    begun = time.perf_counter()
+    about: dict[str, Any] = {"encoder": "pixels"}
+    encoder = None
+    if encoder_file is not None:
+        encoder, header = load_encoder(encoder_file)
+        encoder = encoder.to(device)
+        image_size = header["run"]["vit"]["image_size"]
+        about = {"encoder": digest(encoder_file)[:12], **header}
+    index = verify(data)
+    tensors: dict[str, Tensor] = {}
+    for split in index.splits:
+        images = Images(data, split)
+        batches = evaluation_batches(EvaluationViews(images, image_size), BATCH_SIZE, num_workers=1)
+        pooled: list[Tensor] = []
+        for images_BHWC in tqdm(batches, desc=f"features of {split}", unit="batch", mininterval=2):
+            if encoder is None:
+                pooled.append(images_BHWC.flatten(1).float() / 255)
+                continue
+            with precision("auto", device):
+                features_BND = encoder(normalise(images_BHWC.to(device)))
+            pooled.append(features_BND.float().mean(1).cpu())
+        tensors |= {f"{split}.x": torch.cat(pooled), f"{split}.y": torch.from_numpy(images.labels)}
+    about |= {
+        "dataset": index.dataset,
+        "data_version": index.version(),
+        "features": here(),
+        "feature_seconds": round(time.perf_counter() - begun, 2),
+    }
+    with written_whole(out) as part:
+        save_file(tensors, part, metadata={"features": json.dumps(about)})
+
+
+def read_features(path: Path, split: str) -> Features:
+    """The features of one split."""
+    with safe_open(path, framework="pt") as file:
+        return Features(file.get_tensor(f"{split}.x"), file.get_tensor(f"{split}.y"))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What the features are of, and by whom."""
+    with safe_open(path, framework="pt") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["features"])
+        return about
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m evals.features", description=extract.__doc__)
+    parser.add_argument("encoder", help="encoder file, or the word pixels")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--image-size", type=int, default=32, help="for pixels only")
+    parser.add_argument("--out", type=Path, required=True, help="file for the features")
+    options = parser.parse_args()
+    read_index(options.data)
+    encoder = None if options.encoder == "pixels" else Path(options.encoder)
+    if encoder is not None and not encoder.exists():
+        raise UserError(f"{encoder} does not exist: pretrain it first, or say pixels")
+    extract(encoder, options.data, options.image_size, options.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

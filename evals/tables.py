@@ -1,0 +1,149 @@
+"""Results in, tables out: ``python -m evals.tables RESULTS --tables JSON``.
+
+A table has one row for every encoder, the two controls last, and for every evaluation the mean over
+seeds, with the spread over seeds where there are several and else the 95 % interval of the one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ijepa.errors import UserError, run_command
+from ijepa.files import write_text
+
+CONTROLS = {"random_init": "same network, untrained", "pixels": "raw pixels, no network"}
+
+
+def read_results(results: Path) -> pd.DataFrame:
+    """Tidy results: one row for each encoder, seed and evaluation."""
+    rows = []
+    for path in sorted((results / "evaluations").glob("*/*/*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        about = result["about"]
+        run, facts = about.get("run", {}), about.get("facts", {})
+        commits = {
+            result["commit"],
+            about["features"]["commit"],
+            facts.get("commit", result["commit"]),
+        }
+        rows.append(
+            {
+                "run": path.parts[-3],
+                "seed": int(path.parts[-2].removeprefix("seed")),
+                "evaluation": result["evaluation"],
+                "value": 100 * result["value"],
+                "low": 100 * result["interval"][0],
+                "high": 100 * result["interval"][1],
+                "n": result["n"],
+                "method": run.get("method", "") if path.parts[-3] not in CONTROLS else "",
+                "images_seen": facts.get("images_seen", 0),
+                "train_minutes": facts.get("train_seconds", 0.0) / 60,
+                "data_version": about["data_version"],
+                "commit": " ".join(sorted(commits)),
+                "machine": facts.get("machine", result["machine"]),
+            }
+        )
+    if not rows:
+        raise UserError(f"{results / 'evaluations'} has no results: run the evaluations first")
+    return pd.DataFrame(rows)
+
+
+def tabulate(results: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
+    """One row an encoder: per evaluation mean, spread or interval, and n; then provenance."""
+    rows = []
+    order = {name: place for place, name in enumerate(CONTROLS, start=1)}
+    for run, of_run in sorted(results.groupby("run"), key=lambda g: order.get(str(g[0]), 0)):
+        row: dict[str, Any] = {"run": run, "seeds": of_run["seed"].nunique()}
+        for evaluation in evaluations:
+            found = of_run[of_run["evaluation"] == evaluation]
+            several = len(found) > 1
+            row[evaluation] = found["value"].mean()
+            row[f"{evaluation}_low"] = float("nan") if several else found["low"].mean()
+            row[f"{evaluation}_high"] = float("nan") if several else found["high"].mean()
+            row[f"{evaluation}_std"] = found["value"].std() if several else float("nan")
+            row["n"] = found["n"].max()
+        row["images_seen"] = of_run["images_seen"].max()
+        row["train_minutes"] = of_run.groupby("seed")["train_minutes"].first().mean()
+        for name in ("data_version", "commit", "machine"):
+            row[name] = " ".join(sorted({w for value in of_run[name].unique() for w in [value]}))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def display(table: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
+    """The table as a person reads it, with each gain over the untrained network."""
+    control = table.set_index("run").loc["random_init"]
+    shown = pd.DataFrame({"encoder": [_title(run) for run in table["run"]]})
+    for evaluation in evaluations:
+        shown[f"{evaluation.replace('_', ' ')}, top-1 %"] = [
+            _accuracy(row, evaluation) for _, row in table.iterrows()
+        ]
+        gains = table[evaluation] - control[evaluation]
+        shown[f"{evaluation.replace('_', ' ')}, over untrained"] = [
+            "" if run == "random_init" else f"{gain:+.2f}"
+            for run, gain in zip(table["run"], gains, strict=True)
+        ]
+    shown["images seen"] = [f"{seen:,}" if seen else "0" for seen in table["images_seen"]]
+    shown["minutes"] = [f"{minutes:.1f}" if minutes else "0" for minutes in table["train_minutes"]]
+    return shown
+
+
+def note(table: pd.DataFrame) -> str:
+    """What every number of the table rests on, in one sentence; says so where commits are mixed."""
+    commits = sorted({word for value in table["commit"] for word in str(value).split()})
+    texts = [
+        f"n = {int(table['n'].max()):,} test images",
+        f"{int(table['seeds'].max())} seed(s)",
+        "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
+        f"data version {', '.join(sorted(table['data_version'].unique()))}",
+        f"machine {', '.join(sorted(table['machine'].unique()))}",
+        f"commit {', '.join(commits)}",
+    ]
+    text = "; ".join(texts) + "."
+    if len(commits) > 1:
+        text += " MIXED COMMITS: the rows were not all made by the same code."
+    if any(commit.endswith("+") for commit in commits):
+        text += ' UNCOMMITTED CODE: "+" marks a commit that the code differed from.'
+    return text
+
+
+def markdown(title: str, table: pd.DataFrame, evaluations: list[str]) -> str:
+    """The table with its title and note, as Markdown."""
+    shown = display(table, evaluations)
+    lines = ["| " + " | ".join(shown.columns) + " |", "|---|" + "---:|" * (len(shown.columns) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
+    return f"# {title}\n\n" + "\n".join(lines) + f"\n\n{note(table)}\n"
+
+
+def _title(run: object) -> str:
+    return f"{run} ({CONTROLS[str(run)]})" if run in CONTROLS else str(run)
+
+
+def _accuracy(row: Any, evaluation: str) -> str:
+    value = row[evaluation]
+    if pd.isna(value):
+        return "-"
+    if not pd.isna(spread := row[f"{evaluation}_std"]):
+        return f"{value:.2f} +- {spread:.2f}"
+    return f"{value:.2f} [{row[f'{evaluation}_low']:.1f}, {row[f'{evaluation}_high']:.1f}]"
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m evals.tables", description=__doc__)
+    parser.add_argument("results", type=Path, help="results folder, for example results/mini")
+    parser.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
+    options = parser.parse_args()
+    results = read_results(options.results)
+    for spec in json.loads(options.tables):
+        table = tabulate(results, spec["evaluations"])
+        path = options.results / "tables" / f"{spec['name']}.csv"
+        write_text(path, table.to_csv(index=False, float_format="%.4f"))
+        write_text(path.with_suffix(".md"), markdown(spec["title"], table, spec["evaluations"]))
+
+
+if __name__ == "__main__":
+    run_command(main)

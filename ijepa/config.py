@@ -1,0 +1,154 @@
+"""The one door from text to types: a run's configuration, checked strictly, defaults filled in."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import PlainValidator, TypeAdapter, ValidationError
+
+from ijepa import methods
+from ijepa.data import register
+from ijepa.errors import UserError
+from ijepa.methods import Recipe
+from ijepa.vit import SIZES, ViTConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One configured pretraining.
+
+    ``recipe`` is the method's own Config. ``precision`` auto means bfloat16 autocast on hardware
+    that computes in it, else float32. Times between log lines, monitors and checkpoints count
+    steps.
+    """
+
+    method: str
+    dataset: str
+    vit: ViTConfig
+    recipe: Annotated[Recipe, PlainValidator(lambda checked: checked)]
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    num_workers: int = 1
+    log_every: int = 10
+    monitor_every: int = 100
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "monitor_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("seed", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
+
+    def identity(self) -> str:
+        """A short name for exactly this configuration, seed included."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
+    """A run with every default of its method filled in; raises UserError on any surprise.
+
+    ``where`` is the start of the path by which an error names a key.
+    """
+    if "method" not in raw:
+        raise UserError(f"{where}: method is missing: known are {', '.join(methods.names())}")
+    try:
+        recipe_type = methods.load(raw["method"]).Config
+    except ValueError as error:
+        raise UserError(f"{where}.method: {error}") from None
+    vit = dict(raw.get("vit") or {})
+    if (size := vit.pop("size", None)) is not None:
+        if size not in SIZES:
+            raise UserError(
+                f"{where}.vit.size: {size!r} is unknown: allowed are {', '.join(SIZES)}"
+            )
+        vit = {**SIZES[size], **vit}
+    run = strict(
+        RunConfig,
+        {
+            **raw,
+            "vit": strict(ViTConfig, vit, f"{where}.vit"),
+            "recipe": strict(recipe_type, raw.get("recipe") or {}, f"{where}.recipe"),
+        },
+        where,
+    )
+    register.load(run.dataset)
+    try:
+        methods.load(run.method).check(run.recipe, run.vit)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return run
+
+
+def read(path: Path) -> RunConfig:
+    """The run of a YAML file."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold keys and values, as config/mini.yaml's runs do")
+    return parse(raw, str(path))
+
+
+T = TypeVar("T")
+
+
+def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
+    """``raw`` as a ``kind``: its own defaults below it, unknown keys and bad values refused."""
+    try:
+        return TypeAdapter(kind).validate_python(_merge(_defaults(kind), raw), extra="forbid")
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(kind, e, where) for e in error.errors())) from None
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The published recipe as plain data: a nested key left out keeps the *method's* default.
+
+    (pydantic alone would fill it from the nested class, whose defaults may be another method's.)
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+            values[field.name] = (
+                dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+            )
+    return values
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        k: _merge(base[k], over[k]) for k in base.keys() & over.keys() if _dicts(base[k], over[k])
+    }
+    return {**base, **over, **both}
+
+
+def _dicts(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _explain(kind: type, error: Any, where: str) -> str:
+    """One pydantic error as: path, what was given, what is allowed."""
+    path = ".".join([where, *(str(part) for part in error["loc"])])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        for part in error["loc"][:-1]:
+            kind = get_type_hints(kind)[part]
+        allowed = [field.name for field in dataclasses.fields(kind)]
+        close = difflib.get_close_matches(error["loc"][-1], allowed, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{path}: unknown key{hint}; allowed are {', '.join(allowed)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] == "value_error" else f" (given: {error['input']!r})"
+    return f"{path}: {message}{given}"

@@ -1,0 +1,142 @@
+"""Batches from shards: any image is one read away, and what comes when is a function of the seed.
+
+Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels.
+"""
+
+import io
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ijepa.data.shards import read_index, read_shard
+from ijepa.data.transforms import Crop, centre_crop, random_resized_crop, to_array
+from ijepa.errors import UserError
+from ijepa.randomness import generator
+
+
+class Images:
+    """The images and labels of one split, by number, straight from the tars.
+
+    Only the places of the images are held in memory; the bytes are mapped, so that they are shared
+    by all processes of a machine.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        names = [shard["name"] for shard in read_index(folder).splits[split]]
+        self.paths = [folder / name for name in names]
+        shards = [read_shard(path) for path in self.paths]
+        self.places = [np.array(shard.places, np.int64) for shard in shards]
+        self.labels = np.array([label for shard in shards for label in shard.labels], np.int64)
+        self.ends = list(accumulate(len(places) for places in self.places))
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> Image.Image:
+        """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        place, size = self.places[shard][number - self.ends[shard]]
+        if shard not in self._maps:
+            with self.paths[shard].open("rb") as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            return Image.open(io.BytesIO(self._maps[shard][place : place + size])).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise UserError(
+                f"image {number} in {self.paths[shard]} cannot be decoded ({error}): "
+                "mend the raw file and make the shard again"
+            ) from None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": {}}
+
+
+@dataclass(frozen=True)
+class TrainingViews(Dataset[NDArray[np.uint8]]):
+    """Augmented images; an item's key is (epoch, image number) and decides its augmentation."""
+
+    images: Images
+    size: int
+    crop: Crop
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int]) -> NDArray[np.uint8]:
+        random = np.random.default_rng((self.seed, *key))
+        return to_array(random_resized_crop(self.images[key[1]], self.size, self.crop, random))
+
+
+@dataclass(frozen=True)
+class EvaluationViews(Dataset[NDArray[np.uint8]]):
+    """The images in order, in the evaluation view."""
+
+    images: Images
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+        return to_array(centre_crop(self.images[number], self.size))
+
+
+@dataclass(frozen=True)
+class Steps(Sampler[list[tuple[int, int]]]):
+    """For every step from ``first`` on, the keys of its batch.
+
+    Each epoch is a permutation of all images that depends on (seed, epoch) alone; the remainder
+    that does not fill a batch is left out, as in the release.
+    """
+
+    num_images: int
+    batch_size: int
+    first: int
+    last: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.num_images // self.batch_size
+        for epoch in range(self.first // per_epoch, -(-self.last // per_epoch)):
+            order = torch.randperm(self.num_images, generator=generator(self.seed, "order", epoch))
+            for step in range(
+                max(self.first, epoch * per_epoch), min(self.last, (epoch + 1) * per_epoch)
+            ):
+                start = step % per_epoch * self.batch_size
+                yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+
+def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> DataLoader[Any]:
+    """Batches of bytes [B, H, W, C], one for each step."""
+    return DataLoader(
+        views, batch_sampler=steps, num_workers=num_workers, collate_fn=stack, pin_memory=_gpu()
+    )
+
+
+def evaluation_batches(
+    views: EvaluationViews, batch_size: int, num_workers: int
+) -> DataLoader[Any]:
+    """Batches of bytes [B, H, W, C] of all images in order; the last may be smaller."""
+    return DataLoader(
+        views, batch_size, num_workers=num_workers, collate_fn=stack, pin_memory=_gpu()
+    )
+
+
+def stack(arrays: list[NDArray[np.uint8]]) -> torch.Tensor:
+    """Arrays of one shape as one tensor."""
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _gpu() -> bool:
+    return torch.cuda.is_available()

@@ -1,0 +1,179 @@
+"""I-JEPA: predict the features of target blocks from the features of a context block.
+
+Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
+Architecture", CVPR 2023. https://arxiv.org/abs/2301.08243
+
+Shape suffixes: B images, G images of a group, M target blocks, K context patches, T patches per
+target block, N patches of the grid, D features, P predictor features.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ijepa import methods
+from ijepa.data.transforms import Crop
+from ijepa.masking import Masking, Masks, MultiBlock
+from ijepa.methods import Batch
+from ijepa.optim import Optim
+from ijepa.randomness import generator
+from ijepa.vit import LAYER_NORM_EPS, ViT, ViTConfig, initialise, sincos_positions, take
+from ijepa.vit import transformer_block as block
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "smooth_l1": F.smooth_l1_loss,
+    "l2": F.mse_loss,
+    "l1": F.l1_loss,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults are the released recipe for ViT-H/14 on ImageNet-1k (configs/in1k_vith14_ep300).
+
+    The paper's text has an L2 loss and does not mention the LayerNorm of the targets; the release
+    has smooth L1 on layer-normed targets. The predictor is 12 deep for ViT-L and H, 6 for ViT-B, 16
+    for ViT-g; its heads are as many as the encoder's.
+    """
+
+    optim: Optim = field(default_factory=Optim)
+    crop: Crop = field(default_factory=Crop)
+    masking: Masking = field(default_factory=Masking)
+    predictor_dim: int = 384
+    predictor_depth: int = 12
+    momentum: tuple[float, float] = (0.996, 1.0)
+    loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
+            raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
+        if self.predictor_depth < 1:
+            raise ValueError(f"predictor_depth is {self.predictor_depth}: it must be at least 1")
+
+
+def check(config: Config, vit: ViTConfig) -> None:
+    """Raise ValueError where the masks do not fit the grid or the predictor's width its heads."""
+    MultiBlock(config.masking, vit.grid)
+    if config.predictor_dim % vit.num_heads or config.predictor_dim % 4:
+        raise ValueError(
+            f"recipe.predictor_dim is {config.predictor_dim}: it must be a multiple of 4 and of "
+            f"vit.num_heads ({vit.num_heads})"
+        )
+
+
+class Predictor(nn.Module):
+    """A narrow ViT from context features and the positions of a target to the target's features.
+
+    Each target block has a pass of its own: mask tokens of different blocks never see each other.
+    """
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        dim = config.predictor_dim
+        self.predictor_embed = nn.Linear(vit.dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        positions = sincos_positions(dim, vit.grid)
+        self.predictor_pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.predictor_blocks = nn.ModuleList(
+            block(dim, vit.num_heads) for _ in range(config.predictor_depth)
+        )
+        self.predictor_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.predictor_proj = nn.Linear(dim, vit.dim)
+        initialise(self, vit.init)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context_GKD: Tensor, masks: Masks) -> Tensor:
+        """Predicted features of every target patch, [G, M, T, D]."""
+        M, T = masks.targets_GMT.shape[1:]
+        positions_GNP = self.predictor_pos_embed.expand(len(context_GKD), -1, -1)
+        context_GKP = self.predictor_embed(context_GKD) + take(positions_GNP, masks.context_GK)
+        queries_GQP = self.mask_token + take(positions_GNP, masks.targets_GMT.flatten(1))
+        x = torch.cat(
+            [context_GKP.repeat_interleave(M, 0), queries_GQP.unflatten(1, (M, T)).flatten(0, 1)], 1
+        )
+        for layer in self.predictor_blocks:
+            x = layer(x)
+        predictions_XTD: Tensor = self.predictor_proj(self.predictor_norm(x[:, -T:]))
+        return predictions_XTD.view(-1, M, T, predictions_XTD.shape[-1])
+
+
+class Method(methods.Method):
+    """Context encoder and predictor learn; the target encoder follows as a moving average."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.masking = MultiBlock(config.masking, vit.grid)
+        self.context_encoder = ViT(vit)
+        self.predictor = Predictor(config, vit)
+        self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+
+    @property
+    def encoder(self) -> ViT:
+        """The target encoder: the paper evaluates this one."""
+        return self.target_encoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss over predicted and target features, averaged over the groups of the batch.
+
+        Also the mean number of context patches and of patches per target, which the group's size
+        decides.
+        """
+        targets_BND = self.targets(batch.images_BCHW)
+        losses, lengths = [], []
+        size = self.config.masking.group_size
+        groups = zip(batch.images_BCHW.split(size), targets_BND.split(size), strict=True)
+        for number, (images_GCHW, targets_GND) in enumerate(groups, start=batch.offset // size):
+            random = generator(batch.seed, "masks", batch.step, number)
+            masks = Masks(
+                *(m.to(images_GCHW.device) for m in self.masking.sample(len(images_GCHW), random))
+            )
+            targets_GQD = take(targets_GND, masks.targets_GMT.flatten(1))
+            losses.append(self.loss(self.predict(images_GCHW, masks).flatten(1, 2), targets_GQD))
+            lengths.append([masks.context_GK.shape[1], masks.targets_GMT.shape[2]])
+        context, target = torch.tensor(lengths, dtype=torch.float32).mean(0)
+        return {
+            "loss": torch.stack(losses).mean(),
+            "context_patches": context,
+            "target_patches": target,
+        }
+
+    @torch.no_grad()
+    def targets(self, images_BCHW: Tensor) -> Tensor:
+        """Layer-normed target-encoder features of every patch, [B, N, D].
+
+        The target encoder sees the whole image; masks apply to its output (paper, Table 11). The
+        LayerNorm has no weights and its epsilon is torch's 1e-5, not the encoder's.
+        """
+        features_BND = self.target_encoder(images_BCHW)
+        return F.layer_norm(features_BND.float(), features_BND.shape[-1:])
+
+    def predict(self, images_GCHW: Tensor, masks: Masks) -> Tensor:
+        """Predicted features of every target patch, [G, M, T, D]."""
+        predictions: Tensor = self.predictor(
+            self.context_encoder(images_GCHW, masks.context_GK), masks
+        )
+        return predictions
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Mean over all elements."""
+        return LOSSES[self.config.loss](predictions.float(), targets)
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the target encoder towards the context encoder."""
+        torch._foreach_lerp_(
+            list(self.target_encoder.parameters()),
+            list(self.context_encoder.parameters()),
+            1.0 - self.scheduled(progress)["momentum"],
+        )
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """The momentum of the target encoder, linear from the first value to the second."""
+        start, end = self.config.momentum
+        return {"momentum": start + progress * (end - start)}

@@ -1,0 +1,51 @@
+"""Where a number comes from: the commit, the machine, the versions."""
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@cache
+def here() -> dict[str, Any]:
+    """This process's commit (with "+" if files differ from it), machine and versions."""
+    return {
+        "commit": commit(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def commit() -> str:
+    """The working tree's commit, with "+" where tracked code differs; "unknown" outside git."""
+    code = ["--", ".", ":!results", ":!LOG.md", ":!README.md"]
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", *code) else "")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
+
+
+def machine() -> str:
+    """The accelerators, or else the processor, and their number."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{torch.get_num_threads()} cores of {name}"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()

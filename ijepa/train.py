@@ -1,0 +1,167 @@
+"""Pretraining: one loop, the same for every method. ``python -m ijepa.train --help``."""
+
+import argparse
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ijepa import methods
+from ijepa.checkpoint import resume, save, save_encoder
+from ijepa.config import RunConfig, read
+from ijepa.data.loader import (
+    EvaluationViews,
+    Images,
+    Steps,
+    TrainingViews,
+    evaluation_batches,
+    training_batches,
+)
+from ijepa.data.shards import verify
+from ijepa.data.transforms import normalise
+from ijepa.errors import UserError, run_command
+from ijepa.files import write_text
+from ijepa.methods import Batch
+from ijepa.optim import adamw, learning_rate, schedule, weight_decay
+from ijepa.precision import precision
+from ijepa.vit import ViT
+
+NUM_MONITORED = 512
+"""Images whose features are watched for collapse."""
+
+
+def train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
+    """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
+
+    Checkpoints go to a folder in ``work`` named by the configuration: the same run resumes there, a
+    changed one starts anew. On a CPU a resumed run ends bit-identical to an undisturbed one.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    optim, work = run.recipe.optim, work / run.identity()
+    index = verify(data, ["train"])
+    images = Images(data, "train")
+    if optim.batch_size > len(images):
+        raise UserError(
+            f"recipe.optim.batch_size is {optim.batch_size}, but {data} has only {len(images)} "
+            "training images: choose a smaller batch"
+        )
+    num_steps = int(optim.epochs * (len(images) // optim.batch_size))
+
+    torch.manual_seed(run.seed)
+    method = methods.load(run.method).Method(run.recipe, run.vit).to(device)
+    optimizer = adamw(method, optim)
+    first = resume(work / "checkpoint.pt", method, optimizer)
+    views = TrainingViews(images, run.vit.image_size, run.recipe.crop, run.seed)
+    steps = Steps(len(images), optim.batch_size, first, num_steps, run.seed)
+    monitored = first_views(images, run.vit.image_size).to(device)
+    bar = tqdm(
+        total=num_steps, initial=first, desc=f"pretrain {run.method}", unit="step", mininterval=2
+    )
+
+    with open_log(work / "train.jsonl", first) as log:
+        logged_at, logged_step = time.perf_counter(), first
+        for step, batch in enumerate(training_batches(views, steps, run.num_workers), start=first):
+            lr, decay = learning_rate(optim, step, num_steps), weight_decay(optim, step, num_steps)
+            schedule(optimizer, lr, decay)
+
+            with precision(run.precision, device):
+                scalars = method(
+                    Batch(normalise(batch.to(device, non_blocking=True)), run.seed, step)
+                )
+            if not math.isfinite(loss := scalars["loss"].item()):
+                raise UserError(
+                    f"the loss is {loss} at step {step}, before its update; the last checkpoint is "
+                    "whole: lower recipe.optim.lr, or set precision: float32"
+                )
+            scalars["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step(step / num_steps)
+
+            done = step + 1
+            bar.update()
+            if done % run.log_every == 0 or done == num_steps:
+                seconds = time.perf_counter() - logged_at
+                speed = (done - logged_step) * optim.batch_size / seconds
+                logged_at, logged_step = time.perf_counter(), done
+                bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+                record = {
+                    "step": done,
+                    "images": done * optim.batch_size,
+                    "lr": lr,
+                    "weight_decay": decay,
+                }
+                record |= {name: value.item() for name, value in scalars.items()}
+                record |= method.scheduled(step / num_steps)
+                record |= {"images_per_s": round(speed, 1), "seconds": round(seconds, 3)}
+                if done % run.monitor_every < run.log_every or done == num_steps:
+                    record |= collapse_monitors(method.encoder, monitored, run.precision)
+                log.write(json.dumps(record) + "\n")
+            if done % run.checkpoint_every == 0:
+                log.flush()
+                save(work / "checkpoint.pt", method, optimizer, done)
+    bar.close()
+
+    records = (work / "train.jsonl").read_text(encoding="utf-8")
+    write_text(out.with_name("train.jsonl"), records)
+    facts = {
+        "images_seen": num_steps * optim.batch_size,
+        "train_seconds": sum(json.loads(record)["seconds"] for record in records.splitlines()),
+        "data_version": index.version(),
+    }
+    save_encoder(out, method.encoder, run, facts)
+
+
+def first_views(images: Images, size: int) -> Tensor:
+    """The first images in the evaluation view, for the monitors, [B, C, H, W]."""
+    views = EvaluationViews(images, size)
+    return normalise(next(iter(evaluation_batches(views, min(NUM_MONITORED, len(images)), 0))))
+
+
+@torch.no_grad()
+def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[str, float]:
+    """Two numbers that fall when features collapse, of mean-pooled features.
+
+    ``feature_std``: standard deviation over images, averaged over features. ``rankme``: the
+    exponential of the entropy of the singular values (Garrido et al., ICML 2023), at most D.
+    """
+    with precision(setting, images_BCHW.device):
+        pooled_BD = encoder(images_BCHW).float().mean(1)
+    values = torch.linalg.svdvals(pooled_BD)
+    p = values / values.sum() + 1e-7
+    return {
+        "feature_std": pooled_BD.std(0).mean().item(),
+        "rankme": torch.exp(-(p * p.log()).sum()).item(),
+    }
+
+
+@contextlib.contextmanager
+def open_log(path: Path, first: int) -> Iterator[IO[str]]:
+    """The run's log, cut to the checkpoint's step: steps that are run twice are told once."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [ln for ln in lines if ln.endswith("\n") and json.loads(ln)["step"] <= first]
+    write_text(path, "".join(kept))
+    with path.open("a", encoding="utf-8") as file:
+        yield file
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ijepa.train", description=train.__doc__)
+    parser.add_argument("run", type=Path, help="YAML file of one run")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="file for the encoder")
+    options = parser.parse_args()
+    train(read(options.run), options.data, options.work, options.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

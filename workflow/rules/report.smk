@@ -1,0 +1,48 @@
+# From results to tables and to the page that a person reads.
+
+
+rule tabulate:
+    input:
+        [
+            f"{RESULTS}/evaluations/{run}/seed{seed}/{evaluation}.json"
+            for run, seeds in ENCODERS.items()
+            for seed in seeds
+            for evaluation in EVALUATIONS
+        ],
+    output:
+        expand(f"{RESULTS}/tables/{{table}}.{{kind}}", table=TABLES, kind=["csv", "md"]),
+    log:
+        f"logs/{RESULTS}/tabulate.log",
+    conda:
+        "../../environment.yml"
+    params:
+        results=lambda wc, output: Path(output[0]).parents[1],
+        tables=json.dumps(config["tables"]),
+    shell:
+        "python -m evals.tables {params.results} --tables {params.tables:q} 2>&1 | tee {log}"
+
+
+rule report:
+    input:
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
+        logs=[
+            f"{RESULTS}/runs/{run}/seed{seed}/train.jsonl"
+            for run in RUNS
+            for seed in SEEDS
+        ],
+        features=[
+            f"{RESULTS}/features/{run}/seed{SEEDS[0]}.safetensors" for run in RUNS
+        ],
+        data=f"data/shards/{config['dataset']}/index.json",
+    output:
+        f"{RESULTS}/report.html",
+    log:
+        f"logs/{RESULTS}/report.log",
+    conda:
+        "../../environment.yml"
+    params:
+        results=lambda wc, output: Path(output[0]).parent,
+        tables=json.dumps(config["tables"]),
+    shell:
+        "python -m evals.report {params.results} --data $(dirname {input.data})"
+        " --tables {params.tables:q} --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,29 @@
+# From an address to WebDataset shards with an index.
+
+
+rule fetch:
+    output:
+        # The batches beside it stay where they are; each is checked before it is used.
+        touch("data/raw/{dataset}/fetched"),
+    log:
+        "logs/fetch/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "python -m ijepa.data.shards fetch {wildcards.dataset} --raw $(dirname {output})"
+        " 2>&1 | tee {log}"
+
+
+rule build_shards:
+    input:
+        "data/raw/{dataset}/fetched",
+    output:
+        # Only the index is declared: Snakemake would delete finished shards when it is interrupted.
+        "data/shards/{dataset}/index.json",
+    log:
+        "logs/build_shards/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "python -m ijepa.data.shards build {wildcards.dataset} --raw $(dirname {input})"
+        " --out $(dirname {output}) 2>&1 | tee {log}"
