@@ -37,7 +37,7 @@ def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise UserError(
             f"{path} is damaged ({str(error).splitlines()[0]}): restore it, "
             "or delete it to start this run from the beginning"

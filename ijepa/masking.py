@@ -144,7 +144,7 @@ class MultiBlock:
         )
 
     def _smallest_area(self, name: str) -> int:
-        draws = [i / 256 for i in range(257)]
+        draws = [i / 64 for i in range(65)]
         pairs = (
             ((d, d) for d in draws)
             if self.config.mode == "official"

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import fcntl
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +45,15 @@ def train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
     Checkpoints go to a folder in ``work`` named by the configuration: the same run resumes there, a
     changed one starts anew. On a CPU a resumed run ends bit-identical to an undisturbed one.
     """
+    work = work / run.identity()
+    with alone(work):
+        writable(out.parent)
+        _train(run, data, work, out)
+
+
+def _train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    optim, work = run.recipe.optim, work / run.identity()
+    optim = run.recipe.optim
     index = verify(data, ["train"])
     images = Images(data, "train")
     if optim.batch_size > len(images):
@@ -140,6 +149,35 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
         "feature_std": pooled_BD.std(0).mean().item(),
         "rankme": torch.exp(-(p * p.log()).sum()).item(),
     }
+
+
+@contextlib.contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Hold the run's folder; raises UserError if another process does.
+
+    The lock goes with its process, however that ends: no stale lock is ever left.
+    """
+    writable(work)
+    with (work / "lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{work} is trained by another process: wait for it, or end it, then run again"
+            ) from None
+        yield
+
+
+def writable(folder: Path) -> None:
+    """Make a folder; raises UserError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another folder or mend its rights"
+        ) from None
 
 
 @contextlib.contextmanager

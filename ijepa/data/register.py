@@ -1,5 +1,6 @@
 """The register of data sets, ``data/datasets.yaml``, as typed entries."""
 
+import os
 from pathlib import Path
 
 import yaml
@@ -7,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ijepa.errors import UserError
 
-REGISTER = Path(__file__).parents[2] / "data" / "datasets.yaml"
+ROOT = Path(__file__).parents[2]
+REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"))
 
 
 class Dataset(BaseModel):
@@ -27,11 +29,11 @@ class Dataset(BaseModel):
     sha1: dict[str, str]
 
 
-def load(name: str, register: Path = REGISTER) -> Dataset:
+def load(name: str) -> Dataset:
     """The entry of a data set; raises UserError with the known names for any other."""
-    entries = yaml.safe_load(register.read_text(encoding="utf-8"))
+    entries = yaml.safe_load(REGISTER.read_text(encoding="utf-8"))
     if name not in entries:
         raise UserError(
-            f"unknown dataset {name!r}: {register.name} has {', '.join(sorted(entries))}"
+            f"unknown dataset {name!r}: {REGISTER.name} has {', '.join(sorted(entries))}"
         )
     return Dataset.model_validate(entries[name])

@@ -1,0 +1,80 @@
+"""A data set of 160 small images in CIFAR-10's own format, and runs that take a second."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import settings
+
+from ijepa.data import register, shards
+
+CLASSES = 10
+
+# Time is measured in benchmarks, not in tests.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder with ``raw/`` and a register whose ``tiny`` has 128 training and 32 test images."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "raw").mkdir()
+    random = np.random.default_rng(0)
+    sums = {}
+    for name, count in (("data_batch_1.bin", 128), ("test_batch.bin", 32)):
+        labels = np.arange(count) % CLASSES
+        # Smooth pictures whose colour tells the class, so that a probe has something to find.
+        coarse = random.integers(0, 256, (count, 3, 4, 4)) * 0.5 + labels[:, None, None, None] * 12
+        pixels = coarse.repeat(8, 2).repeat(8, 3).clip(0, 255)
+        records = np.concatenate([labels[:, None], pixels.reshape(count, -1)], 1).astype(np.uint8)
+        (folder / "raw" / name).write_bytes(records.tobytes())
+        sums[name] = hashlib.sha1(records.tobytes()).hexdigest()
+    entry = {
+        "source": "cifar10",
+        "title": "Tiny",
+        "citation": "none",
+        "licence": "none",
+        "image_size": 32,
+        "classes": [str(c) for c in range(CLASSES)],
+        "splits": {"train": 128, "test": 32},
+        "shard_size": 48,
+        "origins": [],
+        "sha1": sums,
+    }
+    (folder / "datasets.yaml").write_text(yaml.safe_dump({"tiny": entry}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(register, "REGISTER", folder / "datasets.yaml")
+        patch.setenv("IJEPA_REGISTER", str(folder / "datasets.yaml"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def data(tiny: Path) -> Path:
+    """The tiny data set as shards; not to be written to."""
+    shards.build("tiny", tiny / "raw", tiny / "shards")
+    return tiny / "shards"
+
+
+@pytest.fixture
+def raw_run(tiny: Path) -> dict[str, Any]:
+    """A run of 8 steps, as it would stand in a file."""
+    return {
+        "method": "ijepa",
+        "dataset": "tiny",
+        "vit": {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2},
+        "recipe": {
+            "optim": {"batch_size": 32, "epochs": 2, "warmup_epochs": 0.5},
+            "masking": {"mode": "fixed", "min_keep": 3, "group_size": 16},
+            "predictor_dim": 16,
+            "predictor_depth": 1,
+        },
+        "precision": "float32",
+        "log_every": 1,
+        "monitor_every": 2,
+        "checkpoint_every": 3,
+    }

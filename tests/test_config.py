@@ -1,0 +1,102 @@
+"""Text in, types or one clear error out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evals.benchmark import check
+from ijepa.config import parse
+from ijepa.errors import UserError
+from ijepa.methods import ijepa, names
+
+CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
+
+
+def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    *parents, last = path.split(".")
+    part = raw
+    for parent in parents:
+        part = part[parent]
+    part[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("methd", "x", r"run\.methd: unknown key \(did you mean method\?\)"),
+        ("recipe.predictor_dimm", 3, r"run\.recipe\.predictor_dimm: unknown key .*predictor_dim\?"),
+        ("recipe.optim.lrr", 3, r"run\.recipe\.optim\.lrr: unknown key .*allowed are"),
+        ("recipe.optim.lr", "many", r"run\.recipe\.optim\.lr: .*given: 'many'"),
+        ("recipe.optim.lr", -1, r"run\.recipe\.optim: lr is -1"),
+        ("recipe.optim.batch_size", 0, r"batch_size is 0: it must be at least 1"),
+        ("recipe.optim.warmup_epochs", 9, r"warmup_epochs is 9.*between 0 and epochs"),
+        ("recipe.masking.mode", "best", r"run\.recipe\.masking\.mode: .*'official' or 'fixed'"),
+        ("recipe.masking.min_keep", 10, r"masking: a target block .*lower min_keep below"),
+        ("recipe.momentum", [1.0, 0.9], r"momentum is \[1\.0, 0\.9\]"),
+        ("recipe.crop", {"scale": [0, 1]}, r"run\.recipe\.crop: scale is"),
+        ("vit.patch_size", 5, r"run\.vit: patch_size 5 does not divide image_size 32"),
+        ("vit.size", "enormous", r"run\.vit\.size: 'enormous' is unknown: allowed are tiny"),
+        ("method", "ijepaa", r"run\.method: unknown method 'ijepaa': known are ijepa"),
+        ("dataset", "cifar11", r"unknown dataset 'cifar11': datasets\.yaml has tiny"),
+        ("checkpoint_every", 0, r"checkpoint_every is 0"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_path_the_value_and_what_is_allowed(
+    raw_run: dict[str, Any], path: str, value: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(changed(raw_run, path, value))
+
+
+def test_what_is_left_out_is_the_published_recipe(raw_run: dict[str, Any]) -> None:
+    recipe = parse(raw_run).recipe
+    assert isinstance(recipe, ijepa.Config)
+    assert (recipe.optim.epochs, recipe.optim.lr) == (2, 1e-3)
+    assert recipe.masking.num_targets == 4
+    assert recipe.momentum == (0.996, 1.0)
+
+
+def test_a_size_names_dim_depth_and_heads(raw_run: dict[str, Any]) -> None:
+    vit = parse(changed(raw_run, "vit", {"size": "tiny", "image_size": 32, "patch_size": 4})).vit
+    assert (vit.dim, vit.depth, vit.num_heads) == (192, 12, 3)
+
+
+def test_any_change_gives_a_run_another_identity(raw_run: dict[str, Any]) -> None:
+    same, other = parse(raw_run), parse(changed(raw_run, "seed", 1))
+    assert same.identity() == parse(changed(raw_run, "seed", 0)).identity() != other.identity()
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_has_a_recipe_of_defaults(name: str) -> None:
+    from ijepa.methods import load
+
+    assert load(name).Config().optim.epochs > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_project_can_be_carried_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ijepa.data import register
+
+    monkeypatch.setattr(register, "REGISTER", register.ROOT / "data" / "datasets.yaml")
+    check(yaml.safe_load(path.read_text()))
+
+
+def test_hour_is_mini_with_more_time() -> None:
+    mini, hour = (
+        yaml.safe_load((CONFIGS[0].parent / f"{n}.yaml").read_text()) for n in ("mini", "hour")
+    )
+    for key in ("dataset", "vit", "evaluations", "tables"):
+        assert mini[key] == hour[key]
+
+
+def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
+    benchmark = yaml.safe_load((CONFIGS[0].parent / "mini.yaml").read_text())
+    benchmark["tables"][0]["evaluations"] = ["linear_prob"]
+    benchmark["runs"] = []
+    with pytest.raises(UserError, match="linear_prob is not among evaluations"):
+        check(benchmark)

@@ -1,0 +1,109 @@
+"""What is particular to I-JEPA and what the loop cannot see."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ijepa.masking import Masking, Masks
+from ijepa.methods import Batch, ijepa
+from ijepa.vit import ViTConfig
+
+VIT = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
+
+
+def make(**settings: object) -> ijepa.Method:
+    torch.manual_seed(0)
+    masking = Masking(mode="fixed", min_keep=3, group_size=4)
+    config = ijepa.Config(masking=masking, predictor_dim=16, predictor_depth=1, **settings)  # type: ignore[arg-type]
+    return ijepa.Method(config, VIT)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def masks() -> Masks:
+    return make().masking.sample(8, torch.Generator().manual_seed(2))
+
+
+def test_predictions_do_not_see_the_pixels_outside_the_context(
+    images: torch.Tensor, masks: Masks
+) -> None:
+    hidden = torch.ones(8, 64, dtype=torch.bool).scatter(1, masks.context_GK, False)
+    by_pixel = hidden.view(8, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    changed = torch.where(by_pixel, torch.zeros(()), images)
+    method = make()
+    torch.testing.assert_close(method.predict(images, masks), method.predict(changed, masks))
+    assert not torch.allclose(method.targets(images), method.targets(changed))
+
+
+def test_the_prediction_of_a_block_does_not_depend_on_the_other_blocks(
+    images: torch.Tensor, masks: Masks
+) -> None:
+    method = make()
+    alone = method.predict(images, Masks(masks.context_GK, masks.targets_GMT[:, 2:3]))
+    torch.testing.assert_close(method.predict(images, masks)[:, 2:3], alone)
+
+
+def test_targets_are_layer_normed_features_of_the_whole_image(images: torch.Tensor) -> None:
+    method = make()
+    with torch.no_grad():
+        raw = method.target_encoder(images) * 3 + 1
+    targets = method.targets(images)
+    torch.testing.assert_close(targets, F.layer_norm(raw, raw.shape[-1:]), atol=1e-4, rtol=1e-4)
+    assert not targets.requires_grad
+
+
+def test_only_context_encoder_and_predictor_receive_gradients(images: torch.Tensor) -> None:
+    method = make()
+    method(Batch(images, seed=0, step=0))["loss"].backward()
+    for name, parameter in method.named_parameters():
+        learns = not name.startswith("target_encoder") and not name.endswith("pos_embed")
+        assert (parameter.grad is not None) == learns, name
+
+
+def test_the_target_encoder_moves_a_little_towards_the_context_encoder() -> None:
+    method = make(momentum=(0.9, 1.0))
+    with torch.no_grad():
+        method.context_encoder.norm.bias.add_(1.0)
+    method.after_step(progress=0.0)
+    torch.testing.assert_close(method.target_encoder.norm.bias, torch.full((32,), 0.1))
+    method.after_step(progress=1.0)
+    torch.testing.assert_close(method.target_encoder.norm.bias, torch.full((32,), 0.1))
+    assert method.encoder is method.target_encoder
+
+
+def test_a_batch_is_the_mean_of_its_groups_whatever_device_they_are_on(
+    images: torch.Tensor,
+) -> None:
+    """Two devices with one group each see the loss of one device with both."""
+    method = make()
+    whole = method(Batch(images, seed=3, step=5))["loss"]
+    halves = [
+        method(Batch(part, seed=3, step=5, offset=offset))["loss"]
+        for part, offset in ((images[:4], 0), (images[4:], 4))
+    ]
+    torch.testing.assert_close(whole, torch.stack(halves).mean())
+    assert halves[0] != halves[1]
+
+
+def test_masks_change_with_step_and_seed(images: torch.Tensor) -> None:
+    method = make()
+    losses = {
+        float(method(Batch(images, seed, step))["loss"]) for seed in (0, 1) for step in (0, 1)
+    }
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "l2", "l1"])
+def test_every_loss_is_zero_for_perfect_predictions_only(name: str) -> None:
+    method, x = make(loss=name), torch.randn(2, 5, 32)
+    assert method.loss(x, x) == 0
+    assert method.loss(x, x + 0.1) > 0
+
+
+def test_a_predictor_that_its_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="predictor_dim is 18"):
+        ijepa.check(ijepa.Config(masking=Masking(min_keep=3), predictor_dim=18), VIT)

@@ -1,0 +1,222 @@
+"""From raw files to shards, and back to images."""
+
+import http.server
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from ijepa.data import register, shards, sources
+from ijepa.data.loader import Images, Steps, TrainingViews
+from ijepa.data.transforms import Crop, centre_crop, random_resized_crop
+from ijepa.errors import UserError
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data, tmp_path / "shards"))
+
+
+def test_images_and_labels_come_back_as_they_went_in(tiny: Path, data: Path) -> None:
+    records = np.fromfile(tiny / "raw" / "data_batch_1.bin", np.uint8).reshape(128, -1)
+    images = Images(data, "train")
+    assert images.labels.tolist() == records[:, 0].tolist()
+    for number in (0, 47, 48, 127):
+        expected = records[number, 1:].reshape(3, 32, 32).transpose(1, 2, 0)
+        assert (np.asarray(images[number]) == expected).all()
+
+
+def test_any_webdataset_reader_reads_the_shards(data: Path) -> None:
+    urls = [str(path) for path in sorted(data.glob("train-*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert len(samples) == 128
+    assert [s["cls"] for s in samples] == Images(data, "train").labels.tolist()
+    assert samples[0]["png"].size == (32, 32)
+
+
+def test_the_same_raw_files_give_the_same_bytes(tiny: Path, data: Path, tmp_path: Path) -> None:
+    shards.build("tiny", tiny / "raw", tmp_path)
+    for path in data.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_a_build_that_is_killed_keeps_its_finished_shards(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ijepa.data.shards", "build", "tiny"]
+    command += ["--raw", str(tiny / "raw"), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "train-00000.json").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = (tmp_path / "train-00000.tar").stat().st_mtime_ns
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "train-00000.tar").stat().st_mtime_ns == first
+    assert shards.verify(tmp_path).dataset == "tiny"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_flipped_byte_is_named_and_mended_without_touching_the_index(
+    tiny: Path, copy: Path
+) -> None:
+    index = (copy / "index.json").stat().st_mtime_ns
+    path = copy / "train-00001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    with pytest.raises(UserError, match=r"train-00001\.tar is damaged.*To mend"):
+        shards.verify(copy)
+    shards.build("tiny", tiny / "raw", copy)
+    assert path.read_bytes() == whole
+    assert (copy / "index.json").stat().st_mtime_ns == index
+
+
+def test_missing_shards_are_all_named(copy: Path) -> None:
+    (copy / "train-00000.tar").unlink()
+    (copy / "train-00002.json").unlink()
+    with pytest.raises(UserError, match=r"train-00000\.tar is missing; .*train-00002\.tar is miss"):
+        shards.verify(copy, ["train"])
+    shards.verify(copy, ["test"])
+
+
+def test_a_damaged_or_missing_index_is_an_error(copy: Path) -> None:
+    (copy / "index.json").write_text("{")
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+        shards.verify(copy)
+    (copy / "index.json").unlink()
+    with pytest.raises(UserError, match=r"index\.json is missing"):
+        shards.verify(copy)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(copy: Path) -> None:
+    place, size = shards.read_shard(copy / "train-00001.tar").places[3]
+    content = bytearray((copy / "train-00001.tar").read_bytes())
+    content[place : place + size] = bytes(size)
+    (copy / "train-00001.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"image 51 in .*train-00001\.tar cannot be decoded"):
+        Images(copy, "train")[51]
+
+
+def test_a_raw_file_with_other_bytes_is_refused(tiny: Path, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(tiny / "raw", tmp_path / "raw"))
+    (raw / "test_batch.bin").write_bytes(bytes(32 * 3073))
+    with pytest.raises(UserError, match=r"test_batch\.bin does not have the SHA-1"):
+        shards.build("tiny", raw, tmp_path / "out")
+    assert (tmp_path / "out" / "train-00002.tar").exists()
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny: Path, tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this sandbox cannot mount a tmpfs")
+    command = [sys.executable, "-m", "ijepa.data.shards", "build", "tiny"]
+    command += ["--raw", str(tiny / "raw"), "--out", str(tmp_path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        error = done.stderr.splitlines()[-1]
+        assert done.returncode == 1
+        assert "No space left on device: free some space" in error
+        assert ".tar" in error
+        assert (tmp_path / "train-00000.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        assert shards.verify(tmp_path).dataset == "tiny"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.fixture
+def archive(tiny: Path, tmp_path: Path) -> Iterator[str]:
+    """The official archive's layout, served on this machine; the address."""
+    with tarfile.open(tmp_path / "tiny.tar.gz", "w:gz") as tar:
+        for path in (tiny / "raw").iterdir():
+            tar.add(path, f"cifar-10-batches-bin/{path.name}")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path))  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/tiny.tar.gz"
+        server.shutdown()
+
+
+def test_the_original_archive_is_fetched_where_a_first_address_fails(
+    archive: str, tiny: Path, tmp_path: Path
+) -> None:
+    gone = archive.replace("tiny.tar", "gone.tar")
+    dataset = register.load("tiny").model_copy(
+        update={"origins": [{"archive": gone}, {"archive": archive}]}
+    )
+    sources.load("cifar10").fetch(dataset, tmp_path / "raw")
+    for path in (tiny / "raw").iterdir():
+        assert (tmp_path / "raw" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_with_other_checksums_are_not_accepted(archive: str, tmp_path: Path) -> None:
+    dataset = register.load("tiny")
+    dataset = dataset.model_copy(
+        update={
+            "origins": [{"archive": archive}],
+            "sha1": {**dataset.sha1, "test_batch.bin": "0" * 40},
+        }
+    )
+    with pytest.raises(UserError, match=r"test_batch\.bin could not be had with the checksums"):
+        sources.load("cifar10").fetch(dataset, tmp_path / "raw")
+
+
+def test_an_augmentation_depends_on_seed_epoch_and_image_alone(data: Path) -> None:
+    views = TrainingViews(Images(data, "train"), 32, Crop(), seed=0)
+    other = TrainingViews(views.images, 32, Crop(), seed=1)
+    assert (views[(1, 7)] == views[(1, 7)]).all()
+    assert (views[(1, 7)] != views[(2, 7)]).any()
+    assert (views[(1, 7)] != other[(1, 7)]).any()
+
+
+def test_an_epoch_shows_every_image_once_and_resumes_where_it_was() -> None:
+    steps = list(Steps(100, 10, first=0, last=25, seed=3))
+    assert len(steps) == 25
+    for epoch in range(2):
+        keys = [key for step in steps[epoch * 10 : epoch * 10 + 10] for key in step]
+        assert sorted(keys) == [(epoch, image) for image in range(100)]
+    assert list(Steps(100, 10, first=13, last=25, seed=3)) == steps[13:]
+    assert [i for _, i in steps[0]] != [i for _, i in steps[10]]
+
+
+def test_crops_cover_the_asked_for_share_of_the_image() -> None:
+    pixels = np.add.outer(np.arange(64) * 2, np.zeros(64)).astype(np.uint8)
+    image = Image.fromarray(np.stack([pixels] * 3, 2))
+    random = np.random.default_rng(0)
+    tight = Crop(scale=(0.25, 0.25), aspect=(1, 1))
+    crop = np.asarray(random_resized_crop(image, 32, tight, random))
+    assert crop.shape == (32, 32, 3)
+    assert abs(int(crop[-1, 0, 0]) - int(crop[0, 0, 0]) - 62) <= 2  # half of the height
+    whole = Crop(scale=(1, 1), aspect=(1, 1))
+    assert (
+        np.asarray(random_resized_crop(image, 64, whole, random)).tolist()
+        == np.asarray(image).tolist()
+    )
+
+
+def test_the_evaluation_view_keeps_a_small_image_whole_and_cuts_a_large_one() -> None:
+    file = io.BytesIO()
+    Image.effect_noise((32, 32), 50).convert("RGB").save(file, "png")
+    small = Image.open(file)
+    assert np.asarray(centre_crop(small, 32)).tolist() == np.asarray(small).tolist()
+    assert centre_crop(Image.new("RGB", (640, 480)), 224).size == (224, 224)

@@ -1,0 +1,161 @@
+"""The loop: it resumes, it stops in time, and it tells the truth about what went wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ijepa import methods, train
+from ijepa.checkpoint import load_encoder
+from ijepa.config import parse
+from ijepa.errors import UserError
+from ijepa.methods import Batch
+
+
+def run(raw: dict[str, Any], data: Path, folder: Path) -> Path:
+    out = folder / "out" / "encoder.safetensors"
+    train.train(parse(raw), data, folder / "work", out)
+    return out
+
+
+def told(out: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the clock."""
+    lines = (out.parent / "train.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_s")}
+        for line in lines
+    ]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_encoder(out)[0].state_dict()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_that_is_killed_ends_like_an_undisturbed_one(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path, num_workers: int
+) -> None:
+    """kill -9 after the checkpoint at step 6 of 16; steps after it are run twice and told once."""
+    raw_run["num_workers"] = num_workers
+    raw_run["recipe"]["optim"]["epochs"] = 4
+    whole = run(raw_run, data, tmp_path / "whole")
+
+    (cut := tmp_path / "cut").mkdir()
+    (cut / "run.yaml").write_text(yaml.safe_dump(raw_run))
+    out = cut / "out" / "encoder.safetensors"
+    command = [sys.executable, "-m", "ijepa.train", str(cut / "run.yaml"), "--data", str(data)]
+    command += ["--work", str(cut / "work"), "--out", str(out)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    log = cut / "work" / parse(raw_run).identity() / "train.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (
+        log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= 6
+    ):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists(), "the run ended before it could be killed"
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+    assert told(out) == told(whole)
+    expected = weights(whole)
+    assert all(expected[name].equal(value) for name, value in weights(out).items())
+
+
+def test_the_log_tells_the_course_and_the_collapse_monitors(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    records = told(run(raw_run, data, tmp_path))
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert {"loss", "lr", "weight_decay", "momentum", "context_patches"} <= set(records[0])
+    assert {"feature_std", "rankme"} <= set(records[-1])
+    assert records[-1]["images"] == 8 * 32
+
+
+def test_no_steps_leave_the_network_as_it_was_initialised(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    raw_run["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
+    out = run(raw_run, data, tmp_path)
+    torch.manual_seed(0)
+    parsed = parse(raw_run)
+    expected = methods.load("ijepa").Method(parsed.recipe, parsed.vit).encoder.state_dict()
+    assert all(expected[name].equal(value) for name, value in weights(out).items())
+
+
+def test_training_lowers_the_loss(raw_run: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    raw_run["recipe"]["optim"] |= {"epochs": 10, "warmup_epochs": 1}
+    losses = [record["loss"] for record in told(run(raw_run, data, tmp_path))]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method_type = type(methods.load("ijepa").Method(parse(raw_run).recipe, parse(raw_run).vit))
+    original = method_type.forward
+    updates: list[int] = []
+
+    def broken(self: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        scalars: dict[str, torch.Tensor] = original(self, batch)
+        return {**scalars, "loss": scalars["loss"] * (float("nan") if batch.step == 4 else 1)}
+
+    monkeypatch.setattr(method_type, "forward", broken)
+    monkeypatch.setattr(method_type, "after_step", lambda self, progress: updates.append(1))
+    with pytest.raises(UserError, match=r"loss is nan at step 4.*lower recipe\.optim\.lr"):
+        run(raw_run, data, tmp_path)
+    assert len(updates) == 4
+    assert (tmp_path / "work" / parse(raw_run).identity() / "checkpoint.pt").exists()
+
+
+def test_a_torn_checkpoint_is_an_error_and_not_a_new_start(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    run(raw_run, data, tmp_path)
+    checkpoint = tmp_path / "work" / parse(raw_run).identity() / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged.*delete it to start"):
+        run(raw_run, data, tmp_path)
+
+
+def test_a_changed_configuration_starts_anew(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    run(raw_run, data, tmp_path)
+    raw_run["recipe"]["optim"]["lr"] = 5e-4
+    assert len(told(run(raw_run, data, tmp_path))) == 8
+
+
+def test_two_processes_do_not_train_the_same_run_at_once(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work" / parse(raw_run).identity()
+    with train.alone(work), pytest.raises(UserError, match="is trained by another process"):
+        run(raw_run, data, tmp_path)
+    run(raw_run, data, tmp_path)
+
+
+def test_a_batch_larger_than_the_data_is_refused(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    raw_run["recipe"]["optim"]["batch_size"] = 129
+    with pytest.raises(UserError, match=r"batch_size is 129, but .* has only 128"):
+        run(raw_run, data, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["work", "out"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / place).write_text("a file stands where the folder should be")
+    with pytest.raises(UserError, match=rf"{place}.*cannot be written"):
+        run(raw_run, data, tmp_path)
+    assert not list(tmp_path.glob("work/*/checkpoint.pt"))
