@@ -1,11 +1,13 @@
 # From real images to a results table. Try: make reproduce, or snakemake --profile workflow/profiles/local
 # Another scale: --configfile config/hour.yaml
 
+import fcntl
 import json
 import sys
 from pathlib import Path
 
 import yaml
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 min_version("9.27")
@@ -58,6 +60,18 @@ wildcard_constraints:
     dataset=r"[a-z0-9_]+",
 
 
+def hold_folder():
+    """Refuse a second workflow in this folder; unlike Snakemake's lock, this one dies with us."""
+    global HELD
+    HELD = open(".snakemake/running", "w")
+    try:
+        fcntl.flock(HELD, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            "Another snakemake works in this folder: wait for it, or end it."
+        )
+
+
 rule all:
     default_target: True
     input:
@@ -66,6 +80,7 @@ rule all:
 
 
 onstart:
+    hold_folder()
     # Every value of every run and evaluation, before the first job: hours must not end in a typo.
     shell(
         f"python -m evals.benchmark check <<'CONFIG'\n{yaml.safe_dump(dict(config))}CONFIG"

@@ -176,7 +176,8 @@ def writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): choose another folder or mend its rights"
+            f"{folder} cannot be written ({error.strerror}): choose another folder, "
+            "or give yourself the right to write there"
         ) from None
 
 

@@ -26,7 +26,7 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("methd", "x", r"run\.methd: unknown key \(did you mean method\?\)"),
+        ("methodd", "x", r"run\.methodd: unknown key \(did you mean method\?\)"),
         ("recipe.predictor_dimm", 3, r"run\.recipe\.predictor_dimm: unknown key .*predictor_dim\?"),
         ("recipe.optim.lrr", 3, r"run\.recipe\.optim\.lrr: unknown key .*allowed are"),
         ("recipe.optim.lr", "many", r"run\.recipe\.optim\.lr: .*given: 'many'"),

@@ -76,8 +76,9 @@ def test_patches_that_are_dropped_influence_nothing() -> None:
 def test_rescaled_weights_shrink_with_depth_and_official_ones_do_not() -> None:
     spreads = {}
     for init in ("official", "rescaled"):
-        vit = ViTConfig(image_size=16, patch_size=4, dim=128, depth=4, num_heads=2, init=init)  # type: ignore[arg-type]
-        spreads[init] = float(ViT(vit).blocks[3].attn.proj.weight.std())
+        shape = {"image_size": 16, "patch_size": 4, "dim": 128, "depth": 4, "num_heads": 2}
+        net = ViT(strict(ViTConfig, {**shape, "init": init}, "vit"))
+        spreads[init] = float(net.get_parameter("blocks.3.attn.proj.weight").std())
     assert spreads["official"] == pytest.approx(0.02, rel=0.05)
     assert spreads["rescaled"] == pytest.approx(0.02 / 8**0.5, rel=0.05)
 
