@@ -6,9 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import jsonschema
 import yaml
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 min_version("9.27")
 
@@ -17,10 +18,17 @@ configfile: "config/mini.yaml"
 
 
 # One owner of defaults and checks: shape here, contents in evals.benchmark before the first job.
-validate(config, "workflow/config.schema.yaml")
+schema = yaml.safe_load(
+    Path(workflow.basedir, "workflow/config.schema.yaml").read_text()
+)
+for fault in jsonschema.Draft202012Validator(schema).iter_errors(config):
+    raise WorkflowError(f"config: {fault.json_path}: {fault.message}")
 
-# Jobs use the Python that runs Snakemake, whether or not its environment is activated.
-shell.prefix(f"export PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
+# Jobs use the Python that runs Snakemake, whether or not its environment is activated, and this
+# folder's code, wherever --directory puts the results.
+shell.prefix(
+    f"export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{workflow.basedir}'; "
+)
 
 RESULTS = f"results/{config['name']}"
 SEEDS = config["seeds"]

@@ -37,7 +37,7 @@ def loss_curves(logs: dict[str, Path]) -> str:
         "rankme": "RankMe",
     }
     with figure(9, 5.2) as (drawing, file):
-        axes = drawing.subplots(2, 2, sharex=True).flat
+        axes = list(drawing.subplots(2, 2, sharex=True).flat)
         for number, (run, path) in enumerate(logs.items()):
             records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for axis, name in zip(axes, panels, strict=True):
@@ -49,7 +49,7 @@ def loss_curves(logs: dict[str, Path]) -> str:
             axis.set_title(title)
             axis.grid(alpha=0.3)
             axis.set_ylim(bottom=0)
-        for axis in list(axes)[2:]:
+        for axis in axes[2:]:
             axis.set_xlabel("images seen")
         axes[0].legend()
     return file.getvalue()

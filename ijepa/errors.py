@@ -18,7 +18,8 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     try:
         command()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        # A loader's worker sends its error as the text of a traceback, whose last line says it all.
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].split('UserError: ')[-1]}")
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:

@@ -46,7 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "origins": [],
         "sha1": sums,
     }
-    (folder / "datasets.yaml").write_text(yaml.safe_dump({"tiny": entry}))
+    (folder / "datasets.yaml").write_text(yaml.safe_dump({"tiny": entry}, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(register, "REGISTER", folder / "datasets.yaml")
         patch.setenv("IJEPA_REGISTER", str(folder / "datasets.yaml"))

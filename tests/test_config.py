@@ -60,6 +60,7 @@ def test_what_is_left_out_is_the_published_recipe(raw_run: dict[str, Any]) -> No
 
 
 def test_a_size_names_dim_depth_and_heads(raw_run: dict[str, Any]) -> None:
+    raw_run["recipe"]["predictor_dim"] = 12
     vit = parse(changed(raw_run, "vit", {"size": "tiny", "image_size": 32, "patch_size": 4})).vit
     assert (vit.dim, vit.depth, vit.num_heads) == (192, 12, 3)
 

@@ -92,7 +92,7 @@ def test_a_batch_is_the_mean_of_its_groups_whatever_device_they_are_on(
 def test_masks_change_with_step_and_seed(images: torch.Tensor) -> None:
     method = make()
     losses = {
-        float(method(Batch(images, seed, step))["loss"]) for seed in (0, 1) for step in (0, 1)
+        method(Batch(images, seed, step))["loss"].item() for seed in (0, 1) for step in (0, 1)
     }
     assert len(losses) == 4
 

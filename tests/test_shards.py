@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,22 @@ def test_an_image_that_cannot_be_decoded_is_named(copy: Path) -> None:
     (copy / "train-00001.tar").write_bytes(content)
     with pytest.raises(UserError, match=r"image 51 in .*train-00001\.tar cannot be decoded"):
         Images(copy, "train")[51]
+
+
+def test_a_corrupt_image_is_named_when_the_shards_are_made(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources.load("cifar10")
+    original = source.samples
+
+    def torn(*args: Any) -> Iterator[sources.Sample]:
+        for number, sample in enumerate(original(*args)):
+            yield sample._replace(image=sample.image[:60]) if number == 5 else sample
+
+    monkeypatch.setattr(source, "samples", torn)
+    with pytest.raises(UserError, match=r"train image 5 of .*raw is corrupt"):
+        shards.build("tiny", tiny / "raw", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_raw_file_with_other_bytes_is_refused(tiny: Path, tmp_path: Path) -> None:

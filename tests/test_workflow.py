@@ -41,7 +41,7 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any], tmp_path: Path) -> None:
     done = plan({**mini, "sedes": [1]}, tmp_path, "-n")
     assert done.returncode != 0
-    assert "sedes" in done.stderr
+    assert "'sedes' was unexpected" in done.stdout + done.stderr
 
 
 def test_a_mistake_in_a_recipe_stops_before_the_first_job(

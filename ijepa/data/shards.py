@@ -7,6 +7,7 @@ shard is finished when that file is there and right. ``index.json``, written las
 
 import argparse
 import hashlib
+import io
 import json
 import logging
 import tarfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
+from PIL import Image
 from tqdm import tqdm
 
 from ijepa.data import register, sources
@@ -154,6 +156,7 @@ def _write(path: Path, dataset: Dataset, raw: Path, split: str, first: int, coun
             # A fixed time and owner, or the same images would give other bytes.
             writer = webdataset.TarWriter(file, encoder=False, mtime=0)
             for number, sample in enumerate(samples, start=first):
+                decodable(sample, f"{split} image {number} of {raw}")
                 label = str(sample.label).encode()
                 writer.write(
                     {"__key__": f"{number:08d}", "cls": label, sample.ending: sample.image}
@@ -165,6 +168,15 @@ def _write(path: Path, dataset: Dataset, raw: Path, split: str, first: int, coun
         shard = Shard(digest(part), places, labels)
     write_json(path.with_suffix(".json"), asdict(shard))
     return shard
+
+
+def decodable(sample: Sample, name: str) -> None:
+    """Raise UserError if an image is corrupt: better now than after hours of training."""
+    try:
+        with Image.open(io.BytesIO(sample.image)) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{name} is corrupt ({error}): mend the raw file, then run again") from None
 
 
 def main() -> None:
