@@ -18,7 +18,7 @@ setup: .venv/complete
 	  [ -x $(PYTHON) ] || $$uv venv --python 3.11 .venv; \
 	  $$uv pip install --python $(PYTHON) --requirement requirements.lock; \
 	else \
-	  [ -x $(PYTHON) ] || python3.11 -m venv .venv; \
+	  [ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3) -m venv .venv; \
 	  $(PYTHON) -m pip install --requirement requirements.lock; \
 	fi
 	@touch $@

@@ -1,7 +1,6 @@
 # From real images to a results table. Try: make reproduce, or snakemake --profile workflow/profiles/local
 # Another scale: --configfile config/hour.yaml
 
-import fcntl
 import json
 import sys
 from pathlib import Path
@@ -50,6 +49,7 @@ RUNS["random_init"] = {
 ENCODERS = {run: SEEDS for run in RUNS} | {"pixels": [0]}
 
 
+include: "workflow/rules/exclusive.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
@@ -66,18 +66,6 @@ wildcard_constraints:
     seed=r"\d+",
     evaluation=r"[a-z0-9_]+",
     dataset=r"[a-z0-9_]+",
-
-
-def hold_folder():
-    """Refuse a second workflow in this folder; unlike Snakemake's lock, this one dies with us."""
-    global HELD
-    HELD = open(".snakemake/running", "w")
-    try:
-        fcntl.flock(HELD, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(
-            "Another snakemake works in this folder: wait for it, or end it."
-        )
 
 
 rule all:

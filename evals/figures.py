@@ -44,7 +44,7 @@ def loss_curves(logs: dict[str, Path]) -> str:
                 points = [(r["images"], r[name]) for r in records if name in r]
                 x, y = zip(*points, strict=True) if points else ((), ())
                 style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
-                axis.plot(x, y, color=colour, linestyle=style, label=run)
+                axis.plot(x, y, color=colour, linestyle=style, label=run, marker=".", markersize=3)
         for axis, title in zip(axes, panels.values(), strict=True):
             axis.set_title(title)
             axis.grid(alpha=0.3)

@@ -24,9 +24,14 @@ class Picture:
     svg: str
 
 
-def report(results: Path, data: Path, specs: list[dict[str, Any]], out: Path) -> None:
-    """Write the page; it needs nothing but itself, neither a network nor other files."""
-    tidy = tables.read_results(results)
+def report(
+    results: Path, chosen: list[Path], data: Path, specs: list[dict[str, Any]], out: Path
+) -> None:
+    """Write the page; it needs nothing but itself, neither a network nor other files.
+
+    ``results`` is the folder, ``chosen`` are the results in it that the tables show.
+    """
+    tidy = tables.read_results(chosen)
     shown = []
     for spec in specs:
         table = tables.tabulate(tidy, spec["evaluations"])
@@ -93,8 +98,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
     parser.add_argument("--out", type=Path, required=True, help="file for the page")
+    parser.add_argument("--chosen", type=Path, nargs="+", required=True, help="evaluation JSON")
     options = parser.parse_args()
-    report(options.results, options.data, json.loads(options.tables), options.out)
+    report(options.results, options.chosen, options.data, json.loads(options.tables), options.out)
 
 
 if __name__ == "__main__":

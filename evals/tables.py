@@ -1,4 +1,4 @@
-"""Results in, tables out: ``python -m evals.tables RESULTS --tables JSON``.
+"""Results in, tables out: ``python -m evals.tables RESULT.json ... --tables JSON --out FOLDER``.
 
 A table has one row for every encoder, the two controls last, and for every evaluation the mean over
 seeds, with the spread over seeds where there are several and else the 95 % interval of the one.
@@ -14,13 +14,17 @@ import pandas as pd
 from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 
-CONTROLS = {"random_init": "same network, untrained", "pixels": "raw pixels, no network"}
+CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
 
 
-def read_results(results: Path) -> pd.DataFrame:
-    """Tidy results: one row for each encoder, seed and evaluation."""
+def read_results(paths: list[Path]) -> pd.DataFrame:
+    """Tidy results: one row for each encoder, seed and evaluation.
+
+    ``paths`` are .../RUN/seedN/EVALUATION.json, chosen by the config: what else lies in a folder,
+    from other seeds or earlier configs, is none of a table's business.
+    """
     rows = []
-    for path in sorted((results / "evaluations").glob("*/*/*.json")):
+    for path in sorted(paths):
         result = json.loads(path.read_text(encoding="utf-8"))
         about = result["about"]
         run, facts = about.get("run", {}), about.get("facts", {})
@@ -47,7 +51,7 @@ def read_results(results: Path) -> pd.DataFrame:
             }
         )
     if not rows:
-        raise UserError(f"{results / 'evaluations'} has no results: run the evaluations first")
+        raise UserError("there are no results for the tables: run the evaluations first")
     return pd.DataFrame(rows)
 
 
@@ -82,7 +86,7 @@ def display(table: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
             _accuracy(row, evaluation) for _, row in table.iterrows()
         ]
         gains = table[evaluation] - control[evaluation]
-        shown[f"{evaluation.replace('_', ' ')}, over untrained"] = [
+        shown[f"{evaluation.replace('_', ' ')}, gain"] = [
             "" if run == "random_init" else f"{gain:+.2f}"
             for run, gain in zip(table["run"], gains, strict=True)
         ]
@@ -97,6 +101,7 @@ def note(table: pd.DataFrame) -> str:
     texts = [
         f"n = {int(table['n'].max()):,} test images",
         f"{int(table['seeds'].max())} seed(s)",
+        "gain is over the untrained network",
         "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
         f"data version {', '.join(sorted(table['data_version'].unique()))}",
         f"machine {', '.join(sorted(table['machine'].unique()))}",
@@ -134,13 +139,14 @@ def _accuracy(row: Any, evaluation: str) -> str:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog="python -m evals.tables", description=__doc__)
-    parser.add_argument("results", type=Path, help="results folder, for example results/mini")
+    parser.add_argument("results", type=Path, nargs="+", help="results of evaluations, JSON")
     parser.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     options = parser.parse_args()
     results = read_results(options.results)
     for spec in json.loads(options.tables):
         table = tabulate(results, spec["evaluations"])
-        path = options.results / "tables" / f"{spec['name']}.csv"
+        path = options.out / f"{spec['name']}.csv"
         write_text(path, table.to_csv(index=False, float_format="%.4f"))
         write_text(path.with_suffix(".md"), markdown(spec["title"], table, spec["evaluations"]))
 

@@ -37,5 +37,6 @@ REMEDIES = {
     errno.EACCES: "give yourself access to it or choose another folder",
     errno.EPERM: "give yourself access to it or choose another folder",
     errno.EROFS: "choose a folder on a writable file system",
+    errno.EEXIST: "a file stands where a folder is needed: move it away",
     errno.ENOTDIR: "a file stands where a folder is needed: move it away",
 }

@@ -13,10 +13,14 @@ from typing import Any
 def written_whole(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
 
-    A killed process leaves at most a ``.part`` file, which the next writer replaces.
+    A killed process leaves at most a ``.part`` file, which the next writer removes. Two processes
+    that write the same path do not disturb each other: the last one to finish stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for other in path.parent.glob(f".{path.name}.*.part"):
+        if not is_alive(int(other.name.split(".")[-2])):
+            other.unlink(missing_ok=True)
     try:
         yield part
         with part.open("rb+") as file:
@@ -27,6 +31,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

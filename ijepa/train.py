@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -153,18 +154,22 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
 
 @contextlib.contextmanager
 def alone(work: Path) -> Iterator[None]:
-    """Hold the run's folder; raises UserError if another process does.
+    """Hold the run's folder, after any other process that trains the same run has ended.
 
-    The lock goes with its process, however that ends: no stale lock is ever left.
+    A job whose Snakemake was killed goes on; a second start waits for it and takes over from its
+    last checkpoint. The lock goes with its process, however that ends: none is ever left behind.
     """
     writable(work)
-    with (work / "lock").open("w", encoding="utf-8") as file:
+    with (work / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{work} is trained by another process: wait for it, or end it, then run again"
-            ) from None
+            file.seek(0)
+            print(f"{work} is being trained by process {file.read()}: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 

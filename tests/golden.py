@@ -95,8 +95,12 @@ def replay(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
             parameter = method.get_submodule(ours).get_parameter(key.removeprefix(prefix))
             yield Error(key, relative(parameter, value), LIMIT)
 
-    yield from replay_schedules(file, meta["note"])
-    yield from replay_masks(file)
+    if "schedule/lr" in file:
+        yield from replay_schedules(file, meta["note"])
+    if "block_sizes" in file:
+        yield from replay_block_sizes(file)
+    if "mask_lengths" in file:
+        yield from replay_mask_lengths(file)
 
 
 def replay_step(file: dict[str, NDArray[Any]], method: ijepa.Method) -> Iterator[Error]:
@@ -170,8 +174,8 @@ def replay_schedules(file: dict[str, NDArray[Any]], note: str) -> Iterator[Error
         yield Error(key, relative(torch.tensor(values, dtype=torch.float64), file[key]), LIMIT)
 
 
-def replay_masks(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
-    """Block sizes, exactly; target lengths, exactly; context lengths, in standard errors."""
+def replay_block_sizes(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
+    """The number of seeds whose block sizes differ."""
     different = 0
     for grid, seed, *sizes in file["block_sizes"].tolist():
         sampler = MultiBlock(Masking(min_keep=0), (grid, grid))
@@ -179,20 +183,23 @@ def replay_masks(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
         different += [*target, *context] != sizes
     yield Error("block_sizes", float(different), 0.0)
 
+
+def replay_mask_lengths(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
+    """Mean lengths after truncation, their difference in standard errors."""
     lengths = file["mask_lengths"]
     for grid, batch in np.unique(lengths[:, :2], axis=0).tolist():
         recorded = lengths[(lengths[:, :2] == (grid, batch)).all(1), 2:]
         sampler = MultiBlock(Masking(), (grid, grid))
-        # The row's number is the seed of its block sizes; positions are drawn from elsewhere.
         samples = [
-            sampler.sample(batch, torch.Generator().manual_seed(s)) for s in range(len(recorded))
+            sampler.sample(batch, torch.Generator().manual_seed(seed))
+            for seed in range(len(recorded))
         ]
         ours = np.array([(s.context_GK.shape[1], s.targets_GMT.shape[2]) for s in samples])
-        name = f"mask_lengths/{grid}x{grid}, batch {batch}"
-        yield Error(f"{name}: target", relative(ours[:, 1], recorded[:, 1]), LIMIT)
-        gap = ours[:, 0] - recorded[:, 0]
-        error = max(gap.std(ddof=1) / len(gap) ** 0.5, 1e-9)
-        yield Error(f"{name}: context, standard errors", abs(gap.mean()) / error, STANDARD_ERRORS)
+        spread = np.sqrt((ours.var(0, ddof=1) + recorded.var(0, ddof=1)) / len(recorded))
+        gaps = np.abs(ours.mean(0) - recorded.mean(0)) / np.maximum(spread, 1e-9)
+        for name, gap in zip(("context", "target"), gaps, strict=True):
+            key = f"mask_lengths/{grid}x{grid}, batch {batch}: {name}, standard errors"
+            yield Error(key, float(gap), STANDARD_ERRORS)
 
 
 def of(file: dict[str, NDArray[Any]], prefix: str) -> list[tuple[str, NDArray[Any]]]:

@@ -11,7 +11,8 @@ from ijepa.config import parse
 from ijepa.errors import UserError
 from ijepa.methods import ijepa, names
 
-CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "config"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "seeds")
 
 
 def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("methodd", "x", r"run\.methodd: unknown key \(did you mean method\?\)"),
+        ("methodology", "x", r"run\.methodology: unknown key \(did you mean method\?\)"),
         ("recipe.predictor_dimm", 3, r"run\.recipe\.predictor_dimm: unknown key .*predictor_dim\?"),
         ("recipe.optim.lrr", 3, r"run\.recipe\.optim\.lrr: unknown key .*allowed are"),
         ("recipe.optim.lr", "many", r"run\.recipe\.optim\.lr: .*given: 'many'"),
@@ -88,15 +89,13 @@ def test_every_config_of_the_project_can_be_carried_out(
 
 
 def test_hour_is_mini_with_more_time() -> None:
-    mini, hour = (
-        yaml.safe_load((CONFIGS[0].parent / f"{n}.yaml").read_text()) for n in ("mini", "hour")
-    )
+    mini, hour = (yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("mini", "hour"))
     for key in ("dataset", "vit", "evaluations", "tables"):
         assert mini[key] == hour[key]
 
 
 def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
-    benchmark = yaml.safe_load((CONFIGS[0].parent / "mini.yaml").read_text())
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["tables"][0]["evaluations"] = ["linear_prob"]
     benchmark["runs"] = []
     with pytest.raises(UserError, match="linear_prob is not among evaluations"):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -134,13 +135,42 @@ def test_a_changed_configuration_starts_anew(
     assert len(told(run(raw_run, data, tmp_path))) == 8
 
 
-def test_two_processes_do_not_train_the_same_run_at_once(
-    raw_run: dict[str, Any], data: Path, tmp_path: Path
+def test_a_second_process_waits_for_the_one_that_trains_the_same_run(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work" / parse(raw_run).identity()
-    with train.alone(work), pytest.raises(UserError, match="is trained by another process"):
-        run(raw_run, data, tmp_path)
-    run(raw_run, data, tmp_path)
+    second = threading.Thread(target=run, args=(raw_run, data, tmp_path))
+    with train.alone(work):
+        second.start()
+        second.join(timeout=3)
+        assert second.is_alive()
+        assert not (work / "train.jsonl").exists()
+    second.join()
+    assert f"is being trained by process {os.getpid()}: waiting" in capfd.readouterr().out
+    assert (tmp_path / "out" / "encoder.safetensors").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_fills_up_is_one_clear_error_and_keeps_the_last_checkpoint(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path / "work")]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this sandbox cannot mount a tmpfs")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw_run))
+    command = [sys.executable, "-m", "ijepa.train", str(tmp_path / "run.yaml"), "--data", str(data)]
+    command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out" / "encoder")]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "No space left on device: free some space" in done.stderr.splitlines()[-1]
+        checkpoint = tmp_path / "work" / parse(raw_run).identity() / "checkpoint.pt"
+        assert torch.load(checkpoint, weights_only=True)["step"] == 3
+        subprocess.run(["mount", "-o", "remount,size=9m", str(tmp_path / "work")], check=True)
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "work")], check=True)
 
 
 def test_a_batch_larger_than_the_data_is_refused(

@@ -16,15 +16,17 @@ rule tabulate:
     conda:
         "../../environment.yml"
     params:
-        results=lambda wc, output: Path(output[0]).parents[1],
+        folder=lambda wc, output: Path(output[0]).parent,
         tables=json.dumps(config["tables"]),
     shell:
-        "python -m evals.tables {params.results} --tables {params.tables:q} 2>&1 | tee {log}"
+        "python -m evals.tables {input} --tables {params.tables:q} --out {params.folder}"
+        " 2>&1 | tee {log}"
 
 
 rule report:
     input:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
+        evaluations=rules.tabulate.input,
         logs=[
             f"{RESULTS}/runs/{run}/seed{seed}/train.jsonl"
             for run in RUNS
@@ -45,4 +47,5 @@ rule report:
         tables=json.dumps(config["tables"]),
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
+        " --chosen {input.evaluations}"
         " --tables {params.tables:q} --out {output} 2>&1 | tee {log}"
