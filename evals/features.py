@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from evals import Features
-from ijepa.checkpoint import load_encoder
+from ijepa.checkpoint import load_encoder, save_tensors
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
 from ijepa.data.transforms import normalise
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, written_whole
+from ijepa.files import digest
 from ijepa.precision import precision
 from ijepa.provenance import here
 
@@ -66,8 +65,7 @@ def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -
         "features": here(),
         "feature_seconds": round(time.perf_counter() - begun, 2),
     }
-    with written_whole(out) as part:
-        save_file(tensors, part, metadata={"features": json.dumps(about)})
+    save_tensors(out, tensors, about)
 
 
 def read_features(path: Path, split: str) -> Features:
@@ -79,7 +77,7 @@ def read_features(path: Path, split: str) -> Features:
 def read_about(path: Path) -> dict[str, Any]:
     """What the features are of, and by whom."""
     with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["features"])
+        about: dict[str, Any] = json.loads(file.metadata()["ijepa"])
         return about
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ijepa.config import RunConfig
 from ijepa.errors import UserError
@@ -20,9 +20,12 @@ from ijepa.vit import ViT, ViTConfig
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write the state after ``step`` updates, whole or not at all."""
-    with written_whole(path) as part:
-        state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state, part)
+    state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+    try:
+        with written_whole(path) as part:
+            torch.save(state, part)
+    except RuntimeError as error:  # torch's writer does not say why; the disk is full, as a rule
+        raise cannot_be_written(path, error) from None
 
 
 def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -48,8 +51,25 @@ def save_encoder(path: Path, encoder: ViT, run: RunConfig, facts: dict[str, Any]
     """Write an encoder as safetensors; its header holds the run's configuration and ``facts``."""
     about = {"run": dataclasses.asdict(run), "facts": {**facts, **here()}}
     weights = {name: value.contiguous().cpu() for name, value in encoder.state_dict().items()}
-    with written_whole(path) as part:
-        save_file(weights, part, metadata={"ijepa": json.dumps(about)})
+    save_tensors(path, weights, about)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors as safetensors with a header, whole or not at all."""
+    try:
+        with written_whole(path) as part:
+            save_file(tensors, part, metadata={"ijepa": json.dumps(about)})
+    except SafetensorError as error:
+        raise cannot_be_written(path, error) from None
+
+
+def cannot_be_written(path: Path, error: Exception) -> UserError:
+    """The error for a file that a library failed to write."""
+    reason = str(error).splitlines()[0]
+    return UserError(
+        f"{path} cannot be written ({reason}): if the disk is full, free some space, then run the "
+        "same command again; what is finished is kept"
+    )
 
 
 def load_encoder(path: Path) -> tuple[ViT, dict[str, Any]]:

@@ -71,11 +71,17 @@ def _train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
     views = TrainingViews(images, run.vit.image_size, run.recipe.crop, run.seed)
     steps = Steps(len(images), optim.batch_size, first, num_steps, run.seed)
     monitored = first_views(images, run.vit.image_size).to(device)
-    bar = tqdm(
-        total=num_steps, initial=first, desc=f"pretrain {run.method}", unit="step", mininterval=2
-    )
 
-    with open_log(work / "train.jsonl", first) as log:
+    with (
+        open_log(work / "train.jsonl", first) as log,
+        tqdm(
+            total=num_steps,
+            initial=first,
+            desc=f"pretrain {run.method}",
+            unit="step",
+            mininterval=2,
+        ) as bar,
+    ):
         logged_at, logged_step = time.perf_counter(), first
         for step, batch in enumerate(training_batches(views, steps, run.num_workers), start=first):
             lr, decay = learning_rate(optim, step, num_steps), weight_decay(optim, step, num_steps)
@@ -117,7 +123,6 @@ def _train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
             if done % run.checkpoint_every == 0:
                 log.flush()
                 save(work / "checkpoint.pt", method, optimizer, done)
-    bar.close()
 
     records = (work / "train.jsonl").read_text(encoding="utf-8")
     write_text(out.with_name("train.jsonl"), records)
