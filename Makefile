@@ -41,8 +41,10 @@ lock:
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock
 	$(PYTHON) workflow/scripts/conda_environment.py
 
+# Mend: only missing or damaged shards are written, and results stay up to date.
 shards: setup
-	snakemake --profile workflow/profiles/local --configfile $(CONFIG) --forcerun build_shards -- data/shards/cifar10/index.json
+	python -m ijepa.data.shards fetch cifar10 --raw data/raw/cifar10
+	python -m ijepa.data.shards build cifar10 --raw data/raw/cifar10 --out data/shards/cifar10
 
 clean:
 	rm -rf .venv .snakemake work logs

@@ -2,6 +2,8 @@
 # Another scale: --configfile config/hour.yaml
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,11 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-configfile: "config/mini.yaml"
+# A config is taken whole: over a default underneath, --configfile would merge, and a network's
+# size would be half the user's and half mini's.
+if not config:
+
+    configfile: "config/mini.yaml"
 
 
 # One owner of defaults and checks: shape here, contents in evals.benchmark before the first job.
@@ -43,7 +49,11 @@ RUNS["random_init"] = {
     **RUNS[config["runs"][0]["name"]],
     "recipe": {
         **config["runs"][0].get("recipe", {}),
-        "optim": {"epochs": 0, "warmup_epochs": 0},
+        "optim": {
+            **config["runs"][0].get("recipe", {}).get("optim", {}),
+            "epochs": 0,
+            "warmup_epochs": 0,
+        },
     },
 }
 ENCODERS = {run: SEEDS for run in RUNS} | {"pixels": [0]}
@@ -78,9 +88,15 @@ rule all:
 onstart:
     hold_folder()
     # Every value of every run and evaluation, before the first job: hours must not end in a typo.
-    shell(
-        f"python -m evals.benchmark check <<'CONFIG'\n{yaml.safe_dump(dict(config))}CONFIG"
+    check = [sys.executable, "-m", "evals.benchmark", "check"]
+    env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
+    done = subprocess.run(
+        check, input=yaml.safe_dump(dict(config)), text=True, env=env
     )
+    if done.returncode:
+        raise WorkflowError(
+            "The config is refused, before the first job; see the error above."
+        )
 
 
 onsuccess:

@@ -21,9 +21,10 @@ from ijepa.errors import UserError, run_command
 def check(benchmark: dict[str, Any]) -> None:
     """Raise UserError unless every run, evaluation and table of the config can be carried out."""
     shared = {key: benchmark[key] for key in ("dataset", "vit")}
-    names = [run["name"] for run in benchmark["runs"]]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"runs: {', '.join(doubled)} is there twice: give each run its own name")
+    for part in ("runs", "evaluations", "tables"):
+        names = [item["name"] for item in benchmark[part]]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{part}: {', '.join(doubled)} is there twice: one name, one item")
     for run in benchmark["runs"]:
         raw = {key: value for key, value in {**shared, **run}.items() if key != "name"}
         config.parse(raw, f"runs.{run['name']}")

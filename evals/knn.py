@@ -25,6 +25,12 @@ class Config:
     num_neighbours: int = 20
     temperature: float = 0.07
 
+    def __post_init__(self) -> None:
+        if self.num_neighbours < 1:
+            raise ValueError(f"num_neighbours is {self.num_neighbours}: it must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}: it must be above 0")
+
 
 def evaluate(config: Config, train: Features, test: Features) -> Result:
     """Let the nearest training images vote, each by exp(cosine similarity / temperature)."""

@@ -35,6 +35,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.selection_images < 10:
             raise ValueError(f"selection_images is {self.selection_images}: it must be at least 10")
+        if self.max_iterations < 1 or not self.tolerance > 0:
+            raise ValueError(
+                f"max_iterations is {self.max_iterations} and tolerance {self.tolerance}: "
+                "they must be at least 1 and above 0"
+            )
         if not self.penalties or min(self.penalties) <= 0:
             raise ValueError(f"penalties is {list(self.penalties)}: give one or more, all above 0")
 

@@ -29,7 +29,7 @@ def report(
 ) -> None:
     """Write the page; it needs nothing but itself, neither a network nor other files.
 
-    ``results`` is the folder, ``chosen`` are the results in it that the tables show.
+    ``results`` is the folder, ``chosen`` are the results in it that tables and pictures show.
     """
     tidy = tables.read_results(chosen)
     shown = []
@@ -48,14 +48,21 @@ def report(
         loader=PackageLoader("evals"), autoescape=True, undefined=StrictUndefined
     ).get_template("report.html")
     name = results.name
-    text = page.render(name=name, results=results, tables=shown, figures=pictures(results, data))
+    text = page.render(
+        name=name, results=results, tables=shown, figures=pictures(results, chosen, data)
+    )
     write_text(out, text)
 
 
-def pictures(results: Path, data: Path) -> list[Picture]:
+def pictures(results: Path, chosen: list[Path], data: Path) -> list[Picture]:
     """Loss curves, masks on images, and nearest neighbours of the first seed of every run."""
+    seeds: dict[str, set[int]] = {}
+    for path in chosen:
+        seeds.setdefault(path.parts[-3], set()).add(int(path.parts[-2].removeprefix("seed")))
     first_seeds = {
-        path.name: sorted(path.iterdir())[0] for path in sorted((results / "runs").iterdir())
+        run: results / "runs" / run / f"seed{min(of_run)}"
+        for run, of_run in sorted(seeds.items())
+        if run != "pixels"
     }
     trained = {run: path for run, path in first_seeds.items() if run not in tables.CONTROLS}
     train, test = Images(data, "train"), Images(data, "test")

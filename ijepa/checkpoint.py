@@ -18,6 +18,10 @@ from ijepa.provenance import here
 from ijepa.vit import ViT, ViTConfig
 
 
+TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
+"""What torch raises for a file that was cut off, or that holds something else."""
+
+
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write the state after ``step`` updates, whole or not at all."""
     state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
@@ -40,9 +44,10 @@ def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except TORN as error:
         raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): restore it, "
+            f"{path} is damaged ({type(error).__name__} {str(error).partition(chr(10))[0]}): "
+            "restore it, "
             "or delete it to start this run from the beginning"
         ) from None
 

@@ -63,6 +63,9 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
         recipe_type = methods.load(raw["method"]).Config
     except ValueError as error:
         raise UserError(f"{where}.method: {error}") from None
+    for part in ("vit", "recipe"):
+        if not isinstance(raw.get(part) or {}, dict):
+            raise UserError(f"{where}.{part}: {raw[part]!r} must be keys and values")
     vit = dict(raw.get("vit") or {})
     if (size := vit.pop("size", None)) is not None:
         if size not in SIZES:
@@ -79,7 +82,12 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
         },
         where,
     )
-    register.load(run.dataset)
+    num_images = register.load(run.dataset).splits["train"]
+    if run.recipe.optim.batch_size > num_images:
+        raise UserError(
+            f"{where}.recipe.optim.batch_size: {run.recipe.optim.batch_size} is more than the "
+            f"{num_images} training images of {run.dataset}: choose a smaller batch"
+        )
     try:
         methods.load(run.method).check(run.recipe, run.vit)
     except ValueError as error:

@@ -52,7 +52,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that git can diff, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """JSON text with one item a line."""
+    return json.dumps(value, indent=1) + "\n"
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

@@ -35,8 +35,12 @@ class Optim:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
-        if self.epochs < 0:
-            raise ValueError(f"epochs is {self.epochs}: it must be 0 (no training) or more")
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs}: it must be finite, and 0 means no training")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}: each must lie in [0, 1)")
+        if not all(0 <= decay < math.inf for decay in self.weight_decay):
+            raise ValueError(f"weight_decay is {list(self.weight_decay)}: none may be below 0")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}: it must lie between 0 and epochs "
@@ -55,7 +59,7 @@ def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
     The release counts updates from 1, so the last one runs at ``final_lr`` and the first above
     ``start_lr``.
     """
-    warmup = int(optim.warmup_epochs / optim.epochs * num_steps)
+    warmup = int(optim.warmup_epochs * num_steps / optim.epochs)
     if step + 1 < warmup:
         return optim.start_lr + (step + 1) / warmup * (optim.lr - optim.start_lr)
     progress = (step + 1 - warmup) / max(1, num_steps - warmup)

@@ -25,11 +25,11 @@ def here() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The working tree's commit, with "+" where tracked code differs; "unknown" outside git."""
-    code = ["--", ".", ":!results", ":!LOG.md", ":!README.md"]
+    """The working tree's commit, with "+" where its code differs; "unknown" outside git."""
+    code = ["--", "Snakefile", "ijepa", "evals", "workflow", "requirements.lock"]
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", *code) else "")
+        return head + ("+" if _git("status", "--porcelain", *code) else "")
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown"
 

@@ -34,6 +34,7 @@ from ijepa.files import write_text
 from ijepa.methods import Batch
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.precision import precision
+from ijepa.provenance import here
 from ijepa.vit import ViT
 
 NUM_MONITORED = 512
@@ -43,19 +44,23 @@ NUM_MONITORED = 512
 def train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
     """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
 
-    Checkpoints go to a folder in ``work`` named by the configuration: the same run resumes there, a
-    changed one starts anew. On a CPU a resumed run ends bit-identical to an undisturbed one.
+    Checkpoints go to a folder in ``work`` named by the configuration and the data: the same run
+    resumes there, a changed one starts anew, and so does one that had finished. On a CPU a resumed
+    run ends bit-identical to an undisturbed one.
     """
-    work = work / run.identity()
+    here()  # the commit that runs is that of the start, whatever is committed meanwhile
+    index = verify(data)
+    if index.dataset != run.dataset:
+        raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
+    work = work / f"{run.identity()}-{index.version()}"
     with alone(work):
         writable(out.parent)
-        _train(run, data, work, out)
+        _train(run, data, index.version(), work, out)
 
 
-def _train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
+def _train(run: RunConfig, data: Path, data_version: str, work: Path, out: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     optim = run.recipe.optim
-    index = verify(data, ["train"])
     images = Images(data, "train")
     if optim.batch_size > len(images):
         raise UserError(
@@ -63,6 +68,11 @@ def _train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
             "training images: choose a smaller batch"
         )
     num_steps = int(optim.epochs * (len(images) // optim.batch_size))
+    if optim.epochs and not num_steps:
+        raise UserError(
+            f"recipe.optim.epochs is {optim.epochs}: that is not one step of batch_size "
+            f"{optim.batch_size} on {len(images)} images: raise epochs, or say 0 for no training"
+        )
 
     torch.manual_seed(run.seed)
     method = methods.load(run.method).Method(run.recipe, run.vit).to(device)
@@ -129,9 +139,10 @@ def _train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
     facts = {
         "images_seen": num_steps * optim.batch_size,
         "train_seconds": sum(json.loads(record)["seconds"] for record in records.splitlines()),
-        "data_version": index.version(),
+        "data_version": data_version,
     }
     save_encoder(out, method.encoder, run, facts)
+    (work / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def first_views(images: Images, size: int) -> Tensor:

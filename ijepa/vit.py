@@ -48,8 +48,9 @@ class ViTConfig:
     patch_std: float = 0.02
 
     def __post_init__(self) -> None:
-        if not self.patch_std > 0:
-            raise ValueError(f"patch_std is {self.patch_std}: it must be above 0")
+        for name in ("patch_std", "mlp_ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

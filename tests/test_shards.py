@@ -61,6 +61,7 @@ def test_a_build_that_is_killed_keeps_its_finished_shards(tiny: Path, tmp_path: 
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert not (tmp_path / "index.json").exists(), "the build ended before it could be killed"
     first = (tmp_path / "train-00000.tar").stat().st_mtime_ns
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     assert (tmp_path / "train-00000.tar").stat().st_mtime_ns == first
@@ -82,6 +83,18 @@ def test_a_flipped_byte_is_named_and_mended_without_touching_the_index(
     assert (copy / "index.json").stat().st_mtime_ns == index
 
 
+def test_a_changed_label_is_named_and_mended(tiny: Path, copy: Path) -> None:
+    """Labels and places stand beside the tar; they are checked like it."""
+    path = copy / "train-00001.json"
+    whole = path.read_text()
+    for damaged in (whole.replace(" 7", " 6", 1), whole[:-20], whole.replace("labels", "lables")):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"train-00001\.json is damaged"):
+            shards.verify(copy)
+        shards.build("tiny", tiny / "raw", copy)
+        assert path.read_text() == whole
+
+
 def test_missing_shards_are_all_named(copy: Path) -> None:
     (copy / "train-00000.tar").unlink()
     (copy / "train-00002.json").unlink()
@@ -90,10 +103,12 @@ def test_missing_shards_are_all_named(copy: Path) -> None:
     shards.verify(copy, ["test"])
 
 
-def test_a_damaged_or_missing_index_is_an_error(copy: Path) -> None:
+def test_a_damaged_or_missing_index_is_an_error_that_a_build_mends(tiny: Path, copy: Path) -> None:
     (copy / "index.json").write_text("{")
     with pytest.raises(UserError, match=r"index\.json is damaged"):
         shards.verify(copy)
+    shards.build("tiny", tiny / "raw", copy)
+    shards.verify(copy)
     (copy / "index.json").unlink()
     with pytest.raises(UserError, match=r"index\.json is missing"):
         shards.verify(copy)
@@ -127,7 +142,7 @@ def test_a_corrupt_image_is_named_when_the_shards_are_made(
 def test_a_raw_file_with_other_bytes_is_refused(tiny: Path, tmp_path: Path) -> None:
     raw = Path(shutil.copytree(tiny / "raw", tmp_path / "raw"))
     (raw / "test_batch.bin").write_bytes(bytes(32 * 3073))
-    with pytest.raises(UserError, match=r"test_batch\.bin does not have the SHA-1"):
+    with pytest.raises(UserError, match=r"test_batch\.bin is missing or does not have the SHA-1"):
         shards.build("tiny", raw, tmp_path / "out")
     assert (tmp_path / "out" / "train-00002.tar").exists()
     assert not (tmp_path / "out" / "index.json").exists()

@@ -1,8 +1,11 @@
 """The loop: it resumes, it stops in time, and it tells the truth about what went wrong."""
 
+import dataclasses
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import yaml
 from ijepa import methods, train
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse
+from ijepa.data.shards import read_index
 from ijepa.errors import UserError
 from ijepa.methods import Batch
 
@@ -26,6 +30,11 @@ def run(raw: dict[str, Any], data: Path, folder: Path) -> Path:
     out = folder / "out" / "encoder.safetensors"
     train.train(parse(raw), data, folder / "work", out)
     return out
+
+
+def state(raw: dict[str, Any], data: Path, folder: Path) -> Path:
+    """Where a run's checkpoint and log lie."""
+    return folder / "work" / f"{parse(raw).identity()}-{read_index(data).version()}"
 
 
 def told(out: Path) -> list[dict[str, Any]]:
@@ -56,7 +65,7 @@ def test_a_run_that_is_killed_ends_like_an_undisturbed_one(
     command = [sys.executable, "-m", "ijepa.train", str(cut / "run.yaml"), "--data", str(data)]
     command += ["--work", str(cut / "work"), "--out", str(out)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    log = cut / "work" / parse(raw_run).identity() / "train.jsonl"
+    log = state(raw_run, data, cut) / "train.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (
         log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= 6
@@ -115,17 +124,50 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     with pytest.raises(UserError, match=r"loss is nan at step 4.*lower recipe\.optim\.lr"):
         run(raw_run, data, tmp_path)
     assert len(updates) == 4
-    assert (tmp_path / "work" / parse(raw_run).identity() / "checkpoint.pt").exists()
+    assert (state(raw_run, data, tmp_path) / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("length", [0, 5000])
 def test_a_torn_checkpoint_is_an_error_and_not_a_new_start(
-    raw_run: dict[str, Any], data: Path, tmp_path: Path
+    raw_run: dict[str, Any], data: Path, tmp_path: Path, length: int
 ) -> None:
-    run(raw_run, data, tmp_path)
-    checkpoint = tmp_path / "work" / parse(raw_run).identity() / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    file = io.BytesIO()
+    torch.save({"step": 3, "method": {}, "filling": torch.zeros(10_000)}, file)
+    checkpoint = state(raw_run, data, tmp_path) / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(file.getvalue()[:length])
     with pytest.raises(UserError, match=r"checkpoint\.pt is damaged.*delete it to start"):
         run(raw_run, data, tmp_path)
+    assert len(checkpoint.read_bytes()) == length
+
+
+def test_a_finished_run_that_is_asked_for_again_is_trained_again(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    """Else weights of an older code would be told as those of today's."""
+    out = run(raw_run, data, tmp_path)
+    assert not (state(raw_run, data, tmp_path) / "checkpoint.pt").exists()
+    first = weights(out)
+    out.unlink()
+    assert len(told(run(raw_run, data, tmp_path))) == 8
+    assert all(first[name].equal(value) for name, value in weights(out).items())
+
+
+def test_shards_of_another_data_set_are_refused(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(parse(raw_run), dataset="cifar10")
+    with pytest.raises(UserError, match="holds tiny, but the run's dataset is cifar10"):
+        train.train(other, data, tmp_path / "work", tmp_path / "out" / "encoder")
+
+
+def test_a_damaged_test_shard_stops_training_too(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "shards"))
+    (copy / "test-00000.tar").unlink()
+    with pytest.raises(UserError, match=r"test-00000\.tar is missing"):
+        run(raw_run, copy, tmp_path)
 
 
 def test_a_changed_configuration_starts_anew(
@@ -139,7 +181,7 @@ def test_a_changed_configuration_starts_anew(
 def test_a_second_process_waits_for_the_one_that_trains_the_same_run(
     raw_run: dict[str, Any], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    work = tmp_path / "work" / parse(raw_run).identity()
+    work = state(raw_run, data, tmp_path)
     second = threading.Thread(target=run, args=(raw_run, data, tmp_path))
     with train.alone(work):
         second.start()
@@ -168,7 +210,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_keeps_the_last_checkpoint(
         assert re.search(
             r"^error: .*checkpoint\.pt cannot be written.*free some", done.stderr, re.M
         )
-        checkpoint = tmp_path / "work" / parse(raw_run).identity() / "checkpoint.pt"
+        checkpoint = state(raw_run, data, tmp_path) / "checkpoint.pt"
         assert torch.load(checkpoint, weights_only=True)["step"] == 3
         subprocess.run(["mount", "-o", "remount,size=9m", str(tmp_path / "work")], check=True)
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
@@ -179,9 +221,12 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_keeps_the_last_checkpoint(
 def test_a_batch_larger_than_the_data_is_refused(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    raw_run["recipe"]["optim"]["batch_size"] = 129
+    """A folder of shards may hold less than the register says."""
+    parsed = parse(raw_run)
+    optim = dataclasses.replace(parsed.recipe.optim, batch_size=129)
+    larger = dataclasses.replace(parsed, recipe=dataclasses.replace(parsed.recipe, optim=optim))  # type: ignore[type-var]
     with pytest.raises(UserError, match=r"batch_size is 129, but .* has only 128"):
-        run(raw_run, data, tmp_path)
+        train.train(larger, data, tmp_path / "work", tmp_path / "out" / "encoder")
 
 
 @pytest.mark.parametrize("place", ["work", "out"])

@@ -38,6 +38,24 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
         assert f"results/mini/evaluations/{encoder}/seed0/linear_probe.json" in output
 
 
+def test_a_config_is_taken_whole_and_not_merged_with_the_default(
+    mini: dict[str, Any], tmp_path: Path
+) -> None:
+    del mini["seeds"]
+    done = plan(mini, tmp_path, "-n")
+    assert "'seeds' is a required property" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("key", ["dataset", "seed"])
+def test_a_run_has_no_data_set_or_seed_of_its_own(
+    mini: dict[str, Any], tmp_path: Path, key: str
+) -> None:
+    mini["runs"][0][key] = 1
+    done = plan(mini, tmp_path, "-n")
+    assert done.returncode != 0
+    assert f"$.runs[0].{key}" in done.stdout + done.stderr
+
+
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any], tmp_path: Path) -> None:
     done = plan({**mini, "sedes": [1]}, tmp_path, "-n")
     assert done.returncode != 0
@@ -48,6 +66,7 @@ def test_a_mistake_in_a_recipe_stops_before_the_first_job(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
     mini["runs"][0]["recipe"]["optim"]["learning_rate"] = 1
+    mini["evaluations"][1]["config"] = {}
     done = plan(mini, tmp_path, "--snakefile", str(ROOT / "Snakefile"))
     assert done.returncode != 0
     assert "runs.ijepa.recipe.optim.learning_rate: unknown key" in done.stdout + done.stderr

@@ -26,7 +26,7 @@ from ijepa.data import register, sources
 from ijepa.data.register import Dataset
 from ijepa.data.sources import Sample
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, write_json, written_whole
+from ijepa.files import digest, to_json, write_json, write_text, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,18 @@ def build(name: str, raw: Path, out: Path) -> None:
                         "delete it, and check the raw files"
                     )
                 splits[split].append(
-                    {"name": path.name, "num_samples": count, "sha256": shard.sha256}
+                    {
+                        "name": path.name,
+                        "num_samples": count,
+                        "sha256": shard.sha256,
+                        "places_sha256": digest(path.with_suffix(".json")),
+                    }
                 )
                 bar.update(count)
     index = asdict(Index(name, dataset.licence, dataset.classes, splits))
     path = out / "index.json"
-    if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != index:
-        write_json(path, index)
+    if not path.exists() or path.read_bytes() != to_json(index).encode():
+        write_text(path, to_json(index))
 
 
 def read_index(folder: Path) -> Index:
@@ -95,16 +100,19 @@ def read_index(folder: Path) -> Index:
         return Index(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: make the shards first (make shards)") from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}): delete it and make the shards again"
         ) from None
 
 
 def read_shard(path: Path) -> Shard:
-    """What stands beside a tar about its content."""
-    content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return Shard(content["sha256"], [(a, b) for a, b in content["places"]], content["labels"])
+    """What stands beside a tar about its content; raises UserError if that is damaged."""
+    try:
+        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return Shard(content["sha256"], [(a, b) for a, b in content["places"]], content["labels"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path.with_suffix('.json')} is damaged ({error}): make shards") from None
 
 
 def verify(folder: Path, splits: list[str] | None = None) -> Index:
@@ -121,8 +129,8 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
         faults = [fault for fault in pool.map(lambda s: _fault(folder, s), shards) if fault]
     if faults:
         raise UserError(
-            f"{'; '.join(faults)}. To mend: python -m ijepa.data.shards build {index.dataset} "
-            f"--raw RAW --out {folder} (only these are written again)"
+            f"{'; '.join(faults)}. To mend: make shards, or python -m ijepa.data.shards build "
+            f"{index.dataset} --raw RAW --out {folder} (only these are written again)"
         )
     return index
 
@@ -131,8 +139,9 @@ def _fault(folder: Path, shard: dict[str, Any]) -> str | None:
     path = folder / shard["name"]
     if not path.exists() or not path.with_suffix(".json").exists():
         return f"{path} is missing"
-    if digest(path) != shard["sha256"] or read_shard(path).sha256 != shard["sha256"]:
-        return f"{path} is damaged: its SHA-256 is not that of index.json"
+    for file, sha256 in ((path, "sha256"), (path.with_suffix(".json"), "places_sha256")):
+        if digest(file) != shard[sha256]:
+            return f"{file} is damaged: its SHA-256 is not that of index.json"
     return None
 
 
@@ -140,17 +149,33 @@ def _finished(path: Path) -> Shard | None:
     """The shard if it is there and whole."""
     if not path.exists() or not path.with_suffix(".json").exists():
         return None
-    shard = read_shard(path)
-    if digest(path) != shard.sha256:
+    try:
+        shard = read_shard(path)
+    except UserError:
+        shard = None
+    if shard is None or digest(path) != shard.sha256 or shard != scan(path):
         log.warning("%s is damaged: writing it again", path)
         return None
     return shard
 
 
+def scan(path: Path) -> Shard:
+    """What a tar holds, from the tar itself."""
+    places, labels = [], []
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".cls"):
+                content = tar.extractfile(member)
+                assert content is not None
+                labels.append(int(content.read()))
+            else:
+                places.append((member.offset_data, member.size))
+    return Shard(digest(path), places, labels)
+
+
 def _write(path: Path, dataset: Dataset, raw: Path, split: str, first: int, count: int) -> Shard:
     source = sources.load(dataset.source)
     samples: Iterator[Sample] = islice(source.samples(dataset, raw, split, first), count)
-    labels = []
     with written_whole(path) as part:
         with part.open("wb") as file:
             # A fixed time and owner, or the same images would give other bytes.
@@ -161,11 +186,8 @@ def _write(path: Path, dataset: Dataset, raw: Path, split: str, first: int, coun
                 writer.write(
                     {"__key__": f"{number:08d}", "cls": label, sample.ending: sample.image}
                 )
-                labels.append(sample.label)
             writer.close()
-        with tarfile.open(part) as tar:
-            places = [(m.offset_data, m.size) for m in tar if not m.name.endswith(".cls")]
-        shard = Shard(digest(part), places, labels)
+        shard = scan(part)
     write_json(path.with_suffix(".json"), asdict(shard))
     return shard
 

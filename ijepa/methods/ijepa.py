@@ -52,8 +52,9 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
             raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
-        if self.predictor_depth < 1:
-            raise ValueError(f"predictor_depth is {self.predictor_depth}: it must be at least 1")
+        for name in ("predictor_depth", "predictor_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
 def check(config: Config, vit: ViTConfig) -> None:

