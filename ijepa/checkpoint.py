@@ -17,7 +17,6 @@ from ijepa.files import written_whole
 from ijepa.provenance import here
 from ijepa.vit import ViT, ViTConfig
 
-
 TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 """What torch raises for a file that was cut off, or that holds something else."""
 
