@@ -6,9 +6,12 @@ the metric's value and what was chosen on the way.
 """
 
 import importlib
+import json
 import pkgutil
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from safetensors import safe_open
 from torch import Tensor
 
 from ijepa.errors import UserError
@@ -37,6 +40,19 @@ class Evaluation(Protocol):
 
     def evaluate(self, config: Any, train: Features, test: Features) -> Result:
         """Which test images are classified rightly; nothing is chosen by looking at ``test``."""
+
+
+def read_features(path: Path, split: str) -> Features:
+    """The features of one split."""
+    with safe_open(path, framework="pt") as file:
+        return Features(file.get_tensor(f"{split}.x"), file.get_tensor(f"{split}.y"))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What the features are of, and by whom."""
+    with safe_open(path, framework="pt") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["ijepa"])
+        return about
 
 
 def names() -> list[str]:

@@ -3,18 +3,17 @@
 import argparse
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
-from scipy.stats import binomtest
-
-from evals import load, names
-from evals.features import read_about, read_features
-from ijepa.config import strict
+from evals import load, names, read_about, read_features
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest, write_json
 from ijepa.provenance import here
+from ijepa.strict import strict
 
 
 def evaluate(name: str, raw: dict[str, Any], features: Path, out: Path) -> None:
@@ -27,7 +26,6 @@ def evaluate(name: str, raw: dict[str, Any], features: Path, out: Path) -> None:
         config, read_features(features, "train"), read_features(features, "test")
     )
     right, n = int(result.correct.sum()), len(result.correct)
-    interval = binomtest(right, n).proportion_ci(method="wilson")
     write_json(
         out,
         {
@@ -37,7 +35,7 @@ def evaluate(name: str, raw: dict[str, Any], features: Path, out: Path) -> None:
             "metric": "top1",
             "value": right / n,
             "n": n,
-            "interval": [round(interval.low, 5), round(interval.high, 5)],
+            "interval": [round(end, 5) for end in wilson(right, n)],
             "protocol": dataclasses.asdict(config),
             "chosen": result.chosen,
             "seconds": round(time.perf_counter() - begun, 2),
@@ -46,6 +44,14 @@ def evaluate(name: str, raw: dict[str, Any], features: Path, out: Path) -> None:
             **here(),
         },
     )
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, JASA 1927); scipy.stats takes seconds to import."""
+    z = NormalDist().inv_cdf(0.975)
+    middle = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return middle - half, middle + half
 
 
 def main() -> None:

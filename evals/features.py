@@ -5,17 +5,15 @@ The control ``pixels`` has no encoder: its features are the bytes of the image, 
 """
 
 import argparse
-import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from evals import Features
 from ijepa.checkpoint import load_encoder, save_tensors
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
@@ -45,11 +43,15 @@ def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -
         encoder = encoder.to(device)
         image_size = header["run"]["vit"]["image_size"]
         about = {"encoder": digest(encoder_file)[:12], **header}
+    # On a CPU the network uses every core, and a loader's process would only be in its way.
+    num_workers = (os.cpu_count() or 1) if device.type == "cuda" else 0
     index = verify(data)
     tensors: dict[str, Tensor] = {}
     for split in index.splits:
         images = Images(data, split)
-        batches = evaluation_batches(EvaluationViews(images, image_size), BATCH_SIZE, num_workers=1)
+        batches = evaluation_batches(
+            EvaluationViews(images, image_size), BATCH_SIZE, num_workers=num_workers
+        )
         pooled: list[Tensor] = []
         for images_BHWC in tqdm(batches, desc=f"features of {split}", unit="batch", mininterval=2):
             if encoder is None:
@@ -66,19 +68,6 @@ def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -
         "feature_seconds": round(time.perf_counter() - begun, 2),
     }
     save_tensors(out, tensors, about)
-
-
-def read_features(path: Path, split: str) -> Features:
-    """The features of one split."""
-    with safe_open(path, framework="pt") as file:
-        return Features(file.get_tensor(f"{split}.x"), file.get_tensor(f"{split}.y"))
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What the features are of, and by whom."""
-    with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["ijepa"])
-        return about
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from evals.features import read_features
+from evals import read_features
 from evals.knn import neighbours
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop

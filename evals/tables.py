@@ -1,4 +1,4 @@
-"""Results in, tables out: ``python -m evals.tables RESULT.json ... --tables JSON --out FOLDER``.
+"""Results in, tables out: ``python -m evals.tables write|show``.
 
 A table has one row for every encoder, the two controls last, and for every evaluation the mean over
 seeds, with the spread over seeds where there are several and else the 95 % interval of the one.
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
 
 from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
@@ -136,13 +138,29 @@ def _accuracy(row: Any, evaluation: str) -> str:
     return f"{value:.2f} [{row[f'{evaluation}_low']:.1f}, {row[f'{evaluation}_high']:.1f}]"
 
 
+def show(folder: Path) -> None:
+    """Print every table of a results folder, and where the report lies."""
+    console = Console()
+    console = Console(width=max(console.width, 110))  # narrower, every cell would break
+    for path in sorted((folder / "tables").glob("*.md")):
+        console.print(Markdown(path.read_text(encoding="utf-8")))
+    console.print(f"\nReport: {folder / 'report.html'}", highlight=False)
+
+
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog="python -m evals.tables", description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="results of evaluations, JSON")
-    parser.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show", help="print the tables of a results folder")
+    shown.add_argument("folder", type=Path, help="for example results/mini")
+    write = commands.add_parser("write", help="write tables from results")
+    write.add_argument("results", type=Path, nargs="+", help="results of evaluations, JSON")
+    write.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
+    write.add_argument("--out", type=Path, required=True, help="folder for the tables")
     options = parser.parse_args()
+    if options.command == "show":
+        show(options.folder)
+        return
     results = read_results(options.results)
     for spec in json.loads(options.tables):
         table = tabulate(results, spec["evaluations"])

@@ -1,20 +1,20 @@
 """The one door from text to types: a run's configuration, checked strictly, defaults filled in."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import PlainValidator, TypeAdapter, ValidationError
+from pydantic import PlainValidator
 
 from ijepa import methods
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.methods import Recipe
+from ijepa.strict import strict
 from ijepa.vit import SIZES, ViTConfig
 
 
@@ -106,57 +106,3 @@ def read(path: Path) -> RunConfig:
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold keys and values, as config/mini.yaml's runs do")
     return parse(raw, str(path))
-
-
-T = TypeVar("T")
-
-
-def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
-    """``raw`` as a ``kind``: its own defaults below it, unknown keys and bad values refused."""
-    try:
-        return TypeAdapter(kind).validate_python(_merge(_defaults(kind), raw), extra="forbid")
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(kind, e, where) for e in error.errors())) from None
-
-
-def _defaults(kind: type) -> dict[str, Any]:
-    """The published recipe as plain data: a nested key left out keeps the *method's* default.
-
-    (pydantic alone would fill it from the nested class, whose defaults may be another method's.)
-    """
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
-            values[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-            values[field.name] = (
-                dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-            )
-    return values
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        k: _merge(base[k], over[k]) for k in base.keys() & over.keys() if _dicts(base[k], over[k])
-    }
-    return {**base, **over, **both}
-
-
-def _dicts(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
-
-
-def _explain(kind: type, error: Any, where: str) -> str:
-    """One pydantic error as: path, what was given, what is allowed."""
-    path = ".".join([where, *(str(part) for part in error["loc"])])
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        for part in error["loc"][:-1]:
-            kind = get_type_hints(kind)[part]
-        allowed = [field.name for field in dataclasses.fields(kind)]
-        close = difflib.get_close_matches(error["loc"][-1], allowed, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"{path}: unknown key{hint}; allowed are {', '.join(allowed)}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] == "value_error" else f" (given: {error['input']!r})"
-    return f"{path}: {message}{given}"

@@ -3,10 +3,10 @@
 import platform
 import subprocess
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ def here() -> dict[str, Any]:
         "machine": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": metadata.version("timm"),
     }
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from scipy.stats import binomtest
 
 import evals
-from evals import Features, knn, linear_probe
-from evals.__main__ import evaluate
-from evals.features import extract, read_about, read_features
+from evals import Features, knn, linear_probe, read_about, read_features
+from evals.__main__ import evaluate, wilson
+from evals.features import extract
 from ijepa.config import parse
 from ijepa.data.loader import Images
 from ijepa.errors import UserError
@@ -92,6 +93,12 @@ def test_the_probe_chooses_its_penalty_without_the_test_images() -> None:
     config = linear_probe.Config()
     chosen = [linear_probe.evaluate(config, train_part, part).chosen for part in (test_part, wrong)]
     assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (3, 7), (4225, 10_000)])
+def test_the_interval_is_that_of_scipy(right: int, n: int) -> None:
+    expected = binomtest(right, n).proportion_ci(method="wilson")
+    assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_a_result_says_what_where_and_by_whom(

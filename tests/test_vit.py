@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ijepa.config import strict
 from ijepa.methods import ijepa
+from ijepa.strict import strict
 from ijepa.vit import SIZES, ViT, ViTConfig, sincos_positions
 
 

@@ -177,16 +177,17 @@ def _write(path: Path, dataset: Dataset, raw: Path, split: str, first: int, coun
     source = sources.load(dataset.source)
     samples: Iterator[Sample] = islice(source.samples(dataset, raw, split, first), count)
     with written_whole(path) as part:
-        with part.open("wb") as file:
+        with (
+            part.open("wb") as file,
             # A fixed time and owner, or the same images would give other bytes.
-            writer = webdataset.TarWriter(file, encoder=False, mtime=0)
+            webdataset.TarWriter(file, encoder=False, mtime=0) as writer,
+        ):
             for number, sample in enumerate(samples, start=first):
                 decodable(sample, f"{split} image {number} of {raw}")
                 label = str(sample.label).encode()
                 writer.write(
                     {"__key__": f"{number:08d}", "cls": label, sample.ending: sample.image}
                 )
-            writer.close()
         shard = scan(part)
     write_json(path.with_suffix(".json"), asdict(shard))
     return shard

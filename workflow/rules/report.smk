@@ -19,7 +19,7 @@ rule tabulate:
         folder=lambda wc, output: Path(output[0]).parent,
         tables=json.dumps(config["tables"]),
     shell:
-        "python -m evals.tables {input} --tables {params.tables:q} --out {params.folder}"
+        "python -m evals.tables write {input} --tables {params.tables:q} --out {params.folder}"
         " 2>&1 | tee {log}"
 
 
