@@ -47,7 +47,7 @@ def evaluate(name: str, raw: dict[str, Any], features: Path, out: Path) -> None:
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, JASA 1927); scipy.stats takes seconds to import."""
+    """The 95 % interval of a proportion (Wilson, 1927); scipy.stats takes seconds to import."""
     z = NormalDist().inv_cdf(0.975)
     middle = (right + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)

@@ -126,3 +126,11 @@ def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
     benchmark["runs"] = []
     with pytest.raises(UserError, match="linear_prob is not among evaluations"):
         check(benchmark)
+
+
+@pytest.mark.parametrize("key", ["dataset", "seed"])
+def test_a_run_has_no_data_set_or_seed_of_its_own(key: str) -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    benchmark["runs"][0][key] = 1
+    with pytest.raises(UserError, match=rf"runs\.ijepa\.{key}: a run has none of its own"):
+        check(benchmark)

@@ -46,16 +46,6 @@ def test_a_config_is_taken_whole_and_not_merged_with_the_default(
     assert "'seeds' is a required property" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("key", ["dataset", "seed"])
-def test_a_run_has_no_data_set_or_seed_of_its_own(
-    mini: dict[str, Any], tmp_path: Path, key: str
-) -> None:
-    mini["runs"][0][key] = 1
-    done = plan(mini, tmp_path, "-n")
-    assert done.returncode != 0
-    assert f"$.runs[0].{key}" in done.stdout + done.stderr
-
-
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any], tmp_path: Path) -> None:
     done = plan({**mini, "sedes": [1]}, tmp_path, "-n")
     assert done.returncode != 0
