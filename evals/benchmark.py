@@ -25,8 +25,8 @@ def check(benchmark: dict[str, Any]) -> None:
     for run in benchmark["runs"]:
         if own := sorted({"dataset", "seed"} & run.keys()):
             raise UserError(
-                f"runs.{run['name']}.{own[0]}: a run has none of its own, or the rows of a table could "
-                "not be compared: set it for the whole config"
+                f"runs.{run['name']}.{own[0]}: a run has none of its own, or the rows of a table "
+                "could not be compared: set it for the whole config"
             )
         raw = {key: value for key, value in {**shared, **run}.items() if key != "name"}
         config.parse(raw, f"runs.{run['name']}")
