@@ -87,7 +87,7 @@ def test_a_changed_label_is_named_and_mended(tiny: Path, copy: Path) -> None:
     """Labels and places stand beside the tar; they are checked like it."""
     path = copy / "train-00001.json"
     whole = path.read_text()
-    for damaged in (whole.replace(" 7", " 6", 1), whole[:-20], whole.replace("labels", "lables")):
+    for damaged in (whole.replace(" 7", " 6", 1), whole[:-20], whole.replace("labels", "marks")):
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"train-00001\.json is damaged"):
             shards.verify(copy)
