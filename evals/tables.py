@@ -74,7 +74,7 @@ def tabulate(results: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
         row["images_seen"] = of_run["images_seen"].max()
         row["train_minutes"] = of_run.groupby("seed")["train_minutes"].first().mean()
         for name in ("data_version", "commit", "machine"):
-            row[name] = " ".join(sorted({w for value in of_run[name].unique() for w in [value]}))
+            row[name] = " ".join(sorted(of_run[name].unique()))
         rows.append(row)
     return pd.DataFrame(rows)
 
