@@ -1,14 +1,19 @@
-"""Multi-block masks: which patches are context and which are targets, as indices into the grid.
+"""Masks: which patches are context and which are targets, or which are hidden.
 
-Shape suffixes: G images of a group, M target blocks, K context patches, T patches per target block,
-H rows of the grid, W columns of the grid, N = H * W patches (row-major).
+``sampler`` draws I-JEPA's, as indices into the grid; ``block_wise`` and ``random_masks`` draw those
+of the methods that hide patches of an image, as booleans.
+
+Shape suffixes: B images, G images of a group, M target blocks, K context patches, T patches per
+target block, Q a quadrant's patches, H rows of the grid, W columns of the grid, N = H * W patches
+(row-major).
 
 Source: Assran et al., CVPR 2023, section 3 and A.1. Paper and release differ: see ``Masking.mode``.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +21,18 @@ from torch import Tensor
 MAX_DRAWS = 20
 """Positions tried for a context block before one target's claim on its patches is dropped."""
 
+BLOCK_WISE_ROUNDS = 16
+"""Blocks drawn per image before ``block_wise`` makes up what is missing."""
+
 
 @dataclass(frozen=True)
 class Masking:
     """Defaults are those of every released config of I-JEPA.
+
+    ``strategy`` is the paper's (Table 6). ``rasterised``: one quadrant of the grid is the context,
+    the other three are targets. ``block`` and ``random``: the one target is a block, or a random
+    set, of ``target_ratio`` of the patches, and the rest is the context. Of the settings below
+    these three heed only ``target_ratio``, ``group_size`` and, for ``block``, ``target_aspect``.
 
     ``official`` reproduces the release, which does not do what the paper says in four ways:
     one uniform number decides both scale and aspect ratio, so small blocks are wide and large ones
@@ -34,6 +47,8 @@ class Masking:
     image, 0.26 at 128); here it is a setting of its own.
     """
 
+    strategy: Literal["multi_block", "rasterised", "block", "random"] = "multi_block"
+    target_ratio: float = 0.6
     mode: Literal["official", "fixed"] = "official"
     num_targets: int = 4
     target_scale: tuple[float, float] = (0.15, 0.2)
@@ -60,6 +75,11 @@ class Masking:
                 raise ValueError(
                     f"{name} is {[first, last]}: it must rise from above 0 to at most {ceiling}"
                 )
+        if not 0 < self.target_ratio < 1:
+            raise ValueError(
+                f"target_ratio is {self.target_ratio}: it must be above 0 and below 1, so that "
+                "there are both targets and context"
+            )
 
 
 class Masks(NamedTuple):
@@ -67,6 +87,25 @@ class Masks(NamedTuple):
 
     context_GK: Tensor
     targets_GMT: Tensor
+
+
+class Sampler(Protocol):
+    """One strategy on one grid."""
+
+    def sample(self, num_images: int, generator: torch.Generator) -> Masks:
+        """Masks for one group of ``num_images``; a function of the generator's state alone."""
+        ...
+
+
+def sampler(config: Masking, grid: tuple[int, int]) -> Sampler:
+    """The sampler of ``config.strategy``; raises ValueError where the grid is too small for it."""
+    strategies: dict[str, Callable[[Masking, tuple[int, int]], Sampler]] = {
+        "multi_block": MultiBlock,
+        "rasterised": Rasterised,
+        "block": Block,
+        "random": Random,
+    }
+    return strategies[config.strategy](config, grid)
 
 
 class MultiBlock:
@@ -127,7 +166,7 @@ class MultiBlock:
         assert not len(todo), "the constructor refuses settings that cannot be met"
         return Masks(
             self._cut(context_GHW.flatten(1), generator),
-            self._cut(targets_GMHW.flatten(2).flatten(0, 1), generator).unflatten(0, (-1, M)),
+            _indices(targets_GMHW.flatten(2).flatten(0, 1)).unflatten(0, (-1, M)),
         )
 
     def _size(self, name: str, scale_draw: float, aspect_draw: float) -> tuple[int, int]:
@@ -154,14 +193,13 @@ class MultiBlock:
 
     def _blocks(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """``count`` blocks of one size at uniform positions, boolean [count, H, W]."""
-        inside = []
-        for side, length in zip(self.grid, size, strict=True):
-            # The release leaves out the last position: its upper bound is exclusive.
-            positions = side - length + (self.config.mode == "fixed")
-            start = torch.randint(positions, (count, 1), generator=generator)
-            place = torch.arange(side)
-            inside.append((place >= start) & (place < start + length))
-        return inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
+        # The release leaves out the last position: its upper bound is exclusive.
+        last = self.config.mode == "fixed"
+        corner = [
+            torch.randint(side - length + last, (count, 1), generator=generator)
+            for side, length in zip(self.grid, size, strict=True)
+        ]
+        return _rectangles(self.grid, corner, size)
 
     def _cut(self, kept_GN: Tensor, generator: torch.Generator) -> Tensor:
         """Ascending indices of kept patches, cut to the smallest count of the group."""
@@ -170,3 +208,203 @@ class MultiBlock:
             return kept_GN.byte().sort(dim=1, descending=True, stable=True).indices[:, :length]
         order_GN = torch.rand(kept_GN.shape, generator=generator) + ~kept_GN
         return order_GN.topk(length, dim=1, largest=False).indices.sort(dim=1).values
+
+
+class Rasterised:
+    """One quadrant of the grid is the context of an image, the other three are its targets."""
+
+    def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
+        H, W = grid
+        if H % 2 or W % 2:
+            raise ValueError(
+                f"masking: strategy rasterised needs four equal quadrants, and the grid is {H}x{W}:"
+                " use an image size and patch size that make both sides even"
+            )
+        halves = torch.arange(H * W).view(2, H // 2, 2, W // 2)
+        self.quadrants_4Q = halves.transpose(1, 2).reshape(4, -1)
+
+    def sample(self, num_images: int, generator: torch.Generator) -> Masks:
+        """Each quadrant is equally likely to be the context; the targets are in row-major order."""
+        context_G1 = torch.randint(4, (num_images, 1), generator=generator)
+        others_G3 = ((context_G1 + torch.arange(1, 4)) % 4).sort(dim=1).values
+        return Masks(self.quadrants_4Q[context_G1[:, 0]], self.quadrants_4Q[others_G3])
+
+
+class Block:
+    """One large block is the target, all around it the context.
+
+    The block's size is shared by a group; every position on the grid is equally likely. Where the
+    grid is too narrow for the aspect ratio drawn, the block is as long as its area then needs.
+    """
+
+    def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
+        self.config = config
+        self.grid = grid
+        self.area = _target_patches(config, grid)
+        low, high = (self._size(aspect)[0] for aspect in config.target_aspect)
+        largest = max(rows * round(self.area / rows) for rows in range(low, high + 1))
+        if largest == grid[0] * grid[1]:
+            raise ValueError(
+                f"masking: a target block of target_ratio {config.target_ratio} can fill the whole "
+                f"{grid[0]}x{grid[1]} grid and leave no context: lower target_ratio, or use "
+                "smaller patches"
+            )
+
+    def sample(self, num_images: int, generator: torch.Generator) -> Masks:
+        """One target per image; context and target are complements."""
+        low, high = self.config.target_aspect
+        size = self._size(low + torch.rand((), generator=generator).item() * (high - low))
+        corner = [
+            torch.randint(side - length + 1, (num_images, 1), generator=generator)
+            for side, length in zip(self.grid, size, strict=True)
+        ]
+        return _complements(_rectangles(self.grid, corner, size).flatten(1))
+
+    def _size(self, aspect: float) -> tuple[int, int]:
+        """(rows, columns) of the block."""
+        H, W = self.grid
+        rows = min(max(round(math.sqrt(self.area * aspect)), math.ceil(self.area / W)), H)
+        return rows, max(round(self.area / rows), 1)
+
+
+class Random:
+    """Random patches are the target, the others the context."""
+
+    def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
+        self.num_patches = grid[0] * grid[1]
+        self.target_patches = _target_patches(config, grid)
+
+    def sample(self, num_images: int, generator: torch.Generator) -> Masks:
+        """One target per image; context and target are complements."""
+        counts_G = torch.full((num_images,), self.target_patches)
+        return _complements(random_masks(counts_G, self.num_patches, generator))
+
+
+@dataclass(frozen=True)
+class BlockWise:
+    """Settings of BEiT's masks, which data2vec, CAE and iBOT use; the defaults are everyone's."""
+
+    min_patches: int = 16
+    max_aspect: float = 1 / 0.3
+
+    def __post_init__(self) -> None:
+        if self.min_patches < 1:
+            raise ValueError(f"min_patches is {self.min_patches}: it must be at least 1")
+        if not 1 <= self.max_aspect < math.inf:
+            raise ValueError(f"max_aspect is {self.max_aspect}: it must be at least 1")
+
+    def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Boolean [B, N], true where hidden: see ``block_wise``."""
+        return block_wise(counts_B, grid, generator, self.min_patches, self.max_aspect)
+
+
+def block_wise(
+    counts_B: Tensor,
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    min_patches: int = 16,
+    max_aspect: float = 1 / 0.3,
+) -> Tensor:
+    """Boolean [B, N], true where hidden: blocks that hide exactly ``counts_B[b]`` of image b.
+
+    As in BEiT (Bao et al., 2021, algorithm 1), again and again a block is drawn with an area
+    uniform from ``min_patches`` to the patches still to hide, an aspect ratio log-uniform in
+    [1 / max_aspect, max_aspect] and a uniform position; it is taken if its sides are shorter than
+    the grid's and it hides at least one new patch and no more than are still to hide. Once fewer
+    than ``min_patches`` are, the area lies between the two numbers, so that most blocks taken
+    overlap hidden patches; an image with fewer than ``min_patches`` to hide at all has its count
+    for ``min_patches``.
+
+    The releases give up on an image after 10 draws in vain, so data2vec hides 120 of 196 patches
+    or fewer; CAE hides exactly 98. Here every image has 16 draws, and what is missing then (on
+    average 1 patch of 120) is made up with random patches next to hidden ones, then random ones
+    elsewhere: that rule is ours.
+    """
+    H, W = grid
+    assert ((counts_B >= 0) & (counts_B <= H * W)).all(), "counts are between 0 and H * W"
+    assert min_patches >= 1
+    assert max_aspect >= 1
+    hidden_BHW = torch.zeros(len(counts_B), H, W, dtype=torch.bool)
+    missing_B, least_B = counts_B.clone(), counts_B.clamp(max=min_patches)
+    draws = torch.rand(4, BLOCK_WISE_ROUNDS, len(counts_B), generator=generator)
+    draws[1] = max_aspect ** (2 * draws[1] - 1)
+    for scale_B, aspect_B, *place in draws.unbind(1):
+        area_B = least_B + scale_B * (missing_B - least_B)
+        size = [(area_B * aspect_B).sqrt().round(), (area_B / aspect_B).sqrt().round()]
+        corner = [
+            (u_B * (side - length_B + 1)).floor()
+            for u_B, side, length_B in zip(place, grid, size, strict=True)
+        ]
+        block_BHW = _rectangles(grid, [c[:, None] for c in corner], [s[:, None] for s in size])
+        block_BHW &= ~hidden_BHW
+        new_B = block_BHW.flatten(1).sum(1)
+        taken_B = (size[0] < H) & (size[1] < W) & (new_B <= missing_B)
+        hidden_BHW |= block_BHW & taken_B[:, None, None]
+        missing_B -= new_B * taken_B
+    # Patches beside hidden ones rank below 1, others from 1, hidden ones last.
+    beside_BHW = torch.zeros_like(hidden_BHW)
+    beside_BHW[:, 1:] |= hidden_BHW[:, :-1]
+    beside_BHW[:, :-1] |= hidden_BHW[:, 1:]
+    beside_BHW[:, :, 1:] |= hidden_BHW[:, :, :-1]
+    beside_BHW[:, :, :-1] |= hidden_BHW[:, :, 1:]
+    rank_BHW = torch.rand(hidden_BHW.shape, generator=generator) + ~beside_BHW
+    rank_BHW.masked_fill_(hidden_BHW, math.inf)
+    return hidden_BHW.flatten(1) | _lowest(rank_BHW.flatten(1), missing_B)
+
+
+def random_masks(counts_B: Tensor, num_patches: int, generator: torch.Generator) -> Tensor:
+    """Boolean [B, N], true where hidden: exactly ``counts_B[b]`` random patches of image b."""
+    assert ((counts_B >= 0) & (counts_B <= num_patches)).all(), "counts are between 0 and N"
+    return _lowest(torch.rand(len(counts_B), num_patches, generator=generator), counts_B)
+
+
+def num_hidden(ratio: float, grid: tuple[int, int]) -> int:
+    """How many patches ``ratio`` of the grid are; raises ValueError for none or all."""
+    N = grid[0] * grid[1]
+    hidden = round(N * ratio)
+    if not 0 < hidden < N:
+        raise ValueError(
+            f"recipe.mask_ratio is {ratio}: of {grid[0]}x{grid[1]} patches {hidden} would be "
+            "hidden; choose another ratio or smaller patches"
+        )
+    return hidden
+
+
+def _lowest(rank_BN: Tensor, counts_B: Tensor) -> Tensor:
+    """Boolean [B, N]: the ``counts_B[b]`` patches of lowest rank; exact even where ranks tie."""
+    chosen_BN = torch.arange(rank_BN.shape[1]) < counts_B[:, None]
+    return torch.zeros_like(chosen_BN).scatter_(1, rank_BN.argsort(dim=1), chosen_BN)
+
+
+def _rectangles(
+    grid: tuple[int, int], corner: Sequence[Tensor], size: Sequence[Tensor | int]
+) -> Tensor:
+    """Boolean [B, H, W] with rectangles of ``size`` (rows, columns) at ``corner`` [B, 1] each."""
+    inside = []
+    for side, start, length in zip(grid, corner, size, strict=True):
+        place = torch.arange(side, dtype=start.dtype)
+        inside.append((place >= start) & (place < start + length))
+    return inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
+
+
+def _target_patches(config: Masking, grid: tuple[int, int]) -> int:
+    """``target_ratio`` of the grid's patches; raises ValueError for none or all."""
+    N = grid[0] * grid[1]
+    count = round(N * config.target_ratio)
+    if not 0 < count < N:
+        raise ValueError(
+            f"masking: target_ratio {config.target_ratio} makes {count} of the grid's "
+            f"{grid[0]}x{grid[1]} patches targets, which leaves no target or no context: use a "
+            "target_ratio nearer to 0.5, or smaller patches"
+        )
+    return count
+
+
+def _complements(target_GN: Tensor) -> Masks:
+    """The one target per image and all else as context."""
+    return Masks(_indices(~target_GN), _indices(target_GN).unsqueeze(1))
+
+
+def _indices(kept_BN: Tensor) -> Tensor:
+    """Ascending indices of the kept patches, which are as many in every row."""
+    return kept_BN.nonzero()[:, 1].view(len(kept_BN), -1)
