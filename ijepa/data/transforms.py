@@ -1,48 +1,133 @@
-"""Augmentations: functions of an image and of its own random draws."""
+"""Augmentations: functions of an image and of its own random draws.
+
+Colours change through PIL, which gives the bytes of torchvision's functions on PIL images in about
+their time; on tensors of 32 or 224 pixels these mostly take twice as long or longer.
+
+Shape suffixes: B images, C channels, H rows and W columns (of pixels or of tokens), R rows and
+K columns of patches.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's statistics: the release uses them for every data set."""
 
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
 
 @dataclass(frozen=True)
 class Crop:
-    """Random resized crop, with torchvision's rule; defaults are I-JEPA's.
+    """One kind of augmented view: torchvision's random resized crop, then flip and colours.
 
-    The release crops 0.3 to 1.0 of the area, resizes bilinearly, and neither flips nor changes
-    colours. (Its ViT-B and L numbers may come from an earlier code that did flip.)
+    Defaults are I-JEPA's: the release crops 0.3 to 1.0 of the area, resizes bilinearly, and neither
+    flips nor changes colours. (Its ViT-B and L numbers may come from earlier code that did flip.)
+
+    ``jitter`` holds the strengths of brightness, contrast, saturation and hue, as in torchvision's
+    ColorJitter: a factor within 1 +- strength, or a share of the circle of hues within +- strength,
+    in random order. ``flip``, ``jitter_probability``, ``grey``, ``blur`` and ``solarise`` are
+    probabilities.
     """
 
     scale: tuple[float, float] = (0.3, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: float = 1.0
+    grey: float = 0.0
+    blur: float = 0.0
+    solarise: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale is {list(self.scale)}: it must rise within (0, 1]")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"aspect is {list(self.aspect)}: it must rise from above 0")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is {self.flip}: it is a probability")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}: allowed are {', '.join(INTERPOLATIONS)}"
+            )
+        limits = (1, 1, 1, 0.5)
+        if not all(0 <= s <= limit for s, limit in zip(self.jitter, limits, strict=True)):
+            raise ValueError(
+                f"jitter is {list(self.jitter)}: brightness, contrast and saturation must lie "
+                "within [0, 1], hue within [0, 0.5]"
+            )
+        for name in ("flip", "jitter_probability", "grey", "blur", "solarise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it is a probability, within [0, 1]"
+                )
 
 
-def random_resized_crop(
-    image: Image.Image, size: int, crop: Crop, random: np.random.Generator
-) -> Image.Image:
-    """A square of ``size`` pixels, cut from the image at random (torchvision's RandomResizedCrop).
+IJEPA = Crop()
+"""Assran et al., CVPR 2023: facebookresearch/ijepa, configs/in1k_vith14_ep300."""
+
+MAE = Crop(scale=(0.2, 1.0), flip=0.5, interpolation="bicubic")
+"""He et al., CVPR 2022: facebookresearch/mae, main_pretrain."""
+
+CAE = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
+"""Chen et al., arXiv 2202.03026: the pretraining scripts of Atten4Vis/CAE."""
+
+DATA2VEC = replace(CAE, jitter=(0.4, 0.4, 0.4, 0.0))
+"""Baevski et al., ICML 2022: facebookresearch/data2vec_vision, beit/datasets.
+
+The release changes colours before it crops, so that its contrast refers to the whole image's mean;
+here to the crop's.
+"""
+
+DINO_GLOBAL_1 = Crop(
+    scale=(0.4, 1.0),
+    flip=0.5,
+    interpolation="bicubic",
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    jitter_probability=0.8,
+    grey=0.2,
+    blur=1.0,
+)
+DINO_GLOBAL_2 = replace(DINO_GLOBAL_1, blur=0.1, solarise=0.2)
+DINO_LOCAL = replace(DINO_GLOBAL_1, scale=(0.05, 0.4), blur=0.5)
+"""Caron et al., ICCV 2021: the defaults of facebookresearch/dino, main_dino.
+
+The released models have global crops from 0.25 of the area instead.
+"""
+
+IBOT_GLOBAL_1 = replace(DINO_GLOBAL_1, scale=(0.25, 1.0))
+IBOT_GLOBAL_2 = replace(DINO_GLOBAL_2, scale=(0.25, 1.0))
+IBOT_LOCAL = replace(DINO_LOCAL, scale=(0.05, 0.25))
+"""Zhou et al., ICLR 2022: bytedance/ibot, the commands of the released models.
+
+The script's defaults crop 0.14 to 1 and 0.05 to 0.4 of the area instead.
+"""
+
+
+class Box(NamedTuple):
+    """What a view shows of its image, in pixels, and whether it shows it mirrored."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+
+
+def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator) -> Box:
+    """A part of an image, at random (the rule of torchvision's RandomResizedCrop).
 
     Ten tries at a crop that fits inside the image, then the largest central crop of an allowed
     aspect ratio.
     """
-    width, height = image.size
     low, high = (math.log(a) for a in crop.aspect)
     for _ in range(10):
         area = width * height * random.uniform(*crop.scale)
@@ -55,12 +140,88 @@ def random_resized_crop(
         w = min(width, round(height * crop.aspect[1]))
         h = min(height, round(width / crop.aspect[0]))
         left, top = (width - w) // 2, (height - h) // 2
-    image = image.crop((left, top, left + w, top + h)).resize(
-        (size, size), Image.Resampling.BILINEAR
+    return Box(left, top, w, h, random.random() < crop.flip)
+
+
+def augment(
+    image: Image.Image, size: int, crop: Crop, random: np.random.Generator
+) -> tuple[Image.Image, Box]:
+    """A square view of ``size`` pixels of an RGB image, and the part of the image that it shows.
+
+    All randomness comes from ``random``. Box and flip are always drawn, colours only where ``crop``
+    has them.
+
+    The order of the operations is DINO's: crop, flip, jitter, grey, blur, solarise.
+    """
+
+    def happens(probability: float) -> bool:
+        return probability > 0 and random.random() < probability
+
+    box = sample_box(*image.size, crop, random)
+    left, top, width, height, flip = box
+    view = image.crop((left, top, left + width, top + height)).resize(
+        (size, size), INTERPOLATIONS[crop.interpolation]
     )
-    if random.random() < crop.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if flip:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if any(crop.jitter) and happens(crop.jitter_probability):
+        view = _jitter(view, crop.jitter, random)
+    if happens(crop.grey):
+        view = view.convert("L").convert("RGB")
+    if happens(crop.blur):
+        view = view.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+    if happens(crop.solarise):
+        view = ImageOps.solarize(view, threshold=128)
+    return view, box
+
+
+def _jitter(
+    image: Image.Image, strengths: tuple[float, ...], random: np.random.Generator
+) -> Image.Image:
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for i in random.permutation(4):
+        # A hue turned by 0 would still be rounded on the way to HSV and back.
+        if strengths[i] > 0:
+            change = random.uniform(-strengths[i], strengths[i])
+            image = enhancers[i](image).enhance(1 + change) if i < 3 else turn_hue(image, change)
     return image
+
+
+def turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    """The image with its hues moved on by a share ``turn`` of their circle."""
+    same = list(range(256))
+    shift = int(turn * 255) % 256
+    moved = same[shift:] + same[:shift]
+    return image.convert("HSV").point(moved + same + same).convert("RGB")
+
+
+def crop_tokens(
+    tokens_HW: NDArray[np.integer[Any]],
+    image_size: tuple[int, int],
+    box: Box,
+    grid: tuple[int, int],
+) -> NDArray[np.integer[Any]]:
+    """Tokens [R, K] of a view's patches, from the tokens of its whole image.
+
+    Each patch has the token nearest to its centre, after the flip. This approximates the tokens of
+    the view itself: those would see the view's own pixels, resized and mirrored, and would be finer
+    than the whole image's wherever the view enlarges it.
+
+    Args:
+        tokens_HW: The tokens of the whole image, whatever its aspect ratio.
+        image_size: Its width and height in pixels.
+        box: What the view shows of it.
+        grid: R rows and K columns of patches in the view.
+    """
+
+    def nearest(first: int, extent: int, patches: int, whole: int, tokens: int) -> NDArray[np.int_]:
+        # Whole numbers (first + (i + 1/2) * extent / patches, times 2 * patches) have no rounding.
+        centres = 2 * patches * first + (2 * np.arange(patches) + 1) * extent
+        return centres * tokens // (2 * patches * whole)
+
+    rows_R = nearest(box.top, box.height, grid[0], image_size[1], tokens_HW.shape[0])
+    columns_K = nearest(box.left, box.width, grid[1], image_size[0], tokens_HW.shape[1])
+    return tokens_HW[np.ix_(rows_R, columns_K[::-1] if box.flip else columns_K)]
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
