@@ -27,12 +27,17 @@ def measure(raw: dict[str, Any], device: torch.device) -> dict[str, Any]:
     run = parse(raw)
     torch.manual_seed(0)
     method = methods.load(run.method).Method(run.recipe, run.vit).to(device)
-    size, batch_size = run.vit.image_size, run.recipe.optim.batch_size
-    images = torch.randn(batch_size, 3, size, size, device=device)
+    batch_size = run.recipe.optim.batch_size
+    views = tuple(
+        torch.randn(batch_size, 3, view.size, view.size, device=device)
+        for view in run.recipe.views(run.vit.image_size)
+    )
+    N = run.vit.grid[0] * run.vit.grid[1]
+    tokens = torch.zeros(batch_size, N, dtype=torch.long, device=device)
 
     def step(number: int) -> None:
         with precision(run.precision, device):
-            loss = method(Batch(images, 0, number))["loss"]
+            loss = method(Batch(views, 0, number, tokens_BN=tokens))["loss"]
         loss.backward()
         loss.item()
 

@@ -11,6 +11,7 @@ import yaml
 
 from evals import load
 from ijepa import config
+from ijepa.data import tokens
 from ijepa.errors import UserError, run_command
 from ijepa.strict import strict
 
@@ -22,6 +23,7 @@ def check(benchmark: dict[str, Any]) -> None:
         names = [item["name"] for item in benchmark[part]]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{part}: {', '.join(doubled)} is there twice: one name, one item")
+    tokenizers = dict(benchmark.get("tokenizers", {}))
     for run in benchmark["runs"]:
         if own := sorted({"dataset", "seed"} & run.keys()):
             raise UserError(
@@ -29,7 +31,11 @@ def check(benchmark: dict[str, Any]) -> None:
                 "could not be compared: set it for the whole config"
             )
         raw = {key: value for key, value in {**shared, **run}.items() if key != "name"}
-        config.parse(raw, f"runs.{run['name']}")
+        parsed = config.parse(raw, f"runs.{run['name']}")
+        if parsed.recipe.tokens is not None:
+            tokenizers.setdefault(parsed.recipe.tokens.tokenizer, {})
+    for name, settings in tokenizers.items():
+        tokens.configure(name, settings, f"tokenizers.{name}")
     for evaluation in benchmark["evaluations"]:
         where = f"evaluations.{evaluation['name']}"
         strict(load(evaluation["name"]).Config, evaluation.get("config", {}), where)

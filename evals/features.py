@@ -5,6 +5,7 @@ The control ``pixels`` has no encoder: its features are the bytes of the image, 
 """
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ijepa.checkpoint import load_encoder, save_tensors
@@ -28,8 +30,16 @@ BATCH_SIZE = 128
 
 
 @torch.no_grad()
-def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -> None:
+def extract(
+    encoder_file: Path | None,
+    data: Path,
+    image_size: int,
+    out: Path,
+    numbers: dict[str, int] | None = None,
+) -> None:
     """Write the features of every split; ``encoder_file`` None means raw pixels.
+
+    ``numbers`` says of which splits only so many images are taken, the first ones.
 
     The tensors ``SPLIT.x`` [images, D] and ``SPLIT.y`` [images] are one safetensors file, which can
     be mapped into memory; its header says of what and by whom.
@@ -49,8 +59,11 @@ def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -
     tensors: dict[str, Tensor] = {}
     for split in index.splits:
         images = Images(data, split)
+        count = (numbers or {}).get(split, len(images))
         batches = evaluation_batches(
-            EvaluationViews(images, image_size), BATCH_SIZE, num_workers=num_workers
+            Subset(EvaluationViews(images, image_size), range(count)),
+            BATCH_SIZE,
+            num_workers=num_workers,
         )
         pooled: list[Tensor] = []
         for images_BHWC in tqdm(batches, desc=f"features of {split}", unit="batch", mininterval=2):
@@ -58,9 +71,12 @@ def extract(encoder_file: Path | None, data: Path, image_size: int, out: Path) -
                 pooled.append(images_BHWC.flatten(1).float() / 255)
                 continue
             with precision("auto", device):
-                features_BND = encoder(normalise(images_BHWC.to(device)))
-            pooled.append(features_BND.float().mean(1).cpu())
-        tensors |= {f"{split}.x": torch.cat(pooled), f"{split}.y": torch.from_numpy(images.labels)}
+                features = encoder(normalise(images_BHWC.to(device)))
+            pooled.append(encoder.patches(features).float().mean(1).cpu())
+        tensors |= {
+            f"{split}.x": torch.cat(pooled),
+            f"{split}.y": torch.from_numpy(images.labels[:count]),
+        }
     about |= {
         "dataset": index.dataset,
         "data_version": index.version(),
@@ -77,12 +93,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--image-size", type=int, default=32, help="for pixels only")
     parser.add_argument("--out", type=Path, required=True, help="file for the features")
+    parser.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
     options = parser.parse_args()
-    read_index(options.data)
+    splits = read_index(options.data).splits
+    if unknown := sorted(options.images.keys() - splits.keys()):
+        raise UserError(f"images.{unknown[0]}: unknown split; there are {', '.join(splits)}")
     encoder = None if options.encoder == "pixels" else Path(options.encoder)
     if encoder is not None and not encoder.exists():
         raise UserError(f"{encoder} does not exist: pretrain it first, or say pixels")
-    extract(encoder, options.data, options.image_size, options.out)
+    extract(encoder, options.data, options.image_size, options.out, options.images)
 
 
 if __name__ == "__main__":

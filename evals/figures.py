@@ -15,13 +15,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evals import read_features
 from evals.knn import neighbours
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
-from ijepa.masking import Masking, MultiBlock
-from ijepa.randomness import generator
 from ijepa.vit import ViTConfig
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -55,24 +54,20 @@ def loss_curves(logs: dict[str, Path]) -> str:
     return file.getvalue()
 
 
-def masks(config: Masking, vit: ViTConfig, images: Images, count: int = 6) -> str:
-    """Real images, then what the context encoder sees of each, then its target blocks."""
-    grid, patch = vit.grid, vit.patch_size
-    sample = MultiBlock(config, grid).sample(count, generator("figure of masks"))
-    with figure(1.5 * count, 1.7 * (2 + config.num_targets)) as (drawing, file):
-        axes = drawing.subplots(2 + config.num_targets, count, squeeze=False)
+def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
+    """Real images, and below what is visible of them: named rows, boolean [images, patches]."""
+    count = len(next(iter(rows.values())))
+    with figure(1.5 * count, 1.7 * (1 + len(rows))) as (drawing, file):
+        axes = drawing.subplots(1 + len(rows), count, squeeze=False)
         for column in range(count):
             pixels = np.asarray(centre_crop(images[column], vit.image_size))
-            kept = [sample.context_GK[column], *sample.targets_GMT[column]]
             _picture(axes[0, column], pixels)
-            for row, index in enumerate(kept, start=1):
-                visible = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
-                visible[index] = True
-                by_pixel = visible.view(grid).numpy().repeat(patch, 0).repeat(patch, 1)
+            for row, visible in enumerate(rows.values(), start=1):
+                by_patch = visible[column].view(vit.grid).numpy()
+                by_pixel = by_patch.repeat(vit.patch_size, 0).repeat(vit.patch_size, 1)
                 faded = (pixels * 0.12 + 255 * 0.80).astype(np.uint8)
                 _picture(axes[row, column], np.where(by_pixel[..., None], pixels, faded))
-        names = ["image", "context", *(f"target {m + 1}" for m in range(config.num_targets))]
-        for row, name in enumerate(names):
+        for row, name in enumerate(["image", *rows]):
             axes[row, 0].set_ylabel(name)
     return file.getvalue()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evals import figures, tables
@@ -13,6 +14,7 @@ from ijepa import config
 from ijepa.data.loader import Images
 from ijepa.errors import run_command
 from ijepa.files import write_text
+from ijepa.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -49,45 +51,45 @@ def report(
     ).get_template("report.html")
     name = results.name
     text = page.render(
-        name=name, results=results, tables=shown, figures=pictures(results, chosen, data)
+        name=name, results=results, tables=shown, figures=pictures(results, tidy, data)
     )
     write_text(out, text)
 
 
-def pictures(results: Path, chosen: list[Path], data: Path) -> list[Picture]:
+def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
     """Loss curves, masks on images, and nearest neighbours of the first seed of every run."""
-    seeds: dict[str, set[int]] = {}
-    for path in chosen:
-        seeds.setdefault(path.parts[-3], set()).add(int(path.parts[-2].removeprefix("seed")))
-    first_seeds = {
-        run: results / "runs" / run / f"seed{min(of_run)}"
-        for run, of_run in sorted(seeds.items())
-        if run != "pixels"
+    first_seeds = tidy[tidy["run"] != "pixels"].groupby("run")["seed"].min()
+    # Published weights have no log, and nothing of ours was masked to make them.
+    trained = {
+        run: results / "runs" / run / f"seed{first_seeds[run]}"
+        for run in sorted(set(tidy[~tidy["method"].isin(["", "released"])]["run"]))
     }
-    trained = {run: path for run, path in first_seeds.items() if run not in tables.CONTROLS}
     train, test = Images(data, "train"), Images(data, "test")
-    found = [
-        Picture(
-            "Pretraining",
-            "Loss of the method's own task (not comparable between methods), and two monitors that "
-            "fall towards 0 and 1 when features collapse.",
-            figures.loss_curves({run: path / "train.jsonl" for run, path in trained.items()}),
+    found = []
+    if trained:
+        found.append(
+            Picture(
+                "Pretraining",
+                "Loss of the method's own task (not comparable between methods), and two monitors "
+                "that fall towards 0 and 1 when features collapse.",
+                figures.loss_curves({run: path / "train.jsonl" for run, path in trained.items()}),
+            )
         )
-    ]
     for run, path in trained.items():
         run_config = config.read(path / "run.yaml")
-        if (masking := getattr(run_config.recipe, "masking", None)) is not None:
+        grid = run_config.vit.grid
+        if rows := run_config.recipe.masks(6, grid, generator("picture of masks")):
             found.append(
                 Picture(
                     f"Masks of {run}",
-                    "From top to bottom: the image; the context block less the targets, which is "
-                    "all that the context encoder sees; the target blocks, whose features are "
-                    "predicted.",
-                    figures.masks(masking, run_config.vit, train),
+                    "From top to bottom: the image; what the network that learns sees of it "
+                    "(I-JEPA: the context block less the targets); and, for I-JEPA, the target "
+                    "blocks, whose features are predicted.",
+                    figures.masks(rows, run_config.vit, train),
                 )
             )
-    for run, path in first_seeds.items():
-        features = results / "features" / run / f"{path.name}.safetensors"
+    for run, seed in first_seeds.items():
+        features = results / "features" / str(run) / f"seed{seed}.safetensors"
         found.append(
             Picture(
                 f"Nearest neighbours: {run}",

@@ -45,8 +45,10 @@ def read_results(paths: list[Path]) -> pd.DataFrame:
                 "high": 100 * result["interval"][1],
                 "n": result["n"],
                 "method": run.get("method", "") if path.parts[-3] not in CONTROLS else "",
-                "images_seen": facts.get("images_seen", 0),
-                "train_minutes": facts.get("train_seconds", 0.0) / 60,
+                "tokenizer": facts.get("tokenizer", ""),
+                # Of published weights neither is known; pixels have seen nothing.
+                "images_seen": facts.get("images_seen", None if facts else 0),
+                "train_minutes": facts.get("train_seconds", float("nan") if facts else 0.0) / 60,
                 "data_version": about["data_version"],
                 "commit": " ".join(sorted(commits)),
                 "machine": facts.get("machine", result["machine"]),
@@ -72,6 +74,7 @@ def tabulate(results: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
             row[f"{evaluation}_std"] = found["value"].std() if several else float("nan")
             row["n"] = found["n"].max()
         row["images_seen"] = of_run["images_seen"].max()
+        row["tokenizer"] = of_run["tokenizer"].iloc[0]
         row["train_minutes"] = of_run.groupby("seed")["train_minutes"].first().mean()
         for name in ("data_version", "commit", "machine"):
             row[name] = " ".join(sorted(of_run[name].unique()))
@@ -80,21 +83,27 @@ def tabulate(results: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
 
 
 def display(table: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
-    """The table as a person reads it, with each gain over the untrained network."""
-    control = table.set_index("run").loc["random_init"]
-    shown = pd.DataFrame({"encoder": [_title(run) for run in table["run"]]})
+    """The table as a person reads it, with each gain over the control."""
+    baseline = gained_over(table)
+    control = table.set_index("run").loc[baseline]
+    shown = pd.DataFrame({"encoder": [_title(row) for _, row in table.iterrows()]})
     for evaluation in evaluations:
         shown[f"{evaluation.replace('_', ' ')}, top-1 %"] = [
             _accuracy(row, evaluation) for _, row in table.iterrows()
         ]
         gains = table[evaluation] - control[evaluation]
         shown[f"{evaluation.replace('_', ' ')}, gain"] = [
-            "" if run == "random_init" else f"{gain:+.2f}"
+            "" if run == baseline else f"{gain:+.2f}"
             for run, gain in zip(table["run"], gains, strict=True)
         ]
-    shown["images seen"] = [f"{seen:,}" if seen else "0" for seen in table["images_seen"]]
-    shown["minutes"] = [f"{minutes:.1f}" if minutes else "0" for minutes in table["train_minutes"]]
+    shown["images seen"] = [_known(seen, ",.0f") for seen in table["images_seen"]]
+    shown["minutes"] = [_known(minutes, ".1f") for minutes in table["train_minutes"]]
     return shown
+
+
+def gained_over(table: pd.DataFrame) -> str:
+    """The control: the untrained network, or pixels where every encoder is a published one."""
+    return "random_init" if "random_init" in set(table["run"]) else "pixels"
 
 
 def note(table: pd.DataFrame) -> str:
@@ -103,7 +112,7 @@ def note(table: pd.DataFrame) -> str:
     texts = [
         f"n = {int(table['n'].max()):,} test images",
         f"{int(table['seeds'].max())} seed(s)",
-        "gain is over the untrained network",
+        f"gain is over {CONTROLS[gained_over(table)]}",
         "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
         f"data version {', '.join(sorted(table['data_version'].unique()))}",
         f"machine {', '.join(sorted(table['machine'].unique()))}",
@@ -125,8 +134,14 @@ def markdown(title: str, table: pd.DataFrame, evaluations: list[str]) -> str:
     return f"# {title}\n\n" + "\n".join(lines) + f"\n\n{note(table)}\n"
 
 
-def _title(run: object) -> str:
-    return f"{run} ({CONTROLS[str(run)]})" if run in CONTROLS else str(run)
+def _title(row: Any) -> str:
+    run = str(row["run"])
+    remark = CONTROLS.get(run) or (f"tokenizer: {row['tokenizer']}" if row["tokenizer"] else "")
+    return f"{run} ({remark})" if remark else run
+
+
+def _known(value: float, form: str) -> str:
+    return "-" if pd.isna(value) else f"{value:{form}}" if value else "0"
 
 
 def _accuracy(row: Any, evaluation: str) -> str:

@@ -1,8 +1,18 @@
-"""Checkpoints of a run under way, and encoders: what a finished run hands to evaluation."""
+"""Checkpoints of a run under way, and encoders: what a finished run hands to evaluation.
 
+``python -m ijepa.checkpoint import|export|inspect`` takes encoders from and to files in the layouts
+in which others publish theirs.
+"""
+
+import argparse
 import dataclasses
 import json
 import pickle
+import re
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ijepa import released
 from ijepa.config import RunConfig
-from ijepa.errors import UserError
-from ijepa.files import written_whole
+from ijepa.errors import UserError, run_command
+from ijepa.files import digest, written_whole
 from ijepa.provenance import here
-from ijepa.vit import ViT, ViTConfig
+from ijepa.vit import Variant, ViT, ViTConfig
 
 TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 """What torch raises for a file that was cut off, or that holds something else."""
+GARBLED = (*TORN, AssertionError, AttributeError, IndexError, TypeError, struct.error)
+"""What else it raises, while it reads a file, where bytes of that were changed."""
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -53,18 +66,36 @@ def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
 
 def save_encoder(path: Path, encoder: ViT, run: RunConfig, facts: dict[str, Any]) -> None:
     """Write an encoder as safetensors; its header holds the run's configuration and ``facts``."""
-    about = {"run": dataclasses.asdict(run), "facts": {**facts, **here()}}
+    about = {
+        "run": dataclasses.asdict(run),
+        "variant": dataclasses.asdict(encoder.variant),
+        "facts": {**facts, **here()},
+    }
     weights = {name: value.contiguous().cpu() for name, value in encoder.state_dict().items()}
     save_tensors(path, weights, about)
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors as safetensors with a header, whole or not at all."""
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], about: dict[str, Any], replace: bool = True
+) -> None:
+    """Write tensors as safetensors with a header, whole or not at all.
+
+    Where ``replace`` is false, another file in that place is an error.
+    """
     try:
         with written_whole(path) as part:
             save_file(tensors, part, metadata={"ijepa": json.dumps(about)})
+            may_replace(path, part, replace)
     except SafetensorError as error:
         raise cannot_be_written(path, error) from None
+
+
+def may_replace(path: Path, part: Path, replace: bool) -> None:
+    """Raise UserError where ``part`` is not to replace ``path``, which has other content."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    if not replace and path.exists() and digest(path) != digest(part):
+        raise UserError(f"{path} exists and is another file: move it away, or say --force")
 
 
 def cannot_be_written(path: Path, error: Exception) -> UserError:
@@ -88,9 +119,215 @@ def load_encoder(path: Path) -> tuple[ViT, dict[str, Any]]:
         raise UserError(
             f"{path} is not an encoder of this project ({error}): pretrain it again"
         ) from None
-    encoder = ViT(ViTConfig(**about["run"]["vit"]))
+    encoder = ViT(ViTConfig(**about["run"]["vit"]), Variant(**about.get("variant", {})))
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit its own header: {error}") from None
     return encoder.eval(), about
+
+
+def import_encoder(
+    source: Path,
+    out: Path,
+    layout: str = "auto",
+    tower: str | None = None,
+    image_size: int | None = None,
+    num_heads: int | None = None,
+    licence: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write the encoder of a published file as one of ours; its header says where it came from.
+
+    Without ``tower`` it is the one that its authors evaluate. The position table is resampled where
+    ``image_size`` is not the one of training (see released.resized). How many images it has seen
+    and its seed are not in such a file: they are null.
+    """
+    found = released.encoder(read_tensors(source), str(source), layout, tower)
+    known = found.shape["num_heads"]
+    if num_heads is None and known is None:
+        raise UserError(
+            f"{source} does not tell how many attention heads an encoder of width "
+            f"{found.shape['dim']} has: say --num-heads"
+        )
+    if released.TABLE in found.weights and num_heads not in (None, known):
+        raise UserError(f"--num-heads is {num_heads}, but {source} has {known}: leave it out")
+    weights = {
+        name: value.detach().to(torch.float32, copy=True).contiguous()
+        for name, value in found.weights.items()
+    }
+    try:
+        vit = ViTConfig(**{**found.shape, "num_heads": num_heads or known})
+        trained_size = vit.image_size
+        weights, vit = released.resized(weights, vit, image_size or vit.image_size)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    about = {
+        "run": {"method": "released", "seed": None, "vit": dataclasses.asdict(vit)},
+        "variant": dataclasses.asdict(found.variant),
+        "facts": {
+            "images_seen": None,
+            "released": {
+                "file": source.name,
+                "sha256": digest(source),
+                "layout": found.layout,
+                "tower": found.tower or None,
+                "image_size": trained_size,
+                "licence": licence,
+            },
+            **here(),
+        },
+    }
+    save_tensors(out, weights, about, replace=force)
+
+
+def export_encoder(source: Path, out: Path, layout: str, force: bool = False) -> None:
+    """Write one of our encoders in a published layout: a torch file, or by its name safetensors."""
+    encoder, about = load_encoder(source)
+    tower = about["facts"].get("released", {}).get("tower")
+    key, weights = released.publish(encoder.state_dict(), encoder.variant, layout, tower)
+    weights = {name: value.clone() for name, value in weights.items()}
+    if out.suffix == ".safetensors" and key:
+        raise UserError(f"{out}: a file of {layout} is torch's: end its name in .pth")
+    try:
+        with written_whole(out) as part:
+            if out.suffix == ".safetensors":
+                save_file(weights, part, metadata={"format": "pt"})
+            else:
+                with part.open("wb") as file:  # torch writes a path's name into the file
+                    torch.save({key: weights} if key else weights, file)
+            may_replace(out, part, force)
+    except (SafetensorError, RuntimeError) as error:
+        raise cannot_be_written(out, error) from None
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a file of ours or of others holds: layout, towers, sizes, leftovers, and its digest."""
+    if about := ours(path):
+        encoder, _ = load_encoder(path)
+        weights, variant, shape = encoder.state_dict(), encoder.variant, about["run"]["vit"]
+        origin = about["facts"].get("released", {})
+        lines: dict[str, Any] = {"layout": "this project's", "method": about["run"]["method"]}
+        lines |= {f"imported {name}": value for name, value in origin.items()}
+        others: Counter[str] = Counter()
+    else:
+        tensors = read_tensors(path)
+        found = released.encoder(tensors, str(path))
+        fits = [one.layout for one in released.readings(tensors) if not one.problems]
+        weights, variant, shape = found.weights, found.variant, found.shape
+        lines = {
+            "layout": found.layout,
+            "fits also": ", ".join(fits[1:]) or "no other",
+            "towers": ", ".join(tower or "one" for tower in found.towers),
+        }
+        others = Counter(".".join(name.split(".")[:2]) for name in found.leftovers)
+    fixed = weights["pos_embed"].numel() if variant.positions.startswith("sincos") else 0
+    return {
+        **lines,
+        **{name: shape[name] for name in ("dim", "depth", "patch_size", "image_size", "mlp_ratio")},
+        "num_heads": shape["num_heads"] or "not in the file",
+        "variant": ", ".join(
+            f"{name} {getattr(variant, name)}" for name in ("class_token", "positions", "blocks")
+        ),
+        "parameters": f"{sum(value.numel() for value in weights.values()) - fixed:,}",
+        "fixed positions": f"{fixed:,}",
+        "leftovers": ", ".join(f"{n} of {name}" for name, n in sorted(others.items())) or "none",
+        "sha256": digest(path),
+    }
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a torch or safetensors file, named by its path through the dictionaries.
+
+    Code in a file is never run. Raises UserError where the file holds any, or is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.exists() else 'missing'}: name a file")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty: get it again")
+    if ours(path):
+        raise UserError(f"{path} is a file of this project already: use it as it is")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # A release's arguments are a Namespace, which does nothing but hold values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            whole = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except (SafetensorError, *GARBLED) as error:
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} holds code ({code[1]}), which is not run: get a file of tensors only"
+            ) from None
+        # torch's first line may advise to run the code.
+        reason = str(error).split("WeightsUnpickler error: ")[-1].strip().partition("\n")[0]
+        raise UserError(
+            f"{path} is damaged, or is no file of torch or safetensors ({reason}): get it again"
+        ) from None
+    return dict(flattened(whole))
+
+
+def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dictionaries and lists, with their paths."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from flattened(item, f"{name}.{key}" if name else str(key))
+
+
+def ours(path: Path) -> dict[str, Any]:
+    """The header of an encoder of this project; empty for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("ijepa", "{}"))
+            return about if "run" in about else {}
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        return {}
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ijepa.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    layouts = list(released.LAYOUTS)
+
+    command = commands.add_parser("import", help="make a published file an encoder of ours")
+    command.add_argument("file", type=Path, help="a torch or .safetensors file")
+    command.add_argument("--out", type=Path, required=True, help="file for the encoder")
+    command.add_argument("--layout", choices=["auto", *layouts], default="auto")
+    command.add_argument(
+        "--tower",
+        choices=released.TOWERS,
+        help="which encoder, where a file has two; ijepa: target (the default) or context; dino, "
+        "ibot: teacher (the default) or student; data2vec: model (the default) or ema",
+    )
+    command.add_argument("--image-size", type=int, help="the size that trained it, if left out")
+    command.add_argument("--num-heads", type=int, help="needed for widths that nobody published")
+    command.add_argument("--licence", help="of the file, for the record")
+    command.add_argument("--force", action="store_true", help="replace another file at --out")
+
+    command = commands.add_parser("export", help="write an encoder of ours in a published layout")
+    command.add_argument("file", type=Path, help="an encoder of this project")
+    command.add_argument("--out", type=Path, required=True, help="file to write")
+    command.add_argument("--layout", choices=layouts, required=True)
+    command.add_argument("--force", action="store_true", help="replace another file at --out")
+
+    command = commands.add_parser("inspect", help="say what a file holds")
+    command.add_argument("file", type=Path, help="any of these files")
+
+    options = vars(parser.parse_args())
+    action, file = options.pop("command"), options.pop("file")
+    if action == "import":
+        import_encoder(file, **options)
+    elif action == "export":
+        export_encoder(file, **options)
+    else:
+        for name, value in describe(file).items():
+            print(f"{name:19} {value}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -23,8 +23,9 @@ class RunConfig:
     """One configured pretraining.
 
     ``recipe`` is the method's own Config. ``precision`` auto means bfloat16 autocast on hardware
-    that computes in it, else float32. Times between log lines, monitors and checkpoints count
-    steps.
+    that computes in it, else float32. ``activation_checkpointing`` computes each block's inside
+    again in the backward pass instead of storing it, for networks that do not fit otherwise. Times
+    between log lines, monitors and checkpoints count steps.
     """
 
     method: str
@@ -33,6 +34,7 @@ class RunConfig:
     recipe: Annotated[Recipe, PlainValidator(lambda checked: checked)]
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: bool = False
     num_workers: int = 1
     log_every: int = 10
     monitor_every: int = 100

@@ -1,7 +1,7 @@
-"""AdamW with the release's parameter groups, and the schedules of learning rate and weight decay.
+"""AdamW with the releases' parameter groups, schedules, clipping, and the moving average.
 
 Source: Assran et al., CVPR 2023, A.1, and the released configs. Paper and code differ on both
-schedules; ``Optim`` says where.
+schedules; ``Optim`` says where. The other methods' recipes are in ``ijepa/methods``.
 """
 
 import math
@@ -20,6 +20,12 @@ class Optim:
     The paper starts at a learning rate of 1e-4, warms up over 15 epochs and raises the weight decay
     linearly; the code starts at 2e-4, warms up over 40 and raises it along a cosine. There is no
     gradient clipping in either.
+
+    ``lr`` is that of ``batch_size``, not of 256 images. ``counted_from``: I-JEPA's release counts
+    updates from 1, so that its first one runs above ``start_lr`` and its last at ``final_lr``; the
+    others count from 0. ``clip`` bounds the norm of the gradients, of all together or, as DINO and
+    iBOT do, of each parameter's own. ``accumulate`` parts of the batch are computed one after the
+    other; what is learned does not depend on it.
     """
 
     batch_size: int = 2048
@@ -31,10 +37,17 @@ class Optim:
     weight_decay: tuple[float, float] = (0.04, 0.4)
     weight_decay_shape: Literal["cosine", "linear"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.999)
+    counted_from: Literal[0, 1] = 1
+    clip: float | None = None
+    clip_of: Literal["all", "each"] = "all"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip}: it must be above 0, or null for no clipping")
         if not 0 <= self.epochs < math.inf:
             raise ValueError(f"epochs is {self.epochs}: it must be finite, and 0 means no training")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -54,28 +67,25 @@ class Optim:
 
 
 def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
-    """Rate of update ``step`` (from 0): linear warm-up, then half a cosine down to ``final_lr``.
-
-    The release counts updates from 1, so the last one runs at ``final_lr`` and the first above
-    ``start_lr``.
-    """
+    """Rate of update ``step`` (from 0): linear warm-up, then half a cosine down to ``final_lr``."""
     warmup = int(optim.warmup_epochs * num_steps / optim.epochs)
-    if step + 1 < warmup:
-        return optim.start_lr + (step + 1) / warmup * (optim.lr - optim.start_lr)
-    progress = (step + 1 - warmup) / max(1, num_steps - warmup)
-    return _cosine(optim.lr, optim.final_lr, progress)
+    update = step + optim.counted_from
+    if update < warmup:
+        return optim.start_lr + update / warmup * (optim.lr - optim.start_lr)
+    return cosine(optim.lr, optim.final_lr, (update - warmup) / max(1, num_steps - warmup))
 
 
 def weight_decay(optim: Optim, step: int, num_steps: int) -> float:
     """Weight decay of update ``step`` (from 0), from the first to the second value."""
     start, end = optim.weight_decay
-    progress = (step + 1) / num_steps
+    progress = (step + optim.counted_from) / num_steps
     if optim.weight_decay_shape == "linear":
         return start + progress * (end - start)
-    return _cosine(start, end, progress)
+    return cosine(start, end, progress)
 
 
-def _cosine(start: float, end: float, progress: float) -> float:
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from ``start`` at progress 0 to ``end`` at 1."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -110,3 +120,20 @@ def schedule(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["weight_decay"] = decay if group["decayed"] else 0.0
+
+
+def clip(method: nn.Module, optim: Optim) -> None:
+    """Scale down the gradients whose norm is above the bound."""
+    if optim.clip is None:
+        return
+    parameters = [p for _, p in trained(method) if p.grad is not None]
+    for group in [parameters] if optim.clip_of == "all" else [[p] for p in parameters]:
+        nn.utils.clip_grad_norm_(group, optim.clip)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, source: nn.Module, momentum: float) -> None:
+    """Move the weights of an average towards its source's: m * average + (1 - m) * source."""
+    torch._foreach_lerp_(
+        list(average.parameters()), [p.detach() for p in source.parameters()], 1.0 - momentum
+    )

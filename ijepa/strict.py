@@ -29,13 +29,13 @@ def _defaults(kind: type) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
-            values[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-            values[field.name] = (
-                dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-            )
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if value is not dataclasses.MISSING:
+            values[field.name] = value
     return values
 
 

@@ -10,29 +10,34 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ijepa import methods
+from ijepa import distributed, methods
 from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, read
 from ijepa.data.loader import (
     EvaluationViews,
     Images,
+    Item,
     Steps,
     TrainingViews,
     evaluation_batches,
     training_batches,
 )
-from ijepa.data.shards import verify
+from ijepa.data.shards import Index, read_index, verify
+from ijepa.data.tokens import TokenCache
+from ijepa.data.tokens import read as read_tokens
 from ijepa.data.transforms import normalise
+from ijepa.distributed import World
 from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 from ijepa.methods import Batch
-from ijepa.optim import adamw, learning_rate, schedule, weight_decay
+from ijepa.optim import adamw, clip, learning_rate, schedule, weight_decay
 from ijepa.precision import precision
 from ijepa.provenance import here
 from ijepa.vit import ViT
@@ -41,31 +46,59 @@ NUM_MONITORED = 512
 """Images whose features are watched for collapse."""
 
 
-def train(run: RunConfig, data: Path, work: Path, out: Path) -> None:
+def train(
+    run: RunConfig, data: Path, work: Path, out: Path, world: World = distributed.ALONE
+) -> None:
     """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
 
     Checkpoints go to a folder in ``work`` named by the configuration and the data: the same run
     resumes there, a changed one starts anew, and so does one that had finished. On a CPU a resumed
     run ends bit-identical to an undisturbed one.
+
+    The processes of a ``world`` share each batch, and end with the weights that one process would
+    have, up to rounding. The first one reads the data through, logs and writes.
     """
     here()  # the commit that runs is that of the start, whatever is committed meanwhile
-    index = verify(data)
-    if index.dataset != run.dataset:
-        raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
-    work = work / f"{run.identity()}-{index.version()}"
-    with alone(work):
-        writable(out.parent)
-        _train(run, data, index.version(), work, out)
+    with contextlib.ExitStack() as held:
+        index = verify(data) if world.rank == 0 else read_index(data)
+        if index.dataset != run.dataset:
+            raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
+        tokens = token_cache(run, data, index)
+        made_of = [run.identity(), index.version(), *([tokens.sha256[:12]] if tokens else [])]
+        work = work / "-".join(made_of)
+        if world.rank == 0:
+            held.enter_context(alone(work))
+            writable(out.parent)
+        distributed.wait()
+        facts = {"data_version": index.version()}
+        if tokens:
+            facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
+        _train(run, data, tokens.ids if tokens else None, facts, work, out, world)
+        distributed.wait()
 
 
-def _train(run: RunConfig, data: Path, data_version: str, work: Path, out: Path) -> None:
+def _train(
+    run: RunConfig,
+    data: Path,
+    token_ids: NDArray[Any] | None,
+    facts: dict[str, Any],
+    work: Path,
+    out: Path,
+    world: World,
+) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    optim = run.recipe.optim
+    recipe, optim = run.recipe, run.recipe.optim
     images = Images(data, "train")
+    num_parts = world.size * optim.accumulate
     if optim.batch_size > len(images):
         raise UserError(
             f"recipe.optim.batch_size is {optim.batch_size}, but {data} has only {len(images)} "
             "training images: choose a smaller batch"
+        )
+    if optim.batch_size % num_parts:
+        raise UserError(
+            f"recipe.optim.batch_size is {optim.batch_size}: it must be a multiple of {num_parts} "
+            f"({world.size} processes times recipe.optim.accumulate {optim.accumulate})"
         )
     num_steps = int(optim.epochs * (len(images) // optim.batch_size))
     if optim.epochs and not num_steps:
@@ -75,74 +108,126 @@ def _train(run: RunConfig, data: Path, data_version: str, work: Path, out: Path)
         )
 
     torch.manual_seed(run.seed)
-    method = methods.load(run.method).Method(run.recipe, run.vit).to(device)
+    method = methods.load(run.method).Method(recipe, run.vit).to(device)
+    for network in method.modules():
+        if isinstance(network, ViT):
+            network.activation_checkpointing = run.activation_checkpointing
     optimizer = adamw(method, optim)
     first = resume(work / "checkpoint.pt", method, optimizer)
-    views = TrainingViews(images, run.vit.image_size, run.recipe.crop, run.seed)
-    steps = Steps(len(images), optim.batch_size, first, num_steps, run.seed)
+    shared = distributed.shared(method, world)
+    kinds = recipe.views(run.vit.image_size)
+    views = TrainingViews(images, kinds, run.seed, token_ids, run.vit.grid)
+    steps = Steps(len(images), optim.batch_size, first, num_steps, run.seed, world.rank, world.size)
     monitored = first_views(images, run.vit.image_size).to(device)
 
     with (
-        open_log(work / "train.jsonl", first) as log,
+        open_log(work / "train.jsonl", first, world) as log,
         tqdm(
             total=num_steps,
             initial=first,
             desc=f"pretrain {run.method}",
             unit="step",
             mininterval=2,
+            disable=world.rank > 0,
         ) as bar,
     ):
         logged_at, logged_step = time.perf_counter(), first
-        for step, batch in enumerate(training_batches(views, steps, run.num_workers), start=first):
+        for step, item in enumerate(training_batches(views, steps, run.num_workers), start=first):
+            progress = step / num_steps
             lr, decay = learning_rate(optim, step, num_steps), weight_decay(optim, step, num_steps)
             schedule(optimizer, lr, decay)
 
-            with precision(run.precision, device):
-                scalars = method(
-                    Batch(normalise(batch.to(device, non_blocking=True)), run.seed, step)
+            told: list[dict[str, float]] = []
+            for number, part in enumerate(parts(item, optim.accumulate)):
+                views_of_part, tokens = (to(part.views, device), to(part.tokens, device))
+                batch = Batch(
+                    tuple(normalise(view) for view in views_of_part),
+                    run.seed,
+                    step,
+                    progress,
+                    offset=(world.rank * optim.accumulate + number) * len(views_of_part[0]),
+                    total=optim.batch_size,
+                    tokens_BN=tokens,
                 )
-            if not math.isfinite(loss := scalars["loss"].item()):
-                raise UserError(
-                    f"the loss is {loss} at step {step}, before its update; the last checkpoint is "
-                    "whole: lower recipe.optim.lr, or set precision: float32"
-                )
-            scalars["loss"].backward()
+                last = number + 1 == optim.accumulate
+                with distributed.gradients_shared(shared, last):
+                    with precision(run.precision, device):
+                        scalars = shared(batch)
+                    told.append(distributed.mean(scalars))
+                    if not math.isfinite(told[-1]["loss"]):
+                        raise UserError(
+                            f"the loss is {told[-1]['loss']} at step {step}, before its update; "
+                            "the last checkpoint is whole: lower recipe.optim.lr, or set "
+                            "precision: float32"
+                        )
+                    (scalars["loss"] / optim.accumulate).backward()
+            method.before_step(progress)
+            clip(method, optim)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            method.after_step(step / num_steps)
+            method.after_step(progress)
 
             done = step + 1
             bar.update()
-            if done % run.log_every == 0 or done == num_steps:
+            if world.rank == 0 and (done % run.log_every == 0 or done == num_steps):
                 seconds = time.perf_counter() - logged_at
                 speed = (done - logged_step) * optim.batch_size / seconds
                 logged_at, logged_step = time.perf_counter(), done
-                bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{speed:.0f}")
+                means = {name: sum(one[name] for one in told) / len(told) for name in told[0]}
+                bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.0f}")
                 record = {
                     "step": done,
                     "images": done * optim.batch_size,
                     "lr": lr,
                     "weight_decay": decay,
                 }
-                record |= {name: value.item() for name, value in scalars.items()}
-                record |= method.scheduled(step / num_steps)
+                record |= means | method.scheduled(progress)
                 record |= {"images_per_s": round(speed, 1), "seconds": round(seconds, 3)}
                 if done % run.monitor_every < run.log_every or done == num_steps:
                     record |= collapse_monitors(method.encoder, monitored, run.precision)
                 log.write(json.dumps(record) + "\n")
-            if done % run.checkpoint_every == 0:
+            if world.rank == 0 and done % run.checkpoint_every == 0:
                 log.flush()
                 save(work / "checkpoint.pt", method, optimizer, done)
 
+    if world.rank > 0:
+        return
     records = (work / "train.jsonl").read_text(encoding="utf-8")
     write_text(out.with_name("train.jsonl"), records)
-    facts = {
+    facts |= {
         "images_seen": num_steps * optim.batch_size,
         "train_seconds": sum(json.loads(record)["seconds"] for record in records.splitlines()),
-        "data_version": data_version,
     }
     save_encoder(out, method.encoder, run, facts)
     (work / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:
+    """The token cache that the recipe names, if any; raises UserError where it does not fit."""
+    tokens = run.recipe.tokens
+    if tokens is None:
+        return None
+    cache = read_tokens(data, tokens.tokenizer, index.version())
+    if cache.vocabulary > tokens.vocabulary:
+        raise UserError(
+            f"recipe.vocabulary is {tokens.vocabulary}, but the tokenizer {tokens.tokenizer} has "
+            f"{cache.vocabulary} words: set recipe.vocabulary to that"
+        )
+    return cache
+
+
+def parts(item: Item, number: int) -> Iterator[Item]:
+    """A batch in equal parts, for gradient accumulation."""
+    views = [view.chunk(number) for view in item.views]
+    tokens = [None] * number if item.tokens is None else item.tokens.chunk(number)
+    yield from (Item(list(v), t) for *v, t in zip(*views, tokens, strict=True))
+
+
+def to(tensors: Any, device: torch.device) -> Any:
+    """A tensor, several, or none on a device."""
+    if isinstance(tensors, list):
+        return [to(tensor, device) for tensor in tensors]
+    return None if tensors is None else tensors.to(device, non_blocking=True)
 
 
 def first_views(images: Images, size: int) -> Tensor:
@@ -158,8 +243,11 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
     ``feature_std``: standard deviation over images, averaged over features. ``rankme``: the
     exponential of the entropy of the singular values (Garrido et al., ICML 2023), at most D.
     """
+    mode = encoder.training
+    encoder.eval()
     with precision(setting, images_BCHW.device):
-        pooled_BD = encoder(images_BCHW).float().mean(1)
+        pooled_BD = encoder.patches(encoder(images_BCHW)).float().mean(1)
+    encoder.train(mode)
     values = torch.linalg.svdvals(pooled_BD)
     p = values / values.sum() + 1e-7
     return {
@@ -203,8 +291,12 @@ def writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def open_log(path: Path, first: int) -> Iterator[IO[str]]:
+def open_log(path: Path, first: int, world: World) -> Iterator[IO[str]]:
     """The run's log, cut to the checkpoint's step: steps that are run twice are told once."""
+    if world.rank > 0:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            yield nowhere
+        return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [ln for ln in lines if ln.endswith("\n") and json.loads(ln)["step"] <= first]
     write_text(path, "".join(kept))
@@ -220,7 +312,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="file for the encoder")
     options = parser.parse_args()
-    train(read(options.run), options.data, options.work, options.out)
+    with distributed.joined() as world:
+        train(read(options.run), options.data, options.work, options.out, world)
 
 
 if __name__ == "__main__":

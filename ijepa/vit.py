@@ -1,19 +1,23 @@
-"""The Vision Transformer of I-JEPA: timm's blocks, no [cls] token, fixed sine-cosine positions.
+"""The Vision Transformer of all methods: timm's blocks, and what the papers vary between them.
 
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, N patches of the grid
-(row-major), K patches kept, D features.
+(row-major), K patches kept, P 1 for a [cls] token and 0 for none, L blocks, D features.
 
 Sources: Assran et al., CVPR 2023, section A.1; sizes from Dosovitskiy et al., ICLR 2021, and Zhai
 et al., CVPR 2022. The paper calls its largest model "ViT-G/16"; its dimensions are those of ViT-g.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import beit
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Init = Literal["official", "rescaled"]
 
@@ -27,15 +31,18 @@ SIZES: dict[str, dict[str, int | float]] = {
 }
 
 LAYER_NORM_EPS = 1e-6
+DROP_PATHS = ("drop_path1", "drop_path2")
+norm_layer: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
 
 
 @dataclass(frozen=True)
 class ViTConfig:
     """Shape and initial weights of an encoder; ``size: huge`` in a config sets dim, depth, heads.
 
-    ``patch_std`` is the deviation of the patch convolution's weights: 0.02 in the release, where
-    positions are then seven times as large as what a patch shows, and training has weeks to mend
-    it. A run of minutes needs content in its targets from the start (LOG.md, 2026-11-22).
+    ``patch_std`` is the deviation of the patch convolution's weights where it is not to be the
+    method's own. I-JEPA's is 0.02: positions are then seven times as large as what a patch shows,
+    and training has weeks to mend it. A run of minutes needs content in its targets from the start
+    (LOG.md, 2026-11-22).
     """
 
     image_size: int = 224
@@ -45,12 +52,13 @@ class ViTConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     init: Init = "official"
-    patch_std: float = 0.02
+    patch_std: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch_std", "mlp_ratio"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: it must be above 0")
         for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -74,10 +82,43 @@ class ViTConfig:
         return (self.image_size // self.patch_size,) * 2
 
 
-class ViT(VisionTransformer):
-    """An encoder from images to one feature vector per patch."""
+@dataclass(frozen=True)
+class Variant:
+    """What a method's encoder has that another's has not; the defaults are I-JEPA's.
 
-    def __init__(self, config: ViTConfig) -> None:
+    ``positions``: fixed sine-cosine with the column's or the row's half first; learned; or a bias
+    on attention by relative place, shared by all blocks (BEiT's). ``blocks`` beit: queries and
+    values have a bias, keys have none. ``layer_scale`` is the initial scale of the residual
+    branches, None for no such parameter. ``drop_path`` rises linearly from 0 to this in the last
+    block. ``init`` normal: deviation 0.02 everywhere (I-JEPA, BEiT's family); xavier: uniform, also
+    for the patch convolution (MAE); dino: as normal, but torch's own default for that convolution.
+    """
+
+    class_token: bool = False
+    positions: Literal["sincos", "sincos_rows_first", "learned", "relative"] = "sincos"
+    blocks: Literal["vit", "beit"] = "vit"
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    init: Literal["normal", "xavier", "dino"] = "normal"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}: it must lie in [0, 1)")
+        if self.layer_scale is not None and not self.layer_scale > 0:
+            raise ValueError(f"layer_scale is {self.layer_scale}: it must be above 0, or null")
+
+
+class Hidden(NamedTuple):
+    """Patches whose embedding a learned token replaces: boolean [B, N], and the token [1, 1, D]."""
+
+    hidden_BN: Tensor
+    token: Tensor
+
+
+class ViT(VisionTransformer):
+    """An encoder from images to one feature vector per patch, after that of [cls] if it has one."""
+
+    def __init__(self, config: ViTConfig, variant: Variant = Variant()) -> None:
         super().__init__(
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -86,40 +127,190 @@ class ViT(VisionTransformer):
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
             num_classes=0,
-            class_token=False,
+            class_token=variant.class_token,
             global_pool="",
             fc_norm=False,
-            pos_embed="learn",
-            norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
+            pos_embed="none" if variant.positions == "relative" else "learn",
+            init_values=variant.layer_scale,
+            drop_path_rate=variant.drop_path,
+            norm_layer=norm_layer,
+            block_fn=beit_block if variant.blocks == "beit" else Block,  # type: ignore[arg-type]
             weight_init="skip",
         )
-        positions = sincos_positions(config.dim, config.grid)
-        self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        initialise(self, config.init)
-        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=config.patch_std)
+        self.config, self.variant = config, variant
+        self.patch_embed.strict_img_size = False  # local crops are smaller
+        self.activation_checkpointing = False
+        if variant.positions.startswith("sincos"):
+            positions = sincos_positions(
+                config.dim, config.grid, rows_first=variant.positions == "sincos_rows_first"
+            )
+            if variant.class_token:
+                positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
+            self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        if variant.positions == "relative":
+            self.rel_pos_bias = beit.RelativePositionBias(config.grid, config.num_heads)
+        self._initialise()
+        if variant.drop_path:
+            for block in self.blocks:
+                for name in DROP_PATHS:
+                    rate = getattr(getattr(block, name), "drop_prob", 0.0)
+                    setattr(block, name, DropPath(rate))
+
+    def _initialise(self) -> None:
+        projection = self.patch_embed.proj
+        default = projection.weight.detach().clone()  # torch's own
+        initialise(self, self.config.init)
+        std = self.config.patch_std
+        nn.init.trunc_normal_(projection.weight, std=0.02 if std is None else std)
+        if self.variant.init == "xavier":
+            xavier(self)
+        if self.variant.init != "normal" and std is None:
+            with torch.no_grad():
+                projection.weight.copy_(default)
+            if self.variant.init == "xavier":
+                nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.pos_embed is not None and self.variant.positions == "learned":
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(  # type: ignore[override]
-        self, images_BCHW: Tensor, keep_BK: Tensor | None = None
+        self,
+        images_BCHW: Tensor,
+        keep_BK: Tensor | None = None,
+        hidden: Hidden | None = None,
+        coins_BL2: Tensor | None = None,
     ) -> Tensor:
-        """Features after the final LayerNorm, [B, N, D]; of the patches in ``keep_BK`` if given.
+        """Features after the final LayerNorm, [B, P + N, D]; of ``keep_BK`` alone if given.
 
         Patches that are not kept are dropped before the first block: they influence nothing.
+        ``coins_BL2`` are uniform numbers for stochastic depth, needed in training mode where the
+        variant has it.
         """
-        x = self.patch_embed(images_BCHW) + self.pos_embed
+        *_, last = self.outputs(images_BCHW, keep_BK, hidden, coins_BL2)
+        features: Tensor = self.norm(last)
+        return features
+
+    def outputs(
+        self,
+        images_BCHW: Tensor,
+        keep_BK: Tensor | None = None,
+        hidden: Hidden | None = None,
+        coins_BL2: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """The embeddings and then the output of every block, [B, P + N, D], one after the other."""
+        x = self.embed(images_BCHW, keep_BK, hidden)
+        yield x
+        shared = {}
+        if self.variant.positions == "relative":
+            assert keep_BK is None, "the bias is that of the whole grid"
+            shared = {"shared_rel_pos_bias": self.rel_pos_bias()}
+        drops = self.training and self.variant.drop_path > 0
+
+        def run(layer: int, x: Tensor) -> Tensor:
+            # Set inside, so that a branch that is computed again meets its own coins.
+            for number, name in enumerate(DROP_PATHS if drops else ()):
+                assert coins_BL2 is not None
+                getattr(self.blocks[layer], name).coins_B = coins_BL2[:, layer, number]
+            out: Tensor = self.blocks[layer](x, **shared)
+            return out
+
+        for layer in range(len(self.blocks)):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(run, layer, x, use_reentrant=False)
+            else:
+                x = run(layer, x)
+            yield x
+
+    def embed(
+        self, images_BCHW: Tensor, keep_BK: Tensor | None = None, hidden: Hidden | None = None
+    ) -> Tensor:
+        """What enters the first block, [B, P + N, D] or [B, P + K, D]."""
+        x: Tensor = self.patch_embed(images_BCHW)
+        if hidden is not None:
+            x = torch.where(hidden.hidden_BN.unsqueeze(-1), hidden.token, x)
+        prefix = self.num_prefix_tokens
+        positions = self.positions(images_BCHW)
+        if positions is not None:
+            x = x + positions[:, prefix:]
         if keep_BK is not None:
             x = take(x, keep_BK)
-        features: Tensor = self.norm(self.blocks(x))
-        return features
+        if self.cls_token is not None:
+            token = self.cls_token if positions is None else self.cls_token + positions[:, :1]
+            x = torch.cat([token.expand(len(x), -1, -1), x], 1)
+        return x
+
+    def positions(self, images_BCHW: Tensor) -> Tensor | None:
+        """The position of each token, resampled where the images are not of the usual size.
+
+        DINO's release adds 0.1 to the new grid's sides against rounding, which moves the sampling
+        points by a hundredth of a patch; this does not.
+        """
+        if self.pos_embed is None:
+            return None
+        rows, columns = (side // self.config.patch_size for side in images_BCHW.shape[2:])
+        if (rows, columns) == self.config.grid:
+            return self.pos_embed
+        resampled: Tensor = resample_abs_pos_embed(
+            self.pos_embed,
+            [rows, columns],
+            list(self.config.grid),
+            num_prefix_tokens=self.num_prefix_tokens,
+            antialias=False,
+        )
+        return resampled
+
+    def patches(self, features: Tensor) -> Tensor:
+        """The features of the patches alone, [B, N, D]."""
+        return features[:, self.num_prefix_tokens :]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016) that draws nothing itself.
+
+    Its coins are set from outside, one uniform number for each image, so that a branch is dropped
+    for the same images however many devices share the batch, and again when it is recomputed.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.coins_B: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch, scaled up where it is kept and zero elsewhere."""
+        if not self.training or not self.rate:
+            return x
+        kept = (self.coins_B >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * kept.view(-1, 1, 1)
 
 
 def transformer_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
-    """Timm's pre-norm block with I-JEPA's settings, for predictors and decoders."""
-    return Block(
+    """Timm's pre-norm block with every method's settings, for predictors and decoders."""
+    return Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
+
+
+def beit_block(
+    dim: int,
+    num_heads: int,
+    mlp_ratio: float = 4.0,
+    init_values: float | None = None,
+    drop_path: float = 0.0,
+    **_: Any,
+) -> beit.Block:
+    """Timm's block of BEiT: layer scale, and no bias for the keys.
+
+    Takes all arguments that timm's VisionTransformer has for a block; what is left out has no
+    counterpart and its default.
+    """
+    return beit.Block(
         dim,
         num_heads,
-        mlp_ratio,
         qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),  # type: ignore[arg-type]
+        mlp_ratio=mlp_ratio,
+        drop_path=drop_path,
+        init_values=init_values,
+        norm_layer=norm_layer,
     )
 
 
@@ -128,17 +319,26 @@ def take(x_BND: Tensor, index_BK: Tensor) -> Tensor:
     return x_BND.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
 
 
-def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+def where(chosen_BN: Tensor) -> Tensor:
+    """Ascending indices of the chosen patches, [B, K]; every image must have equally many."""
+    counts = chosen_BN.sum(1)
+    assert (counts == counts[0]).all()
+    return chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1)
+
+
+def sincos_positions(dim: int, grid: tuple[int, int], rows_first: bool = False) -> Tensor:
     """Fixed positions, [1, N, dim].
 
-    The first half of the features encodes the column, the second the row. Each is [sines | cosines]
-    of the integer coordinate times 10000^(-k / (dim / 4)), computed in float64 as the release does.
+    The first half of the features encodes the column, the second the row; CAE has the row first.
+    Each is [sines | cosines] of the integer coordinate times 10000^(-k / (dim / 4)), computed in
+    float64 as the release does.
     """
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     row, column = torch.meshgrid(
         *(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij"
     )
-    angles = (coordinate.flatten().outer(frequency) for coordinate in (column, row))
+    order = (row, column) if rows_first else (column, row)
+    angles = (coordinate.flatten().outer(frequency) for coordinate in order)
     table = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
     return table.float().unsqueeze(0)
 
@@ -160,6 +360,14 @@ def initialise(module: nn.Module, init: Init) -> None:
         for blocks in module.children():
             if isinstance(blocks, nn.Sequential | nn.ModuleList):
                 for layer, part in enumerate(blocks, start=1):
-                    assert isinstance(part, Block)
                     for name in ("attn.proj.weight", "mlp.fc2.weight"):
                         part.get_parameter(name).div_((2 * layer) ** 0.5)
+
+
+def xavier(module: nn.Module) -> None:
+    """Uniform weights after Glorot and Bengio, and zero biases, for every Linear (MAE)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,40 +1,39 @@
 """Replay a recorded training step and print how far each quantity is off.
 
-``python tests/golden.py FILE.npz``: sizes come from the file's own ``meta``. The error is the norm
-of the difference over the norm of the recorded value. Exit status 1 above 1e-4, for losses above
-1e-5; for block sizes at the first that differs; for context lengths, which are random, beyond four
-standard errors.
+``python tests/golden.py FILE.npz``: the method is told by what the file holds, sizes come from its
+own ``meta``. The error is the norm of the difference over the norm of the recorded value. Exit
+status 1 above 1e-4, for losses above 1e-5; for block sizes at the first that differs; for context
+lengths, which are random, beyond four standard errors.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ijepa.masking import Masking, Masks, MultiBlock
-from ijepa.methods import ijepa
+from ijepa import methods
+from ijepa.masking import Masking, Masks, MultiBlock, num_hidden
+from ijepa.methods import cae, data2vec, dino, ibot, ijepa, mae
 from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
+from ijepa.released import rename
 from ijepa.vit import ViTConfig, take
 
 LIMIT = 1e-4
 LOSS_LIMIT = 1e-5
 STANDARD_ERRORS = 4.0
-NETS = {
-    "encoder": "context_encoder",
-    "predictor": "predictor",
-    "target_encoder": "target_encoder",
-}
+
+Recorded = dict[str, NDArray[Any]]
 
 
 class Error(NamedTuple):
@@ -54,64 +53,35 @@ def relative(ours: Any, recorded: Any) -> float:
     return float(difference / norm if norm else difference)
 
 
-def replay(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
-    """Every recorded quantity of an I-JEPA step beside ours."""
-    if "before/predictor/predictor_embed.weight" not in file:
-        raise SystemExit("error: this is not a recorded step of a method that is known here")
-    meta = json.loads(str(file["meta"]))
-    vit = ViTConfig(
-        image_size=meta["img"],
-        patch_size=meta["patch"],
-        dim=meta["dim"],
-        depth=meta["depth"],
-        num_heads=meta["heads"],
-        mlp_ratio=file["before/encoder/blocks.0.mlp.fc1.bias"].size / meta["dim"],
-    )
-    momentum = meta["ema_momentum"]
+def replay(file: Recorded) -> Iterator[Error]:
+    """Every recorded quantity of a step beside ours."""
+    for key, replay_method in REPLAYS.items():
+        if key in file:
+            return replay_method(file, json.loads(str(file["meta"])))
+    raise SystemExit("error: this is not a recorded step of a method that is known here")
+
+
+def replay_ijepa(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Networks, targets, loss, gradients, an update of both encoders, schedules, masks."""
+    vit = shape(file, meta, "before/encoder/")
     config = ijepa.Config(
         masking=Masking(min_keep=0),
         predictor_dim=meta["pdim"],
         predictor_depth=meta["pdepth"],
-        momentum=(momentum, 1.0),
+        momentum=(meta["ema_momentum"], 1.0),
     )
     method = ijepa.Method(config, vit)
-    for recorded, ours in NETS.items():
-        prefix = f"before/{recorded}/"
-        state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in of(file, prefix)}
-        net = method.get_submodule(ours)
-        for name in ("pos_embed", "predictor_pos_embed"):
-            if name in state:
-                yield Error(prefix + name, relative(net.get_parameter(name), state[name]), LIMIT)
-        net.load_state_dict(state)
+    yield from load(method, file, ijepa.RELEASED)
 
-    yield from replay_step(file, method)
-
-    optimizer = adamw(method, Optim())
-    schedule(optimizer, meta["lr"], meta["weight_decay"])
-    optimizer.step()
-    method.after_step(0.0)
-    for recorded, ours in NETS.items():
-        for key, value in of(file, prefix := f"after/{recorded}/"):
-            parameter = method.get_submodule(ours).get_parameter(key.removeprefix(prefix))
-            yield Error(key, relative(parameter, value), LIMIT)
-
-    if "schedule/lr" in file:
-        yield from replay_schedules(file, meta["note"])
-    if "block_sizes" in file:
-        yield from replay_block_sizes(file)
-    if "mask_lengths" in file:
-        yield from replay_mask_lengths(file)
-
-
-def replay_step(file: dict[str, NDArray[Any]], method: ijepa.Method) -> Iterator[Error]:
-    """Features, predictions, loss and gradients; leaves the gradients in place."""
     images = torch.from_numpy(file["images"])
     contexts, blocks = (torch.from_numpy(file[k]) for k in ("context_masks", "target_masks"))
     targets_BND = method.targets(images)
     # Recorded order: target block, then context block, then image.
     pairs = [(target, context) for target in blocks for context in contexts]
     targets = torch.cat([take(targets_BND, target) for target, _ in pairs])
-    predictions = torch.cat([predict(method, images, c, t) for t, c in pairs])
+    predictions = torch.cat(
+        [method.predict(images, Masks(c, t.unsqueeze(1))).squeeze(1) for t, c in pairs]
+    )
     loss = method.loss(predictions, targets)
     loss.backward()
     ours: dict[str, Tensor] = {
@@ -124,21 +94,273 @@ def replay_step(file: dict[str, NDArray[Any]], method: ijepa.Method) -> Iterator
     raw = method.target_encoder(images)
     if relative(raw, file["target_all_patches"]) < LIMIT:
         ours["target_all_patches"] = raw  # recorded before the LayerNorm of the targets
-    for name, value in ours.items():
-        yield Error(name, relative(value, file[name]), LIMIT)
-    yield Error("loss", relative(loss, file["loss"]), LOSS_LIMIT)
-    for key, recorded in of(file, "grad/"):
-        net, name = key.removeprefix("grad/").split("/")
-        gradient = method.get_submodule(NETS[net]).get_parameter(name).grad
-        yield Error(key, relative(gradient, recorded), LIMIT)
+    yield from compare(ours, file)
+    yield from compare({"loss": loss}, file, LOSS_LIMIT)
+    yield from gradients(method, file, ijepa.RELEASED)
+
+    optimizer = adamw(method, Optim())
+    schedule(optimizer, meta["lr"], meta["weight_decay"])
+    optimizer.step()
+    method.after_step(0.0)
+    yield from parameters(method, file, ijepa.RELEASED, "after/", lambda parameter: parameter)
+
+    if "schedule/lr" in file:
+        yield from replay_schedules(file, meta["note"])
+    if "block_sizes" in file:
+        yield from replay_block_sizes(file)
+    if "mask_lengths" in file:
+        yield from replay_mask_lengths(file)
 
 
-def predict(method: ijepa.Method, images: Tensor, context: Tensor, target: Tensor) -> Tensor:
-    """Predictions of one target block from one context block, [B, T, D]."""
-    return method.predict(images, Masks(context, target.unsqueeze(1))).squeeze(1)
+def replay_mae(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Networks, patches, predictions, loss and gradients."""
+    config = mae.Config(
+        mask_ratio=meta["mask_ratio"],
+        normalise_pixels=meta["norm_pix_loss"],
+        decoder_dim=meta["decoder_dim"],
+        decoder_depth=meta["decoder_depth"],
+        decoder_heads=meta["decoder_heads"],
+    )
+    vit = shape(file, meta, "before/")
+    mae.check(config, vit)
+    method = mae.Method(config, vit)
+    yield from load(method, file, mae.RELEASED)
+    images, visible = (torch.from_numpy(file[k]) for k in ("images", "ids_keep"))
+    hidden = torch.from_numpy(file["masked"])
+    predictions = method.predict(images, visible)
+    loss = method.loss(predictions, images, hidden)
+    loss.backward()
+    yield from compare({"predictions": predictions, "patches": method.patches(images)}, file)
+    yield from compare({"loss": loss}, file, LOSS_LIMIT)
+    count = num_hidden(config.mask_ratio, vit.grid)
+    yield Error("number hidden", abs(int(hidden[0].sum()) - count), 0.0)
+    yield from gradients(method, file, mae.RELEASED)
 
 
-def replay_schedules(file: dict[str, NDArray[Any]], note: str) -> Iterator[Error]:
+def replay_data2vec(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Networks, targets, predictions, loss and gradients."""
+    config = data2vec.Config(
+        top_layers=meta["top_layers"],
+        beta=meta["smooth_l1_beta"],
+        layer_scale=meta["layer_scale_init"],
+        drop_path=0.0,
+    )
+    method = data2vec.Method(config, shape(file, meta, "before/student/"))
+    yield from load(method, file, data2vec.RELEASED)
+    images, hidden = (torch.from_numpy(file[k]) for k in ("images", "masked"))
+    predictions, targets = method.predict(images, hidden), method.targets(images)[hidden]
+    loss = method.loss(predictions, targets)
+    loss.backward()
+    yield from compare({"predictions": predictions, "targets": targets}, file)
+    yield from compare({"loss": loss}, file, LOSS_LIMIT)
+    # Only the student has gradients, and the file leaves its name out.
+    names = {k.removeprefix("student."): v for k, v in data2vec.RELEASED.items()}
+    yield from gradients(method, file, names)
+
+
+def replay_cae(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Networks, features and their targets, token scores, losses and gradients."""
+    config = cae.Config(
+        vocabulary=meta["vocabulary"],
+        regressor_depth=meta["regressor_depth"],
+        decoder_depth=meta["decoder_depth"],
+        alignment_weight=meta["alignment_weight"],
+        layer_scale=meta["layer_scale"],
+        drop_path=0.0,
+    )
+    method = cae.Method(config, shape(file, meta, "before/encoder."))
+    yield from load(method, file, cae.RELEASED)
+    positions = method.visible_encoder.pos_embed
+    yield from compare({f"{n}_pos_embed": positions for n in ("encoder", "regressor")}, file)
+    images, hidden = (torch.from_numpy(file[k]) for k in ("images", "masked"))
+    features, scores = method.predict(images, hidden)
+    targets = method.targets(images, hidden)
+    losses = method.losses(features, targets, scores, torch.from_numpy(file["token_ids"])[hidden])
+    losses["loss"].backward()
+    yield from compare(
+        {
+            "latent_predictions": features,
+            "latent_targets": targets,
+            "logits": scores.flatten(0, 1),
+        },
+        file,
+    )
+    losses["loss_alignment"] *= config.alignment_weight  # recorded with its weight
+    yield from compare(losses, file, LOSS_LIMIT)
+    yield from gradients(method, file, cae.RELEASED)
+
+
+def replay_dino(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Heads, loss and its gradients, the centre's update, the teacher's temperature."""
+    temperatures = file["teacher_temperature"].tolist()
+    config = dino.Config(
+        **head_sizes(file),
+        optim=Optim(epochs=meta["epochs"]),
+        norm_last_layer=f"grad/{HEAD}last_layer.weight_g" not in file,
+        student_temperature=meta["student_temperature"],
+        teacher_temperature=(temperatures[0], temperatures[-1]),
+        temperature_warmup_epochs=meta["warmup_epochs"],
+    )
+    method = dino.Method(config, shape(file, meta, ""))
+    heads = {f"{tower}_head.": f"{tower}.head." for tower in ("student", "teacher")}
+    yield from load(method, file, heads, strict=False)
+    method.centre.copy_(torch.from_numpy(file["center_before"]))
+    ours = [config.temperature(epoch / meta["epochs"]) for epoch in range(len(temperatures))]
+    yield Error("teacher_temperature", relative(ours, temperatures), LIMIT)
+
+    features = torch.from_numpy(file["student_features"]).requires_grad_()
+    scores = method.student.head(features)
+    targets = method.teacher.head(torch.from_numpy(file["teacher_features"]))
+    loss = method.loss(scores, targets, config.temperature(meta["epoch"] / meta["epochs"]))
+    loss.backward()
+    dino.add_up(method.centre_sum, targets)
+    method.move_centres()
+    yield from compare({"loss": loss}, file, LOSS_LIMIT)
+    yield from compare(
+        {
+            "student_logits": scores,
+            "center_after": method.centre,
+            "feature_grad": features.grad,
+        },
+        file,
+    )
+    yield from gradients(method, file, heads)
+
+
+def replay_ibot(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """The shared head, both losses and their gradients, the updates of both centres."""
+    config = ibot.Config(
+        **head_sizes(file), norm_last_layer=f"grad/{HEAD}last_layer.weight_g" not in file
+    )
+    method = ibot.Method(config, shape(file, meta, ""))
+    heads = {f"{tower}_head.": f"{tower}.head." for tower in ("student", "teacher")}
+    yield from load(method, file, heads, strict=False)
+    method.centre.copy_(torch.from_numpy(file["center_before"]))
+    method.patch_centre.copy_(torch.from_numpy(file["patch_center_before"]))
+    progress = meta["epoch"] / config.optim.epochs
+    hidden = torch.from_numpy(file["masked"]).flatten(2).flatten(0, 1)
+
+    given = {k: torch.from_numpy(file[k]) for k in file if k.endswith("_features")}
+    features = given["student_features"].requires_grad_()
+    patch_features = given["student_patch_features"].requires_grad_()
+    targets, patch_targets = (
+        method.teacher.head(given[k]) for k in ("teacher_features", "teacher_patch_features")
+    )
+    loss_class = method.loss(method.student.head(features), targets, config.temperature(progress))
+    loss_patch = method.patch_loss(
+        method.student.head(patch_features[hidden]),
+        patch_targets[hidden],
+        hidden,
+        config.patches(progress),
+    )
+    loss = config.class_weight * loss_class + config.patch_weight * loss_patch
+    loss.backward()
+    dino.add_up(method.centre_sum, targets)
+    dino.add_up(method.patch_centre_sum, patch_targets)
+    method.move_centres()
+    losses = {"loss_cls": loss_class, "loss_patch": loss_patch, "loss": loss}
+    yield from compare(losses, file, LOSS_LIMIT)
+    yield from compare(
+        {
+            "center_after": method.centre,
+            "patch_center_after": method.patch_centre,
+            "feature_grad": features.grad,
+            "patch_feature_grad": patch_features.grad,
+        },
+        file,
+    )
+    yield from gradients(method, file, heads)
+
+
+REPLAYS: dict[str, Callable[[Recorded, dict[str, Any]], Iterator[Error]]] = {
+    "before/predictor/predictor_embed.weight": replay_ijepa,
+    "before/decoder_pred.weight": replay_mae,
+    "before/student/lm_head.weight": replay_data2vec,
+    "before/regresser.norm.weight": replay_cae,
+    "patch_center_before": replay_ibot,
+    "center_before": replay_dino,
+}
+"""By something that only this method's file holds; iBOT's has all that DINO's has."""
+
+HEAD = "student_head/"
+
+
+def shape(file: Recorded, meta: dict[str, Any], prefix: str) -> ViTConfig:
+    """The encoder's shape, the width of its feed-forward parts from their recorded biases."""
+    hidden = file.get(f"{prefix}blocks.0.mlp.fc1.bias")
+    return ViTConfig(
+        image_size=meta["img"],
+        patch_size=meta["patch"],
+        dim=meta["dim"],
+        depth=meta["depth"],
+        num_heads=meta["heads"],
+        mlp_ratio=4.0 if hidden is None else hidden.size / meta["dim"],
+    )
+
+
+def head_sizes(file: Recorded) -> dict[str, Any]:
+    """The sizes of a projection head."""
+    num_prototypes, bottleneck = file[f"before/{HEAD}last_layer.weight_v"].shape
+    head_dim = file[f"before/{HEAD}mlp.0.bias"].size
+    return {
+        "num_prototypes": num_prototypes,
+        "bottleneck_dim": bottleneck,
+        "head_dim": head_dim,
+    }
+
+
+def load(
+    method: methods.Method, file: Recorded, names: dict[str, str], strict: bool = True
+) -> Iterator[Error]:
+    """Put the recorded weights in; fixed positions are compared with our own first."""
+    recorded = {key.replace("/", "."): torch.from_numpy(v) for key, v in of(file, "before/")}
+    weights = rename(recorded, names)
+    for name, value in weights.items():
+        if "pos_embed" in name and not method.get_parameter(name).requires_grad:
+            yield Error(f"before/{name}", relative(method.get_parameter(name), value), LIMIT)
+    missing, unexpected = method.load_state_dict(weights, strict=False)
+    centres = {name for name, _ in method.named_buffers()}
+    missing = [name for name in missing if name not in centres]
+    if unexpected or (strict and missing):
+        raise SystemExit(f"error: unknown weights {unexpected}, missing weights {missing}")
+
+
+def gradients(method: methods.Method, file: Recorded, names: dict[str, str]) -> Iterator[Error]:
+    """Recorded gradients beside ours.
+
+    What shifts all keys alike cancels in the softmax: the recorded gradients of CAE's ``norm1_k``
+    biases are rounding errors, and nothing can be near them by ratio. A gradient below float32's
+    resolution of them all agrees with another such one.
+    """
+    recorded = [np.linalg.norm(value) for _, value in of(file, "grad/")]
+    zero = np.finfo(np.float32).eps * float(np.linalg.norm(recorded))
+    errors = parameters(method, file, names, "grad/", lambda parameter: parameter.grad)
+    for error in errors:
+        ours = error.value * float(np.linalg.norm(file[error.name]))
+        is_zero = max(ours, float(np.linalg.norm(file[error.name]))) < zero
+        yield error._replace(value=0.0) if is_zero else error
+
+
+def parameters(
+    method: methods.Method,
+    file: Recorded,
+    names: dict[str, str],
+    prefix: str,
+    value: Callable[[nn.Parameter], Any],
+) -> Iterator[Error]:
+    """Something recorded of each parameter beside ours."""
+    for key, recorded in of(file, prefix):
+        ((name, _),) = rename({key.replace("/", "."): torch.empty(0)}, names).items()
+        ours = value(method.get_parameter(name))
+        yield Error(prefix + key, float("inf") if ours is None else relative(ours, recorded), LIMIT)
+
+
+def compare(ours: dict[str, Any], file: Recorded, limit: float = LIMIT) -> Iterator[Error]:
+    """Named values beside those recorded under the same names."""
+    return (Error(name, relative(value, file[name]), limit) for name, value in ours.items())
+
+
+def replay_schedules(file: Recorded, note: str) -> Iterator[Error]:
     """Learning rate, weight decay and momentum of every step, from the settings in the note."""
     number = r"([-+\d.e]+)"
 
@@ -174,7 +396,7 @@ def replay_schedules(file: dict[str, NDArray[Any]], note: str) -> Iterator[Error
         yield Error(key, relative(torch.tensor(values, dtype=torch.float64), file[key]), LIMIT)
 
 
-def replay_block_sizes(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
+def replay_block_sizes(file: Recorded) -> Iterator[Error]:
     """The number of seeds whose block sizes differ."""
     different = 0
     for grid, seed, *sizes in file["block_sizes"].tolist():
@@ -184,7 +406,7 @@ def replay_block_sizes(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
     yield Error("block_sizes", float(different), 0.0)
 
 
-def replay_mask_lengths(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
+def replay_mask_lengths(file: Recorded) -> Iterator[Error]:
     """Mean lengths after truncation, their difference in standard errors."""
     lengths = file["mask_lengths"]
     for grid, batch in np.unique(lengths[:, :2], axis=0).tolist():
@@ -202,9 +424,9 @@ def replay_mask_lengths(file: dict[str, NDArray[Any]]) -> Iterator[Error]:
             yield Error(key, float(gap), STANDARD_ERRORS)
 
 
-def of(file: dict[str, NDArray[Any]], prefix: str) -> list[tuple[str, NDArray[Any]]]:
-    """The entries whose names begin with a prefix."""
-    return [(key, value) for key, value in file.items() if key.startswith(prefix)]
+def of(file: Recorded, prefix: str) -> list[tuple[str, NDArray[Any]]]:
+    """The entries whose names begin with a prefix, which is cut off."""
+    return [(k.removeprefix(prefix), value) for k, value in file.items() if k.startswith(prefix)]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from evals.benchmark import check
 from ijepa.config import parse
+from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.methods import ijepa, names
 
@@ -40,7 +41,7 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("recipe.crop", {"scale": [0, 1]}, r"run\.recipe\.crop: scale is"),
         ("vit.patch_size", 5, r"run\.vit: patch_size 5 does not divide image_size 32"),
         ("vit.size", "enormous", r"run\.vit\.size: 'enormous' is unknown: allowed are tiny"),
-        ("method", "ijepaa", r"run\.method: unknown method 'ijepaa': known are ijepa"),
+        ("method", "ijepaa", r"run\.method: unknown method 'ijepaa': known are cae, data2vec"),
         ("dataset", "cifar11", r"unknown dataset 'cifar11': datasets\.yaml has tiny"),
         ("recipe.predictor_dim", -16, r"predictor_dim is -16: it must be at least 1"),
         ("recipe.optim.betas", [0.9, 1.0], r"betas is \[0\.9, 1\.0\]"),
@@ -85,23 +86,49 @@ def test_every_method_has_a_recipe_of_defaults(name: str) -> None:
     assert load(name).Config().optim.epochs > 0
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_of_the_project_can_be_carried_out(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ijepa.data import register
-
+@pytest.fixture
+def real_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(register, "REGISTER", register.ROOT / "data" / "datasets.yaml")
+
+
+@pytest.mark.usefixtures("real_register")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_project_can_be_carried_out(path: Path) -> None:
     check(yaml.safe_load(path.read_text()))
 
 
 def test_hour_is_mini_with_more_time() -> None:
     mini, hour = (yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("mini", "hour"))
-    for config in (mini, hour):
-        del config["name"]
-        optim = config["runs"][0]["recipe"]["optim"]
-        del optim["epochs"], optim["warmup_epochs"]
-    assert mini == hour
+    assert mini["vit"] == hour["vit"]
+    of_mini = {run["name"]: run for run in mini["runs"]}
+    for run in hour["runs"]:
+        for optim in (run["recipe"]["optim"], of_mini[run["name"]]["recipe"]["optim"]):
+            del optim["epochs"], optim["warmup_epochs"]
+        assert run == of_mini[run["name"]]
+
+
+@pytest.mark.usefixtures("real_register")
+@pytest.mark.parametrize(
+    ("tokenizers", "message"),
+    [
+        ({"small": {"words": 9}}, r"tokenizers\.small\.words: unknown key"),
+        ({"smal": {}}, r"tokenizers\.smal: unknown tokenizer 'smal'"),
+        ({"dalle": {}}, r"tokenizers\.dalle: dalle needs weights"),
+    ],
+)
+def test_a_mistake_in_a_tokenizer_is_refused(tokenizers: dict[str, Any], message: str) -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    with pytest.raises(UserError, match=message):
+        check(benchmark | {"tokenizers": tokenizers})
+
+
+@pytest.mark.usefixtures("real_register")
+def test_a_run_that_needs_a_tokenizer_nobody_has_is_refused() -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    (cae,) = (run for run in benchmark["runs"] if run["name"] == "cae")
+    cae["recipe"]["tokenizer"] = "dalle"
+    with pytest.raises(UserError, match=r"tokenizers\.dalle: dalle needs weights"):
+        check(benchmark)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_targets_are_layer_normed_features_of_the_whole_image(images: torch.Tens
 
 def test_only_context_encoder_and_predictor_receive_gradients(images: torch.Tensor) -> None:
     method = make()
-    method(Batch(images, seed=0, step=0))["loss"].backward()
+    method(Batch((images,), seed=0, step=0))["loss"].backward()
     for name, parameter in method.named_parameters():
         learns = not name.startswith("target_encoder") and not name.endswith("pos_embed")
         assert (parameter.grad is not None) == learns, name
@@ -80,9 +80,9 @@ def test_a_batch_is_the_mean_of_its_groups_whatever_device_they_are_on(
 ) -> None:
     """Two devices with one group each see the loss of one device with both."""
     method = make()
-    whole = method(Batch(images, seed=3, step=5))["loss"]
+    whole = method(Batch((images,), seed=3, step=5))["loss"]
     halves = [
-        method(Batch(part, seed=3, step=5, offset=offset))["loss"]
+        method(Batch((part,), seed=3, step=5, offset=offset, total=8))["loss"]
         for part, offset in ((images[:4], 0), (images[4:], 4))
     ]
     torch.testing.assert_close(whole, torch.stack(halves).mean())
@@ -92,7 +92,7 @@ def test_a_batch_is_the_mean_of_its_groups_whatever_device_they_are_on(
 def test_masks_change_with_step_and_seed(images: torch.Tensor) -> None:
     method = make()
     losses = {
-        method(Batch(images, seed, step))["loss"].item() for seed in (0, 1) for step in (0, 1)
+        method(Batch((images,), seed, step))["loss"].item() for seed in (0, 1) for step in (0, 1)
     }
     assert len(losses) == 4
 

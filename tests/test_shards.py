@@ -20,8 +20,8 @@ import webdataset
 from PIL import Image
 
 from ijepa.data import register, shards, sources
-from ijepa.data.loader import Images, Steps, TrainingViews
-from ijepa.data.transforms import Crop, centre_crop, random_resized_crop
+from ijepa.data.loader import Images, Steps, TrainingViews, View
+from ijepa.data.transforms import DINO_LOCAL, Crop, augment, centre_crop
 from ijepa.errors import UserError
 
 
@@ -214,11 +214,21 @@ def test_files_with_other_checksums_are_not_accepted(archive: str, tmp_path: Pat
 
 
 def test_an_augmentation_depends_on_seed_epoch_and_image_alone(data: Path) -> None:
-    views = TrainingViews(Images(data, "train"), 32, Crop(), seed=0)
-    other = TrainingViews(views.images, 32, Crop(), seed=1)
-    assert (views[(1, 7)] == views[(1, 7)]).all()
-    assert (views[(1, 7)] != views[(2, 7)]).any()
-    assert (views[(1, 7)] != other[(1, 7)]).any()
+    kinds = [View(32, Crop()), View(16, DINO_LOCAL)]
+    views = TrainingViews(Images(data, "train"), kinds, seed=0)
+    other = TrainingViews(views.images, kinds, seed=1)
+    for number in range(2):
+        first = views[(1, 7)].views[number]
+        assert (first == views[(1, 7)].views[number]).all()
+        assert (first != views[(2, 7)].views[number]).any()
+        assert (first != other[(1, 7)].views[number]).any()
+    assert [view.shape for view in views[(0, 0)].views] == [(32, 32, 3), (16, 16, 3)]
+
+
+def test_processes_share_each_batch_between_them() -> None:
+    whole = list(Steps(100, 10, first=3, last=12, seed=3))
+    halves = [list(Steps(100, 10, 3, 12, 3, part, num_parts=2)) for part in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
 def test_an_epoch_shows_every_image_once_and_resumes_where_it_was() -> None:
@@ -236,14 +246,11 @@ def test_crops_cover_the_asked_for_share_of_the_image() -> None:
     image = Image.fromarray(np.stack([pixels] * 3, 2))
     random = np.random.default_rng(0)
     tight = Crop(scale=(0.25, 0.25), aspect=(1, 1))
-    crop = np.asarray(random_resized_crop(image, 32, tight, random))
+    crop = np.asarray(augment(image, 32, tight, random)[0])
     assert crop.shape == (32, 32, 3)
     assert abs(int(crop[-1, 0, 0]) - int(crop[0, 0, 0]) - 62) <= 2  # half of the height
     whole = Crop(scale=(1, 1), aspect=(1, 1))
-    assert (
-        np.asarray(random_resized_crop(image, 64, whole, random)).tolist()
-        == np.asarray(image).tolist()
-    )
+    assert np.asarray(augment(image, 64, whole, random)[0]).tolist() == np.asarray(image).tolist()
 
 
 def test_the_evaluation_view_keeps_a_small_image_whole_and_cuts_a_large_one() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ijepa import methods
+
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]
 
@@ -32,9 +34,17 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
     done = plan(mini, tmp_path, "-n")
     assert done.returncode == 0, done.stderr
     output = done.stdout + done.stderr
-    for rule in ("fetch", "build_shards", "pretrain", "extract_features", "evaluate", "report"):
+    for rule in (
+        "fetch",
+        "build_shards",
+        "tokenise",
+        "pretrain",
+        "extract_features",
+        "evaluate",
+        "report",
+    ):
         assert f"rule {rule}:" in output
-    for encoder in ("ijepa", "random_init", "pixels"):
+    for encoder in (*methods.names(), "random_init", "pixels"):
         assert f"results/mini/evaluations/{encoder}/seed0/linear_probe.json" in output
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.shards import read_index, read_shard
-from ijepa.data.transforms import Crop, centre_crop, random_resized_crop, to_array
+from ijepa.data.transforms import Crop, augment, centre_crop, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 
@@ -61,18 +61,43 @@ class Images:
         return {**self.__dict__, "_maps": {}}
 
 
-@dataclass(frozen=True)
-class TrainingViews(Dataset[NDArray[np.uint8]]):
-    """Augmented images; an item's key is (epoch, image number) and decides its augmentation."""
+class View(NamedTuple):
+    """One augmented view of an image: its side in pixels and how it is cut."""
 
-    images: Images
     size: int
     crop: Crop
-    seed: int
 
-    def __getitem__(self, key: tuple[int, int]) -> NDArray[np.uint8]:
+
+class Item(NamedTuple):
+    """The views of an image, bytes [H, W, C] each, and the first view's tokens; or a batch's."""
+
+    views: list[Any]
+    tokens: Any = None
+
+
+@dataclass(frozen=True)
+class TrainingViews(Dataset[Item]):
+    """Augmented images; an item's key is (epoch, image number) and decides its augmentation.
+
+    With the token ids of all whole images, [image, row, column], an item also has those of its
+    first view on a grid of ``grid``.
+    """
+
+    images: Images
+    views: list[View]
+    seed: int
+    tokens: NDArray[Any] | None = None
+    grid: tuple[int, int] = (0, 0)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         random = np.random.default_rng((self.seed, *key))
-        return to_array(random_resized_crop(self.images[key[1]], self.size, self.crop, random))
+        image = self.images[key[1]]
+        views = [augment(image, view.size, view.crop, random) for view in self.views]
+        tokens = None
+        if self.tokens is not None:
+            ids = np.asarray(self.tokens[key[1]])
+            tokens = crop_tokens(ids, image.size, views[0][1], self.grid).astype(np.int64).ravel()
+        return Item([to_array(view) for view, _ in views], tokens)
 
 
 @dataclass(frozen=True)
@@ -94,7 +119,8 @@ class Steps(Sampler[list[tuple[int, int]]]):
     """For every step from ``first`` on, the keys of its batch.
 
     Each epoch is a permutation of all images that depends on (seed, epoch) alone; the remainder
-    that does not fill a batch is left out, as in the release.
+    that does not fill a batch is left out, as in the release. Of each batch this process takes one
+    of ``num_parts`` equal parts.
     """
 
     num_images: int
@@ -102,6 +128,8 @@ class Steps(Sampler[list[tuple[int, int]]]):
     first: int
     last: int
     seed: int
+    part: int = 0
+    num_parts: int = 1
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -113,19 +141,20 @@ class Steps(Sampler[list[tuple[int, int]]]):
             for step in range(
                 max(self.first, epoch * per_epoch), min(self.last, (epoch + 1) * per_epoch)
             ):
-                start = step % per_epoch * self.batch_size
-                yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+                size = self.batch_size // self.num_parts
+                start = step % per_epoch * self.batch_size + self.part * size
+                yield [(epoch, int(i)) for i in order[start : start + size]]
 
 
 def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> DataLoader[Any]:
-    """Batches of bytes [B, H, W, C], one for each step."""
+    """One Item for each step, whose views are bytes [B, H, W, C] and whose tokens are [B, N]."""
     return DataLoader(
-        views, batch_sampler=steps, num_workers=num_workers, collate_fn=stack, pin_memory=_gpu()
+        views, batch_sampler=steps, num_workers=num_workers, collate_fn=gather, pin_memory=_gpu()
     )
 
 
 def evaluation_batches(
-    views: EvaluationViews, batch_size: int, num_workers: int
+    views: Dataset[NDArray[np.uint8]], batch_size: int, num_workers: int
 ) -> DataLoader[Any]:
     """Batches of bytes [B, H, W, C] of all images in order; the last may be smaller."""
     return DataLoader(
@@ -133,7 +162,14 @@ def evaluation_batches(
     )
 
 
-def stack(arrays: list[NDArray[np.uint8]]) -> torch.Tensor:
+def gather(items: list[Item]) -> Item:
+    """Items as one: tensors whose first dimension is the batch."""
+    views, tokens = zip(*items, strict=True)
+    together = [stack(list(same)) for same in zip(*views, strict=True)]
+    return Item(together, None if tokens[0] is None else stack(list(tokens)))
+
+
+def stack(arrays: list[NDArray[Any]]) -> torch.Tensor:
     """Arrays of one shape as one tensor."""
     return torch.from_numpy(np.stack(arrays))
 

@@ -1,45 +1,94 @@
 """The methods: one module each, whose file name is the method's name in a config.
 
-A module has ``Config``, a frozen dataclass whose defaults are the published recipe, and ``Method``.
+A module has ``Config``, a frozen dataclass whose defaults are the published recipe, ``Method``,
+``check`` and ``RELEASED``, its weights' names in the published checkpoints.
 """
 
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from ijepa.data.transforms import Crop
+from ijepa.data.loader import View
 from ijepa.optim import Optim
+from ijepa.randomness import generator
 from ijepa.vit import ViT, ViTConfig
+
+
+class Tokens(NamedTuple):
+    """A tokenizer's name, and how many words its ids may stand for."""
+
+    tokenizer: str
+    vocabulary: int
 
 
 @dataclass(frozen=True)
 class Batch:
     """One step's images on one device, and the key to the step's randomness.
 
-    ``offset`` is the place of the first image in the whole batch of all devices: what is drawn by
-    place does not depend on how many devices share the batch.
+    These images are rows ``offset`` and following of the step's whole batch of ``total`` images,
+    which several devices may share and one device may take in parts. What is drawn is drawn for
+    the whole batch, so that it does not depend on how the batch is divided.
     """
 
-    images_BCHW: Tensor
+    views: tuple[Tensor, ...]
+    """The views of each image, in the order of the recipe's; each [B, C, H, W]."""
     seed: int
     step: int
+    progress: float = 0.0
+    """Steps before this one / all steps."""
     offset: int = 0
+    total: int = 0
+    tokens_BN: Tensor | None = None
+    """Discrete tokens of the first view's patches, where the recipe has some."""
+
+    @property
+    def images_BCHW(self) -> Tensor:
+        """The first view."""
+        return self.views[0]
+
+    def generator(self, name: str, *key: int) -> torch.Generator:
+        """The generator of this step's draws of one kind, the same on every device."""
+        return generator(self.seed, name, self.step, *key)
+
+    def rows(self, whole: Tensor) -> Tensor:
+        """This device's rows of something drawn for the whole batch."""
+        images = self.images_BCHW
+        return whole[self.offset : self.offset + len(images)].to(images.device)
+
+    def num_images(self) -> int:
+        """How many images the whole batch has."""
+        return self.total or len(self.images_BCHW)
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) for each image of this device, [B, *shape]."""
+        return self.rows(torch.rand(self.num_images(), *shape, generator=self.generator(name)))
 
 
-class Recipe(Protocol):
+class Recipe(ABC):
     """What the loop needs of every method's ``Config``."""
 
-    @property
-    def optim(self) -> Optim:
-        """Batch, length, rates."""
+    optim: Optim
+    """Batch, length, rates."""
+
+    @abstractmethod
+    def views(self, image_size: int) -> list[View]:
+        """The augmented views that a step takes of each image."""
+
+    def masks(
+        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """For a picture: what is seen of images and what is predicted, by name, boolean [B, N]."""
+        return {}
 
     @property
-    def crop(self) -> Crop:
-        """Augmentation of the training images."""
+    def tokens(self) -> Tokens | None:
+        """Which token cache the loader reads, if any."""
+        return None
 
 
 class Method(nn.Module, ABC):
@@ -52,21 +101,27 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, to be minimised, and further named scalars for the log."""
+        """``loss``, to be minimised, and further named scalars for the log.
 
-    @abstractmethod
+        Every scalar is a mean over images, so that the mean over devices is that of the batch.
+        """
+
+    def before_step(self, progress: float) -> None:
+        """What precedes an update, between backward and it; ``progress`` is as in after_step."""
+
     def after_step(self, progress: float) -> None:
         """What follows an update of the weights; ``progress`` is steps before it / all steps."""
 
-    @abstractmethod
     def scheduled(self, progress: float) -> dict[str, float]:
         """The method's own scheduled values, for the log."""
+        return {}
 
 
 class Module(Protocol):
     """A file of this folder."""
 
     Config: type[Recipe]
+    RELEASED: dict[str, str]
 
     def check(self, config: Any, vit: ViTConfig) -> None:
         """Raise ValueError where recipe and encoder do not fit each other; costs nothing."""

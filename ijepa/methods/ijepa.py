@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
+from ijepa.data.loader import View
 from ijepa.data.transforms import Crop
-from ijepa.masking import Masking, Masks, MultiBlock
+from ijepa.masking import Masking, Masks, sampler
 from ijepa.methods import Batch
-from ijepa.optim import Optim
-from ijepa.randomness import generator
+from ijepa.optim import Optim, follow
 from ijepa.vit import LAYER_NORM_EPS, ViT, ViTConfig, initialise, sincos_positions, take
 from ijepa.vit import transformer_block as block
 
@@ -32,8 +32,15 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+RELEASED = {
+    "encoder.": "context_encoder.",
+    "predictor.": "predictor.",
+    "target_encoder.": "target_encoder.",
+}
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(methods.Recipe):
     """Defaults are the released recipe for ViT-H/14 on ImageNet-1k (configs/in1k_vith14_ep300).
 
     The paper's text has an L2 loss and does not mention the LayerNorm of the targets; the release
@@ -56,10 +63,24 @@ class Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
+    def views(self, image_size: int) -> list[View]:
+        """One view."""
+        return [View(image_size, self.crop)]
+
+    def masks(
+        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The context block less the targets, and every target block."""
+        masks = sampler(self.masking, grid).sample(num_images, generator)
+        rows = {"context": masks.context_GK}
+        rows |= {f"target {m}": t for m, t in enumerate(masks.targets_GMT.unbind(1), start=1)}
+        empty = torch.zeros(num_images, grid[0] * grid[1], dtype=torch.bool)
+        return {name: empty.scatter(1, index, True) for name, index in rows.items()}
+
 
 def check(config: Config, vit: ViTConfig) -> None:
     """Raise ValueError where the masks do not fit the grid or the predictor's width its heads."""
-    MultiBlock(config.masking, vit.grid)
+    sampler(config.masking, vit.grid)
     if config.predictor_dim % vit.num_heads or config.predictor_dim % 4:
         raise ValueError(
             f"recipe.predictor_dim is {config.predictor_dim}: it must be a multiple of 4 and of "
@@ -109,7 +130,7 @@ class Method(methods.Method):
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.masking = MultiBlock(config.masking, vit.grid)
+        self.masking = sampler(config.masking, vit.grid)
         self.context_encoder = ViT(vit)
         self.predictor = Predictor(config, vit)
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
@@ -120,29 +141,28 @@ class Method(methods.Method):
         return self.target_encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss over predicted and target features, averaged over the groups of the batch.
+        """The loss over predicted and target features, averaged over images.
 
         Also the mean number of context patches and of patches per target, which the group's size
-        decides.
+        decides. A group's masks are drawn for all its images, wherever those are.
         """
         targets_BND = self.targets(batch.images_BCHW)
-        losses, lengths = [], []
-        size = self.config.masking.group_size
-        groups = zip(batch.images_BCHW.split(size), targets_BND.split(size), strict=True)
-        for number, (images_GCHW, targets_GND) in enumerate(groups, start=batch.offset // size):
-            random = generator(batch.seed, "masks", batch.step, number)
-            masks = Masks(
-                *(m.to(images_GCHW.device) for m in self.masking.sample(len(images_GCHW), random))
-            )
-            targets_GQD = take(targets_GND, masks.targets_GMT.flatten(1))
-            losses.append(self.loss(self.predict(images_GCHW, masks).flatten(1, 2), targets_GQD))
-            lengths.append([masks.context_GK.shape[1], masks.targets_GMT.shape[2]])
-        context, target = torch.tensor(lengths, dtype=torch.float32).mean(0)
-        return {
-            "loss": torch.stack(losses).mean(),
-            "context_patches": context,
-            "target_patches": target,
-        }
+        B, size = len(targets_BND), self.config.masking.group_size
+        first, last = batch.offset, batch.offset + B
+        sums = torch.zeros(3, device=targets_BND.device)
+        for group in range(first // size, -(-last // size)):
+            start, end = group * size, min((group + 1) * size, batch.num_images())
+            whole = self.masking.sample(end - start, batch.generator("masks", group))
+            low, high = max(start, first), min(end, last)
+            here = slice(low - first, high - first)
+            masks = Masks(*(m[low - start : high - start].to(targets_BND.device) for m in whole))
+            predictions = self.predict(batch.images_BCHW[here], masks)
+            targets_GQD = take(targets_BND[here], masks.targets_GMT.flatten(1))
+            loss = self.loss(predictions.flatten(1, 2), targets_GQD)
+            lengths = loss.new_tensor([masks.context_GK.shape[1], masks.targets_GMT.shape[2]])
+            sums = sums + (high - low) * torch.cat([loss.view(1), lengths])
+        loss, context, target = sums / B
+        return {"loss": loss, "context_patches": context, "target_patches": target}
 
     @torch.no_grad()
     def targets(self, images_BCHW: Tensor) -> Tensor:
@@ -165,14 +185,10 @@ class Method(methods.Method):
         """Mean over all elements."""
         return LOSSES[self.config.loss](predictions.float(), targets)
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the target encoder towards the context encoder."""
-        torch._foreach_lerp_(
-            list(self.target_encoder.parameters()),
-            list(self.context_encoder.parameters()),
-            1.0 - self.scheduled(progress)["momentum"],
-        )
+        momentum = self.scheduled(progress)["momentum"]
+        follow(self.target_encoder, self.context_encoder, momentum)
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """The momentum of the target encoder, linear from the first value to the second."""

@@ -1,0 +1,86 @@
+"""Several processes that train one network together: who they are, and what they add up."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others; the first one may be verifying 150 GB of shards."""
+
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""How torchrun tells a process its place."""
+
+
+class World(NamedTuple):
+    """This process's place among all; a process alone is 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that ``torchrun`` started, or none; NCCL where there are GPUs, else gloo.
+
+    Each process takes the GPU of its number on its machine.
+    """
+    world = World(*(int(os.environ.get(k, d)) for k, d in zip(VARIABLES, ALONE, strict=True)))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    if world.size == 1:
+        yield world
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield world
+    finally:
+        distributed.destroy_process_group()
+
+
+def wait() -> None:
+    """Go on when every process is here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def shared(method: nn.Module, world: World) -> nn.Module:
+    """The method, whose gradients are averaged over all processes after each backward pass."""
+    if world.size == 1:
+        return method
+    # Buffers are equal everywhere by themselves: what enters them was added up.
+    return DistributedDataParallel(method, forward_sync_buffers=False)
+
+
+def gradients_shared(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
+    """Whether this part's backward pass ends the accumulation, and averages over the processes."""
+    if now or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
+
+
+@torch.no_grad()
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    values = values.detach().clone()
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
+
+
+def mean(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """The means of named scalars over all processes, on every one of them."""
+    stacked = torch.stack([value.detach().float() for value in scalars.values()])
+    size = distributed.get_world_size() if distributed.is_initialized() else 1
+    return dict(zip(scalars, (total(stacked) / size).tolist(), strict=True))

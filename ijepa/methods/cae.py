@@ -1,0 +1,288 @@
+"""CAE: regress the features of hidden patches from visible ones, and name their tokens from those.
+
+Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2023.
+https://arxiv.org/abs/2202.03026
+
+Written from the paper; the authors' code has no licence and was not used.
+
+Shape suffixes: B images, N patches of the grid, V visible patches, H hidden patches, D features.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ijepa import methods
+from ijepa.data.loader import View
+from ijepa.data.transforms import CAE as CROP
+from ijepa.data.transforms import Crop
+from ijepa.masking import BlockWise, num_hidden
+from ijepa.methods import Batch, Tokens
+from ijepa.optim import Optim
+from ijepa.vit import (
+    LAYER_NORM_EPS,
+    Variant,
+    ViT,
+    ViTConfig,
+    beit_block,
+    initialise,
+    norm_layer,
+    take,
+    where,
+)
+
+RELEASED = {
+    "encoder.": "visible_encoder.",
+    "regresser.regressor_blocks.": "regressor.blocks.",
+    "regresser.": "regressor.",
+    "mask_token": "regressor.mask_token",
+    "decoder.decoder_blocks.": "decoder.blocks.",
+    "decoder.": "decoder.",
+}
+
+
+@dataclass(frozen=True)
+class Config(methods.Recipe):
+    """Defaults are the published recipe for ViT-B: 1600 epochs in batches of 2048 images.
+
+    Warm-up takes 10, 20 or 40 epochs for 300, 800 or 1600. ViT-L has a layer scale of 1e-5. The
+    token targets are ids of DALL-E's dVAE (8192 words); ``tokenizer`` names the one whose token
+    cache the loader reads, and the table says which. With another tokenizer than ``dalle`` this is
+    a changed method.
+
+    The release's 1600-epoch ViT-L script loses its decoder flags to a missing line continuation.
+    Paths are dropped in the encoder, also where it makes the targets of the alignment.
+    """
+
+    optim: Optim = field(
+        default_factory=lambda: Optim(
+            batch_size=2048,
+            epochs=1600,
+            warmup_epochs=40,
+            lr=1.5e-3,
+            start_lr=0.0,
+            final_lr=1e-5,
+            weight_decay=(0.05, 0.05),
+            counted_from=0,
+            clip=3.0,
+        )
+    )
+    crop: Crop = CROP
+    mask_ratio: float = 0.5
+    masking: BlockWise = field(default_factory=BlockWise)
+    tokenizer: str = "dalle"
+    vocabulary: int = 8192
+    regressor_depth: int = 4
+    decoder_depth: int = 4
+    alignment_weight: float = 2.0
+    layer_scale: float = 0.1
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "regressor_depth", "decoder_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not self.alignment_weight >= 0:
+            raise ValueError(f"alignment_weight is {self.alignment_weight}: it must not be below 0")
+        variant(self)
+
+    def views(self, image_size: int) -> list[View]:
+        """One view."""
+        return [View(image_size, self.crop)]
+
+    def hidden(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Which patches are hidden, boolean [B, N], equally many of every image."""
+        counts_B = torch.full((num_images,), num_hidden(self.mask_ratio, grid))
+        return self.masking.hide(counts_B, grid, generator)
+
+    def masks(
+        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What is left visible."""
+        return {"visible": ~self.hidden(num_images, grid, generator)}
+
+    @property
+    def tokens(self) -> Tokens:
+        """The targets of the decoder."""
+        return Tokens(self.tokenizer, self.vocabulary)
+
+
+def variant(config: Config) -> Variant:
+    """BEiT's blocks on fixed positions, the row's half first."""
+    return Variant(
+        class_token=True,
+        positions="sincos_rows_first",
+        blocks="beit",
+        layer_scale=config.layer_scale,
+        drop_path=config.drop_path,
+    )
+
+
+def check(config: Config, vit: ViTConfig) -> None:
+    """Raise ValueError where the masks do not fit the grid."""
+    num_hidden(config.mask_ratio, vit.grid)
+
+
+class CrossAttention(nn.Module):
+    """Attention from queries to other keys and values; keys have no bias."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the queries find, of their shape."""
+        q = F.linear(q, self.q.weight, self.q_bias)
+        v = F.linear(v, self.v.weight, self.v_bias)
+        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, self.k(k), v))
+        x = F.scaled_dot_product_attention(*heads)
+        out: Tensor = self.proj(x.transpose(1, 2).flatten(2))
+        return out
+
+
+class RegressorBlock(nn.Module):
+    """Queries attend to visible features and to themselves.
+
+    Positions are added to queries and keys only, and before their normalisation. The feed-forward
+    part's residual branch starts from what its LayerNorm makes, unlike in every other block here.
+    """
+
+    def __init__(self, vit: ViTConfig, layer_scale: float) -> None:
+        super().__init__()
+        dim = vit.dim
+        self.norm1_q, self.norm1_k, self.norm1_v, self.norm2_cross = (
+            norm_layer(dim) for _ in range(4)
+        )
+        self.cross_attn = CrossAttention(dim, vit.num_heads)
+        self.mlp_cross = beit_block(dim, vit.num_heads, vit.mlp_ratio).mlp
+        self.gamma_1_cross, self.gamma_2_cross = (
+            nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2)
+        )
+
+    def forward(self, q: Tensor, kv: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """Queries one block later."""
+        attended = self.cross_attn(
+            self.norm1_q(q + q_pos), self.norm1_k(kv + k_pos), self.norm1_v(kv)
+        )
+        x = self.norm2_cross(q + self.gamma_1_cross * attended)
+        out: Tensor = x + self.gamma_2_cross * self.mlp_cross(x)
+        return out
+
+
+class Regressor(nn.Module):
+    """From visible features and hidden positions to hidden features ("latent regressor")."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.dim))
+        self.blocks = nn.ModuleList(
+            RegressorBlock(vit, config.layer_scale) for _ in range(config.regressor_depth)
+        )
+        self.norm = nn.LayerNorm(vit.dim, eps=LAYER_NORM_EPS)
+        initialise(self, "official")
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, visible_BVD: Tensor, visible_pos: Tensor, hidden_pos: Tensor) -> Tensor:
+        """Features of the hidden patches, [B, H, D]."""
+        x = self.mask_token.expand_as(hidden_pos)
+        key_pos = torch.cat([visible_pos, hidden_pos], 1)
+        for block in self.blocks:
+            x = block(x, torch.cat([visible_BVD, x], 1), hidden_pos, key_pos)
+        features: Tensor = self.norm(x)
+        return features
+
+
+class Decoder(nn.Module):
+    """From the hidden patches' features to a score for each word of the vocabulary."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            beit_block(vit.dim, vit.num_heads, vit.mlp_ratio, init_values=config.layer_scale)
+            for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(vit.dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(vit.dim, config.vocabulary)
+        initialise(self, "official")
+
+    def forward(self, features_BHD: Tensor, hidden_pos: Tensor) -> Tensor:
+        """Scores, [B, H, vocabulary]."""
+        x = features_BHD + hidden_pos
+        for block in self.blocks:
+            x = block(x)
+        scores: Tensor = self.head(self.norm(x))
+        return scores
+
+
+class Method(methods.Method):
+    """One encoder, which also makes the targets of the alignment, a regressor and a decoder."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.config, self.vit = config, vit
+        self.visible_encoder = ViT(vit, variant(config))
+        self.regressor = Regressor(config, vit)
+        self.decoder = Decoder(config, vit)
+
+    @property
+    def encoder(self) -> ViT:
+        """The only encoder."""
+        return self.visible_encoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the hidden patches' tokens, and the alignment of their features."""
+        hidden_BN = self.hidden(batch)
+        coins = batch.uniform("drop_path", 2, self.vit.depth, 2).unbind(1)
+        features_BHD, scores = self.predict(batch.images_BCHW, hidden_BN, coins[0])
+        targets_BHD = self.targets(batch.images_BCHW, hidden_BN, coins[1])
+        assert batch.tokens_BN is not None
+        return self.losses(features_BHD, targets_BHD, scores, batch.tokens_BN[hidden_BN])
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Which patches are hidden, boolean [B, N], equally many of every image."""
+        random = batch.generator("masks")
+        return batch.rows(self.config.hidden(batch.num_images(), self.vit.grid, random))
+
+    def predict(
+        self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Regressed features [B, H, D] and token scores [B, H, vocabulary] of hidden patches."""
+        encoder = self.visible_encoder
+        visible_BV = where(~hidden_BN)
+        visible_BVD = encoder.patches(encoder(images_BCHW, visible_BV, coins_BL2=coins_BL2))
+        visible_pos, hidden_pos = self.positions(visible_BV), self.positions(where(hidden_BN))
+        features_BHD = self.regressor(visible_BVD, visible_pos, hidden_pos)
+        return features_BHD, self.decoder(features_BHD, hidden_pos)
+
+    @torch.no_grad()
+    def targets(
+        self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None
+    ) -> Tensor:
+        """The encoder's own features of the hidden patches, which it sees alone, [B, H, D]."""
+        encoder = self.visible_encoder
+        features = encoder(images_BCHW, where(hidden_BN), coins_BL2=coins_BL2)
+        return encoder.patches(features).float()
+
+    def positions(self, index_BK: Tensor) -> Tensor:
+        """The encoder's positions of the chosen patches, [B, K, D]."""
+        table = self.visible_encoder.pos_embed
+        assert table is not None
+        table_BND = self.visible_encoder.patches(table)
+        return take(table_BND.expand(len(index_BK), -1, -1), index_BK)
+
+    def losses(
+        self, features_BHD: Tensor, targets_BHD: Tensor, scores: Tensor, tokens: Tensor
+    ) -> dict[str, Tensor]:
+        """Both losses and their weighted sum; ``tokens`` are those of the hidden patches, flat."""
+        loss_tokens = F.cross_entropy(scores.float().flatten(0, 1), tokens)
+        loss_alignment = F.mse_loss(features_BHD.float(), targets_BHD)
+        return {
+            "loss": loss_tokens + self.config.alignment_weight * loss_alignment,
+            "loss_tokens": loss_tokens,
+            "loss_alignment": loss_alignment,
+        }

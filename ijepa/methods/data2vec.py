@@ -1,0 +1,202 @@
+"""data2vec for images: predict a teacher's averaged top-layer features at hidden patches.
+
+Baevski et al., "data2vec: A General Framework for Self-supervised Learning in Speech, Vision and
+Language", ICML 2022. https://arxiv.org/abs/2202.03555
+
+Shape suffixes: B images, N patches of the grid, H hidden patches of all images, D features.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ijepa import methods
+from ijepa.data.loader import View
+from ijepa.data.transforms import DATA2VEC as CROP
+from ijepa.data.transforms import Crop
+from ijepa.masking import BlockWise, num_hidden
+from ijepa.methods import Batch
+from ijepa.optim import Optim, follow
+from ijepa.vit import Hidden, Variant, ViT, ViTConfig
+
+RELEASED = {
+    f"{tower}.{released}": f"{tower}.{ours}"
+    for tower in ("student", "teacher")
+    for released, ours in {"mask_token": "mask_token", "lm_head.": "head.", "": "encoder."}.items()
+}
+
+
+@dataclass(frozen=True)
+class Config(methods.Recipe):
+    """Defaults are the paper's recipe for ViT-B (800 epochs in batches of 2048 images).
+
+    Paper and repository disagree: its ViT-B command warms up over 10 epochs, drops paths at 0.25
+    and attention at 0.05 (``Config.repository``, which has no attention dropout). ViT-L is trained
+    twice for 800 epochs in batches of 8192 with a learning rate of 1e-3 and 80 epochs of warm-up
+    (4096 in the repository), momentum 0.9998 and then 0.9999, layer scale 1e-5.
+
+    The targets are the outputs of whole blocks, as in the code; the text speaks of the outputs of
+    their last feed-forward parts. BEiT's masks stop at or below 120 of 196 patches in the release;
+    here every image has exactly ``mask_ratio`` of them.
+    """
+
+    optim: Optim = field(
+        default_factory=lambda: Optim(
+            batch_size=2048,
+            epochs=800,
+            warmup_epochs=40,
+            lr=2e-3,
+            start_lr=0.0,
+            final_lr=1e-5,
+            weight_decay=(0.05, 0.05),
+            counted_from=0,
+            clip=3.0,
+        )
+    )
+    crop: Crop = CROP
+    mask_ratio: float = 120 / 196
+    masking: BlockWise = field(default_factory=BlockWise)
+    top_layers: int = 6
+    beta: float = 2.0
+    """Of the smooth L1 loss."""
+    momentum: float = 0.9998
+    layer_scale: float = 1e-4
+    drop_path: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum is {self.momentum}: it must lie in [0, 1]")
+        if not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}: it must be above 0")
+        variant(self)
+
+    @classmethod
+    def repository(cls) -> Self:
+        """The command of the repository's README for ViT-B."""
+        paper = cls()
+        optim = {**vars(paper.optim), "warmup_epochs": 10}
+        return cls(optim=Optim(**optim), drop_path=0.25)
+
+    def views(self, image_size: int) -> list[View]:
+        """One view, which student and teacher share."""
+        return [View(image_size, self.crop)]
+
+    def hidden(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Which patches are hidden, boolean [B, N], equally many of every image."""
+        counts_B = torch.full((num_images,), num_hidden(self.mask_ratio, grid))
+        return self.masking.hide(counts_B, grid, generator)
+
+    def masks(
+        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What is left visible."""
+        return {"visible": ~self.hidden(num_images, grid, generator)}
+
+
+def variant(config: Config) -> Variant:
+    """BEiT's network: relative positions only."""
+    return Variant(
+        class_token=True,
+        positions="relative",
+        blocks="beit",
+        layer_scale=config.layer_scale,
+        drop_path=config.drop_path,
+    )
+
+
+def check(config: Config, vit: ViTConfig) -> None:
+    """Raise ValueError where the masks do not fit the grid or there are too few blocks."""
+    num_hidden(config.mask_ratio, vit.grid)
+    if not 1 <= config.top_layers <= vit.depth:
+        raise ValueError(
+            f"recipe.top_layers is {config.top_layers}: it must lie between 1 and vit.depth "
+            f"({vit.depth})"
+        )
+
+
+class Network(nn.Module):
+    """An encoder, the token that stands for hidden patches, and the head on its features."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.encoder = ViT(vit, variant(config))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.dim))
+        self.head = nn.Linear(vit.dim, vit.dim)
+        for weights in (self.mask_token, self.head.weight):
+            nn.init.trunc_normal_(weights, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+
+class Method(methods.Method):
+    """The student learns; the teacher, a copy of all of it, follows as a moving average."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.config, self.vit = config, vit
+        self.student = Network(config, vit)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """The teacher never drops paths."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @property
+    def encoder(self) -> ViT:
+        """The student's: what the release fine-tunes."""
+        return self.student.encoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Smooth L1 between prediction and teacher's features, over hidden patches."""
+        hidden_BN = self.hidden(batch)
+        coins_BL2 = batch.uniform("drop_path", self.vit.depth, 2)
+        predictions_HD = self.predict(batch.images_BCHW, hidden_BN, coins_BL2)
+        targets_BND = self.targets(batch.images_BCHW)
+        return {"loss": self.loss(predictions_HD, targets_BND[hidden_BN])}
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Which patches are hidden, boolean [B, N], equally many of every image."""
+        random = batch.generator("masks")
+        return batch.rows(self.config.hidden(batch.num_images(), self.vit.grid, random))
+
+    def predict(
+        self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None
+    ) -> Tensor:
+        """Predicted features at the hidden patches, image after image, [H, D]."""
+        student = self.student
+        hidden = Hidden(hidden_BN, student.mask_token)
+        features = student.encoder(images_BCHW, hidden=hidden, coins_BL2=coins_BL2)
+        predictions: Tensor = student.head(student.encoder.patches(features)[hidden_BN])
+        return predictions
+
+    @torch.no_grad()
+    def targets(self, images_BCHW: Tensor) -> Tensor:
+        """The teacher's features of every patch of the whole image, [B, N, D].
+
+        The outputs of the top blocks, each normalised over features, averaged, normalised once
+        more; no LayerNorm here has weights.
+        """
+        encoder = self.teacher.encoder
+        shape = (self.vit.dim,)
+        _, *outputs = encoder.outputs(images_BCHW)
+        total = torch.zeros((), device=images_BCHW.device)
+        for output in outputs[-self.config.top_layers :]:
+            total = total + F.layer_norm(encoder.patches(output).float(), shape)
+        return F.layer_norm(total / self.config.top_layers, shape)
+
+    def loss(self, predictions_HD: Tensor, targets_HD: Tensor) -> Tensor:
+        """Mean over all elements."""
+        return F.smooth_l1_loss(predictions_HD.float(), targets_HD, beta=self.config.beta)
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher towards the student."""
+        follow(self.teacher, self.student, self.config.momentum)
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """The momentum, which is constant."""
+        return {"momentum": self.config.momentum}

@@ -1,0 +1,290 @@
+"""DINO: make the [cls] features of different crops of an image name the same prototypes.
+
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021.
+https://arxiv.org/abs/2104.14294
+
+Shape suffixes: B images, V views (the two global ones first), G the two global views, R = V * B
+rows (view after view), S scores (one for each prototype), D features, L blocks.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ijepa import methods
+from ijepa.data.loader import View
+from ijepa.data.transforms import DINO_GLOBAL_1, DINO_GLOBAL_2, DINO_LOCAL, Crop
+from ijepa.distributed import total
+from ijepa.methods import Batch
+from ijepa.optim import Optim, cosine, follow
+from ijepa.vit import Variant, ViT, ViTConfig
+
+NUM_GLOBAL = 2
+
+RELEASED = {
+    f"{tower}.{released}": f"{tower}.{ours}"
+    for tower in ("student", "teacher")
+    for released, ours in {"backbone.": "encoder.", "head.": "head."}.items()
+}
+
+
+@dataclass(frozen=True)
+class Config(methods.Recipe):
+    """Defaults are the release's for ViT-B/16: 400 epochs in batches of 1024 images.
+
+    The learning rate is 5e-4 for every 256 images. Crops are the script's defaults; the released
+    models were trained with ten local crops and with global crops of at least a quarter of the area
+    (their exact arguments could not be read). ViT-S trains for 800 epochs with a free gain in the
+    last layer (``norm_last_layer`` false); "vanilla" means 100 epochs at a constant teacher
+    temperature of 0.04 (``Config.vanilla``).
+    """
+
+    optim: Optim = field(
+        default_factory=lambda: Optim(
+            batch_size=1024,
+            epochs=400,
+            warmup_epochs=10,
+            lr=2e-3,
+            start_lr=0.0,
+            final_lr=1e-6,
+            weight_decay=(0.04, 0.4),
+            counted_from=0,
+            clip=3.0,
+            clip_of="each",
+        )
+    )
+    global_crops: tuple[Crop, Crop] = (DINO_GLOBAL_1, DINO_GLOBAL_2)
+    local_crop: Crop = DINO_LOCAL
+    num_local: int = 8
+    local_size: int = 96
+    num_prototypes: int = 65_536
+    head_dim: int = 2048
+    bottleneck_dim: int = 256
+    norm_last_layer: bool = True
+    freeze_last_layer_epochs: float = 1
+    student_temperature: float = 0.1
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    temperature_warmup_epochs: int = 30
+    centre_momentum: float = 0.9
+    momentum: tuple[float, float] = (0.996, 1.0)
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
+            raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
+        if not 0 <= self.centre_momentum <= 1:
+            raise ValueError(f"centre_momentum is {self.centre_momentum}: it must lie in [0, 1]")
+        for name in ("num_prototypes", "head_dim", "bottleneck_dim", "local_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("num_local", "freeze_last_layer_epochs", "temperature_warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
+        if not (self.student_temperature > 0 and min(self.teacher_temperature) > 0):
+            raise ValueError(
+                f"student_temperature is {self.student_temperature} and teacher_temperature "
+                f"{list(self.teacher_temperature)}: all must be above 0"
+            )
+        variant(self)
+
+    @classmethod
+    def vanilla(cls) -> Self:
+        """The script as it stands, 100 epochs (69.3 % k-NN with ViT-S/16)."""
+        optim = {**vars(cls().optim), "epochs": 100}
+        return cls(optim=Optim(**optim), teacher_temperature=(0.04, 0.04))
+
+    def views(self, image_size: int) -> list[View]:
+        """Two global views, then the local ones."""
+        return [
+            *(View(image_size, crop) for crop in self.global_crops),
+            *(View(self.local_size, self.local_crop) for _ in range(self.num_local)),
+        ]
+
+    def temperature(self, progress: float) -> float:
+        """The teacher's temperature, which changes from epoch to epoch and then stays."""
+        start, end = self.teacher_temperature
+        epoch = int(progress * self.optim.epochs + 1e-6)
+        return start + (end - start) * min(1.0, epoch / max(1, self.temperature_warmup_epochs - 1))
+
+
+def variant(config: Config) -> Variant:
+    """Learned positions, [cls]."""
+    return Variant(class_token=True, positions="learned", drop_path=config.drop_path, init="dino")
+
+
+def check(config: Config, vit: ViTConfig) -> None:
+    """Raise ValueError where the local crops cannot be cut into patches."""
+    if config.num_local and config.local_size % vit.patch_size:
+        raise ValueError(
+            f"recipe.local_size is {config.local_size}: it must be a multiple of vit.patch_size "
+            f"({vit.patch_size})"
+        )
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows are directions times gains (weight normalisation)."""
+
+    def __init__(self, dim: int, num_prototypes: int, norm_last_layer: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), not norm_last_layer)
+        self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores, [R, S]."""
+        v = self.weight_v
+        return F.linear(x, self.weight_g * v / v.norm(dim=1, keepdim=True))
+
+
+class Head(nn.Module):
+    """From features to scores: three layers, a point on the sphere, prototypes."""
+
+    def __init__(self, config: Config, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.head_dim),
+            nn.GELU(),
+            nn.Linear(config.head_dim, config.head_dim),
+            nn.GELU(),
+            nn.Linear(config.head_dim, config.bottleneck_dim),
+        )
+        for part in self.mlp:
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.zeros_(part.bias)
+        self.last_layer = Prototypes(
+            config.bottleneck_dim, config.num_prototypes, config.norm_last_layer
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores, [..., S]."""
+        scores: Tensor = self.last_layer(F.normalize(self.mlp(features), dim=-1))
+        return scores
+
+
+class Network(nn.Module):
+    """An encoder and the head on its features."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.encoder = ViT(vit, variant(config))
+        self.head = Head(config, vit.dim)
+
+
+class Method(methods.Method):
+    """The student sees all views, the teacher the global ones; both name prototypes."""
+
+    centre: Tensor
+    centre_sum: Tensor
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__()
+        self.config, self.vit = config, vit
+        self.student = self.network()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.register_buffer("centre", torch.zeros(1, config.num_prototypes))
+        self.register_buffer("centre_sum", torch.zeros(config.num_prototypes + 1), persistent=False)
+
+    def network(self) -> Network:
+        """One tower at initialisation."""
+        return Network(self.config, self.vit)
+
+    def train(self, mode: bool = True) -> Self:
+        """The teacher never drops paths."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @property
+    def encoder(self) -> ViT:
+        """The teacher's: what the paper evaluates."""
+        return self.teacher.encoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy between teacher and student over all pairs of different views."""
+        views, coins = batch.views, self.coins(batch)
+        student = self.student.encoder
+        features = [student(torch.cat(views[:NUM_GLOBAL]), coins_BL2=coins[0])]
+        if local := views[NUM_GLOBAL:]:
+            features.append(student(torch.cat(local), coins_BL2=coins[1]))
+        scores_RS = self.student.head(torch.cat([f[:, 0] for f in features]))
+        with torch.no_grad():
+            targets = self.teacher.encoder(torch.cat(views[:NUM_GLOBAL]))
+            targets_RS = self.teacher.head(targets[:, 0])
+        add_up(self.centre_sum, targets_RS)
+        return {
+            "loss": self.loss(scores_RS, targets_RS, self.config.temperature(batch.progress)),
+            "teacher_entropy": entropy(self.sharpened(targets_RS, batch.progress)),
+        }
+
+    def coins(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Uniform numbers for stochastic depth, for the rows of the global and the local views."""
+        drawn = batch.uniform("drop_path", len(batch.views), self.vit.depth, 2)
+        drawn_VBL2 = drawn.transpose(0, 1)
+        return drawn_VBL2[:NUM_GLOBAL].flatten(0, 1), drawn_VBL2[NUM_GLOBAL:].flatten(0, 1)
+
+    def sharpened(self, targets_RS: Tensor, progress: float) -> Tensor:
+        """The teacher's probabilities."""
+        temperature = self.config.temperature(progress)
+        return ((targets_RS.float() - self.centre) / temperature).softmax(-1)
+
+    def loss(self, scores_RS: Tensor, targets_RS: Tensor, temperature: float) -> Tensor:
+        """Averaged over images and over the pairs of a teacher's view and another of the student's.
+
+        ``scores_RS`` are the student's for all views, ``targets_RS`` the teacher's for the two
+        global ones, both view after view.
+        """
+        B = len(targets_RS) // NUM_GLOBAL
+        log_p_VBS = (scores_RS.float() / self.config.student_temperature).log_softmax(-1)
+        log_p_VBS = log_p_VBS.unflatten(0, (-1, B))
+        q_GBS = ((targets_RS.float() - self.centre) / temperature).softmax(-1).unflatten(0, (-1, B))
+        pairs_GV = -torch.einsum("gbs,vbs->gv", q_GBS, log_p_VBS) / B
+        different = ~torch.eye(*pairs_GV.shape, dtype=torch.bool, device=pairs_GV.device)
+        return pairs_GV[different].mean()
+
+    def before_step(self, progress: float) -> None:
+        """Keep the prototypes as they are in the first epoch."""
+        if progress * self.config.optim.epochs < self.config.freeze_last_layer_epochs:
+            for parameter in self.student.head.last_layer.parameters():
+                parameter.grad = None
+
+    def after_step(self, progress: float) -> None:
+        """Move the teacher towards the student, and the centre towards the teacher's mean."""
+        follow(self.teacher, self.student, self.scheduled(progress)["momentum"])
+        self.move_centres()
+
+    @torch.no_grad()
+    def move_centres(self) -> None:
+        """Move the centre towards the mean of the teacher's scores in all parts of the batch."""
+        move(self.centre, self.centre_sum, self.config.centre_momentum)
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """The momentum, along a cosine, and the teacher's temperature."""
+        return {
+            "momentum": cosine(*self.config.momentum, progress),
+            "teacher_temperature": self.config.temperature(progress),
+        }
+
+
+@torch.no_grad()
+def add_up(sums: Tensor, scores: Tensor) -> None:
+    """Add rows of scores [..., S] to their sum [S + 1], whose last element counts them."""
+    rows = scores.detach().float().flatten(0, -2)
+    sums[:-1] += rows.sum(0)
+    sums[-1] += len(rows)
+
+
+def move(centre: Tensor, sums: Tensor, momentum: float) -> None:
+    """Move a centre towards the mean of what was added up on all devices, and start anew."""
+    everywhere = total(sums)
+    mean = everywhere[:-1] / everywhere[-1]
+    centre.copy_(centre * momentum + mean * (1 - momentum))
+    sums.zero_()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Mean entropy of rows of probabilities, nats: 0 where the teacher has collapsed to a point."""
+    return -(p * p.clamp_min(1e-12).log()).sum(-1).mean()

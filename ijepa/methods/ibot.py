@@ -1,0 +1,163 @@
+"""iBOT: DINO, and besides the student names the prototypes of patches that it does not see.
+
+Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", ICLR 2022.
+https://arxiv.org/abs/2111.07832
+
+Shape suffixes: as in ``dino``; N patches of the grid, F = 2 * B rows of the global views.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ijepa.data.transforms import IBOT_GLOBAL_1, IBOT_GLOBAL_2, IBOT_LOCAL, Crop
+from ijepa.masking import BlockWise
+from ijepa.methods import Batch, dino
+from ijepa.methods.dino import NUM_GLOBAL, add_up, entropy, move
+from ijepa.vit import Hidden, ViTConfig
+
+RELEASED = {
+    **{f"{tower}.backbone.masked_embed": f"{tower}.mask_token" for tower in ("student", "teacher")},
+    **dino.RELEASED,
+}
+
+
+@dataclass(frozen=True)
+class Config(dino.Config):
+    """Defaults are the released recipe, with the length for ViT-B: 400 epochs, batches of 1024.
+
+    ViT-S trains for 800 epochs, ViT-L for 250. The code's own defaults have other crops (0.14 to 1
+    and 0.05 to 0.4). One head serves [cls] and patches. In half of the views nothing is hidden; in
+    the others a share drawn uniformly from ``mask_ratio``.
+    """
+
+    global_crops: tuple[Crop, Crop] = (IBOT_GLOBAL_1, IBOT_GLOBAL_2)
+    local_crop: Crop = IBOT_LOCAL
+    num_local: int = 10
+    num_prototypes: int = 8192
+    norm_last_layer: bool = False
+    patch_temperature: tuple[float, float] = (0.04, 0.07)
+    masking: BlockWise = field(default_factory=BlockWise)
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    masked_views: float = 0.5
+    class_weight: float = 1.0
+    patch_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
+            raise ValueError(f"mask_ratio is {list(self.mask_ratio)}: it must rise within [0, 1]")
+        if not 0 <= self.masked_views <= 1:
+            raise ValueError(f"masked_views is {self.masked_views}: it is a probability")
+        if not min(self.patch_temperature) > 0:
+            raise ValueError(
+                f"patch_temperature is {list(self.patch_temperature)}: it must be above 0"
+            )
+
+    def hidden(self, num_views: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Which patches of each view are hidden, boolean [views, N]."""
+        ratio, coin = torch.rand(2, num_views, generator=generator)
+        low, high = self.mask_ratio
+        share = (low + (high - low) * ratio) * (coin < self.masked_views)
+        counts = (share * grid[0] * grid[1]).long()
+        return self.masking.hide(counts, grid, generator)
+
+    def masks(
+        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the student sees of the first global view."""
+        return {"visible": ~self.hidden(num_images, grid, generator)}
+
+    def patches(self, progress: float) -> float:
+        """The teacher's temperature for patches."""
+        return replace(self, teacher_temperature=self.patch_temperature).temperature(progress)
+
+
+def check(config: Config, vit: ViTConfig) -> None:
+    """Raise ValueError where the local crops cannot be cut into patches."""
+    dino.check(config, vit)
+
+
+class Network(dino.Network):
+    """An encoder, the token that stands for hidden patches, and the head for [cls] and patches."""
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__(config, vit)
+        self.mask_token = nn.Parameter(torch.zeros(1, vit.dim))
+
+
+class Method(dino.Method):
+    """DINO's two towers, with a second centre."""
+
+    config: Config
+    student: Network
+    teacher: Network
+    patch_centre: Tensor
+    patch_centre_sum: Tensor
+
+    def __init__(self, config: Config, vit: ViTConfig) -> None:
+        super().__init__(config, vit)
+        self.register_buffer("patch_centre", torch.zeros(1, 1, config.num_prototypes))
+        self.register_buffer(
+            "patch_centre_sum", torch.zeros_like(self.centre_sum), persistent=False
+        )
+
+    def network(self) -> Network:
+        """One tower at initialisation."""
+        return Network(self.config, self.vit)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """DINO's loss on [cls], and the cross-entropy of hidden patches in the same view."""
+        views, coins = batch.views, self.coins(batch)
+        whole_FCHW = torch.cat(views[:NUM_GLOBAL])
+        hidden_FN = self.hidden(batch)
+        student, teacher = self.student, self.teacher
+        features = student.encoder(
+            whole_FCHW, hidden=Hidden(hidden_FN, student.mask_token), coins_BL2=coins[0]
+        )
+        rows_RD = [features[:, 0]]
+        if local := views[NUM_GLOBAL:]:
+            rows_RD.append(student.encoder(torch.cat(local), coins_BL2=coins[1])[:, 0])
+        scores_RS = student.head(torch.cat(rows_RD))
+        with torch.no_grad():
+            targets = teacher.head(teacher.encoder(whole_FCHW))
+        add_up(self.centre_sum, targets[:, 0])
+        add_up(self.patch_centre_sum, targets[:, 1:])
+        # Only hidden patches have a loss: the head need not see the others.
+        scores_HS = student.head(student.encoder.patches(features)[hidden_FN])
+        config = self.config
+        loss_class = self.loss(scores_RS, targets[:, 0], config.temperature(batch.progress))
+        loss_patch = self.patch_loss(
+            scores_HS, targets[:, 1:][hidden_FN], hidden_FN, config.patches(batch.progress)
+        )
+        return {
+            "loss": config.class_weight * loss_class + config.patch_weight * loss_patch,
+            "loss_class": loss_class,
+            "loss_patch": loss_patch,
+            "teacher_entropy": entropy(self.sharpened(targets[:, 0], batch.progress)),
+        }
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Which patches of the global views the student does not see, boolean [F, N]."""
+        num_views, random = batch.num_images() * NUM_GLOBAL, batch.generator("masks")
+        masks = self.config.hidden(num_views, self.vit.grid, random)
+        return batch.rows(masks.unflatten(0, (-1, NUM_GLOBAL))).transpose(0, 1).flatten(0, 1)
+
+    def patch_loss(
+        self, scores_HS: Tensor, targets_HS: Tensor, hidden_FN: Tensor, temperature: float
+    ) -> Tensor:
+        """Cross-entropy averaged over the hidden patches of a view, then over all global views.
+
+        A view in which nothing is hidden counts as one without loss, as in the release.
+        """
+        log_p_HS = (scores_HS.float() / self.config.student_temperature).log_softmax(-1)
+        q_HS = ((targets_HS.float() - self.patch_centre[0]) / temperature).softmax(-1)
+        view_H = hidden_FN.nonzero()[:, 0]
+        share_H = 1 / hidden_FN.sum(1).to(log_p_HS.dtype)[view_H]
+        return -((q_HS * log_p_HS).sum(-1) * share_H).sum() / len(hidden_FN)
+
+    def move_centres(self) -> None:
+        """Move both centres."""
+        super().move_centres()
+        move(self.patch_centre, self.patch_centre_sum, self.config.centre_momentum)

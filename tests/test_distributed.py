@@ -1,0 +1,116 @@
+"""Two processes, joined by gloo, are one run: the same draws, the same means, the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ijepa import methods
+from tests.conftest import raw_run_of
+from tests.test_methods import METHODS, distance
+from tests.test_train import run, state, told, weights
+
+ROOT = Path(__file__).parents[1]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def environment() -> dict[str, str]:
+    """Two processes on two cores, one thread each."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def write(raw: dict[str, Any], folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "run.yaml").write_text(yaml.safe_dump(raw))
+    return folder
+
+
+def command(data: Path, folder: Path) -> list[str]:
+    """What a user types for two processes."""
+    files = [str(folder / "run.yaml"), "--data", str(data), "--work", str(folder / "work")]
+    out = str(folder / "out" / "encoder.safetensors")
+    return [*TWO, "-m", "ijepa.train", *files, "--out", out]
+
+
+def test_two_processes_with_half_the_batch_each_train_what_one_process_does(
+    tokenised: Path, tmp_path: Path
+) -> None:
+    """Every method, 8 steps: loss and weights; stochastic depth, centres and clipping included."""
+    runs = {name: raw_run_of(name) for name in METHODS}
+    folders = [write(raw, tmp_path / name) for name, raw in runs.items()]
+    driver = [*TWO, str(ROOT / "tests" / "several_runs.py"), str(tokenised), *map(str, folders)]
+    done = subprocess.run(driver, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, raw in runs.items():
+        shared = tmp_path / name / "out" / "encoder.safetensors"
+        alone = run(raw, tokenised, tmp_path / f"{name}-alone")
+        assert distance(weights(shared), weights(alone)) < 1e-5, name
+        for ours, theirs in zip(told(shared), told(alone), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5), name
+
+
+def test_two_processes_that_are_killed_end_like_two_undisturbed_ones(
+    tokenised: Path, tmp_path: Path
+) -> None:
+    """kill -9 of all, with loader workers; the same command again."""
+    raw = raw_run_of("ibot")
+    raw |= {"num_workers": 1}
+    raw["recipe"]["optim"]["epochs"] = 4
+    whole, cut = (write(raw, tmp_path / name) for name in ("whole", "cut"))
+    quiet: dict[str, Any] = {"env": environment(), "stderr": subprocess.DEVNULL}
+    subprocess.run(command(tokenised, whole), check=True, **quiet)
+    process = subprocess.Popen(command(tokenised, cut), start_new_session=True, **quiet)
+    log = state(raw, tokenised, cut) / "train.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (
+        log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= 5
+    ):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kill_stray_workers(cut)
+    out = cut / "out" / "encoder.safetensors"
+    assert not out.exists(), "the run ended before it could be killed"
+    subprocess.run(command(tokenised, cut), check=True, **quiet)
+    expected = weights(whole / "out" / "encoder.safetensors")
+    assert all(expected[key].equal(value) for key, value in weights(out).items())
+
+
+def kill_stray_workers(folder: Path) -> None:
+    """torchrun's workers have sessions of their own: kill them too."""
+    subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
+
+
+def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
+    tokenised: Path, tmp_path: Path
+) -> None:
+    raw = raw_run_of("mae")
+    raw["recipe"]["optim"]["batch_size"] = 31
+    folder = write(raw, tmp_path / "odd")
+    done = subprocess.run(
+        command(tokenised, folder), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "batch_size is 31: it must be a multiple of 2 (2 processes" in done.stderr
+
+
+def test_groups_of_masks_do_not_depend_on_the_division_of_the_batch() -> None:
+    """Four images a device, groups of 16: each device draws the whole group and takes its rows."""
+    from tests.test_methods import batch, make, part
+
+    method = make("ijepa")
+    whole = batch("ijepa", num_images=16)
+    assert method.config.masking.group_size == 16  # type: ignore[union-attr]
+    parts = [method(part(whole, first, first + 4)) for first in range(0, 16, 4)]
+    lengths = {float(scalars["context_patches"]) for scalars in parts}
+    assert lengths == {float(method(whole)["context_patches"])}
+    mean = torch.stack([scalars["loss"] for scalars in parts]).mean()
+    torch.testing.assert_close(mean, method(whole)["loss"])
+    assert methods.names() == METHODS

@@ -1,0 +1,219 @@
+"""What every method promises the loop: each is found by listing the folder."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ijepa import methods
+from ijepa.checkpoint import load_encoder
+from ijepa.config import parse
+from ijepa.errors import UserError
+from ijepa.methods import Batch, Recipe
+from ijepa.optim import Optim
+from ijepa.vit import ViTConfig
+from tests.conftest import RECIPES, raw_run_of
+from tests.test_train import run, told, weights
+
+METHODS = methods.names()
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def make(name: str) -> methods.Method:
+    torch.manual_seed(0)
+    parsed = parse(raw_run_of(name))
+    return methods.load(name).Method(parsed.recipe, parsed.vit)
+
+
+def batch(name: str, num_images: int = 8, **settings: Any) -> Batch:
+    """Random images in the method's views."""
+    parsed = parse(raw_run_of(name))
+    random = torch.Generator().manual_seed(1)
+    views = tuple(
+        torch.randn(num_images, 3, view.size, view.size, generator=random)
+        for view in parsed.recipe.views(parsed.vit.image_size)
+    )
+    tokens = torch.randint(32, (num_images, 64), generator=random)
+    return Batch(views, seed=0, tokens_BN=tokens, **{"step": 0, "total": num_images, **settings})
+
+
+def part(whole: Batch, first: int, last: int) -> Batch:
+    """Some rows of a batch, as another device would have them."""
+    assert whole.tokens_BN is not None
+    return Batch(
+        tuple(view[first:last] for view in whole.views),
+        whole.seed,
+        whole.step,
+        offset=first,
+        total=whole.total,
+        tokens_BN=whole.tokens_BN[first:last],
+    )
+
+
+def test_the_six_methods_of_the_comparison_are_there() -> None:
+    assert METHODS == ["cae", "data2vec", "dino", "ibot", "ijepa", "mae"]
+    assert set(RECIPES) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_and_its_encoder_can_be_loaded(
+    name: str, tokenised: Path, tmp_path: Path
+) -> None:
+    out = run(raw_run_of(name), tokenised, tmp_path)
+    records = told(out)
+    assert len(records) == 8
+    assert records[-1].keys() >= {"loss", "lr", "feature_std", "rankme"}
+    encoder, header = load_encoder(out)
+    assert header["run"]["method"] == name
+    assert not encoder.training
+    features = encoder.patches(encoder(torch.zeros(2, 3, 32, 32)))
+    assert features.shape == (2, 64, 32)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_updates_lower_the_loss_of_the_same_batch(name: str) -> None:
+    """With the teacher at rest: DINO's own loss may rise while the teacher sharpens."""
+    method, same = make(name), batch(name)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = method(same)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.99 * losses[0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
+    name: str, tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut after step 5, resumed from the checkpoint of step 3 (kill -9 itself: test_train)."""
+    raw = raw_run_of(name)
+    whole = run(raw, tokenised, tmp_path / "whole")
+    method_type = type(make(name))
+    original = method_type.after_step
+
+    def cut(self: methods.Method, progress: float) -> None:
+        original(self, progress)
+        if progress * 8 >= 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(method_type, "after_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(raw, tokenised, tmp_path / "cut")
+    monkeypatch.undo()
+    torch.rand(7)  # the global generator is elsewhere, as in a new process
+    resumed = run(raw, tokenised, tmp_path / "cut")
+    assert told(resumed) == told(whole)
+    expected = weights(whole)
+    assert all(expected[key].equal(value) for key, value in weights(resumed).items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
+    """Stochastic depth, masks and groups included: what is drawn does not see the division."""
+    method, whole = make(name), batch(name)
+    expected = method(whole)
+    halves = [method(part(whole, first, first + 4)) for first in (0, 4)]
+    for key, value in expected.items():
+        torch.testing.assert_close(value, (halves[0][key] + halves[1][key]) / 2, msg=key)
+    assert halves[0]["loss"] != halves[1]["loss"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_accumulated_gradients_train_the_same_network(
+    name: str, tokenised: Path, tmp_path: Path
+) -> None:
+    raw = raw_run_of(name)
+    whole = weights(run(raw, tokenised, tmp_path / "whole"))
+    raw["recipe"]["optim"]["accumulate"] = 4
+    parts = weights(run(raw, tokenised, tmp_path / "parts"))
+    assert distance(parts, whole) < 1e-5
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference of all weights over the norm of all weights."""
+    norm = sum(float(value.double().square().sum()) for value in theirs.values())
+    gap = sum(float((ours[k].double() - theirs[k].double()).square().sum()) for k in theirs)
+    return float((gap / norm) ** 0.5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
+    gradients = []
+    for recomputed in (False, True):
+        method = make(name)
+        for module in method.modules():
+            if hasattr(module, "activation_checkpointing"):
+                module.activation_checkpointing = recomputed  # type: ignore[assignment]
+        method(batch(name))["loss"].backward()
+        gradients.append({k: p.grad for k, p in method.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_parameter_that_learns_has_a_gradient_and_teachers_have_none(name: str) -> None:
+    method = make(name)
+    method(batch(name))["loss"].backward()
+    for key, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+        assert not (key.startswith(("teacher", "target_encoder")) and parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_draws_change_with_the_step(name: str) -> None:
+    method = make(name).train()
+    losses = {method(batch(name, step=step))["loss"].item() for step in (0, 1, 1)}
+    assert len(losses) == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_defaults_are_a_whole_recipe_that_fits_the_base_network(name: str) -> None:
+    recipe: Recipe = methods.load(name).Config()
+    methods.load(name).check(recipe, ViTConfig())
+    assert recipe.views(224)[0].size == 224
+
+
+def test_published_recipes_have_their_rates_and_batches() -> None:
+    """baselines.md sections 1 to 6: batch, epochs, warm-up, rate, weight decay, clipping."""
+    expected = {
+        "ijepa": (2048, 300, 40, 1e-3, 0.04, 0.4, None),
+        "mae": (4096, 1600, 40, 1.5e-4 * 4096 / 256, 0.05, 0.05, None),
+        "data2vec": (2048, 800, 40, 2e-3, 0.05, 0.05, 3.0),
+        "cae": (2048, 1600, 40, 1.5e-3, 0.05, 0.05, 3.0),
+        "dino": (1024, 400, 10, 5e-4 * 1024 / 256, 0.04, 0.4, 3.0),
+        "ibot": (1024, 400, 10, 5e-4 * 1024 / 256, 0.04, 0.4, 3.0),
+    }
+    for name, values in expected.items():
+        optim: Optim = methods.load(name).Config().optim
+        told = (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.lr)
+        assert (*told, *optim.weight_decay, optim.clip) == pytest.approx(values), name
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "vit", "message"),
+    [
+        ("mae", {"mask_ratio": 0.999}, {}, "64 would be hidden"),
+        ("mae", {"decoder_dim": 18}, {}, "decoder_dim is 18"),
+        ("data2vec", {"top_layers": 3}, {}, r"top_layers is 3: .* vit\.depth \(2\)"),
+        ("data2vec", {"mask_ratio": 0.001}, {}, "0 would be hidden"),
+        ("cae", {"vocabulary": 0}, {}, "vocabulary is 0"),
+        ("dino", {"local_size": 18}, {}, "local_size is 18: .* multiple of vit"),
+        ("dino", {"momentum": [1.0, 0.9]}, {}, "momentum is"),
+        ("ibot", {"mask_ratio": [0.5, 0.2]}, {}, "mask_ratio is"),
+        ("ibot", {"drop_path": 1.0}, {}, "drop_path is 1.0"),
+    ],
+)
+def test_impossible_recipes_are_refused_by_name(
+    name: str, recipe: dict[str, Any], vit: dict[str, Any], message: str
+) -> None:
+    raw = raw_run_of(name)
+    raw["recipe"] |= recipe
+    raw["vit"] |= vit
+    with pytest.raises(UserError, match=message):
+        parse(raw)

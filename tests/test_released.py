@@ -1,0 +1,714 @@
+"""Published files in, our encoders out, and back; the files are fabricated."""
+
+import argparse
+import copy
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evals.__main__ import evaluate
+from evals.features import extract
+from evals.tables import read_results
+from ijepa import methods, released
+from ijepa.checkpoint import (
+    describe,
+    export_encoder,
+    import_encoder,
+    load_encoder,
+    main,
+    read_tensors,
+)
+from ijepa.errors import UserError, run_command
+from ijepa.methods import cae, data2vec, mae
+from ijepa.vit import SIZES, Variant, ViT, ViTConfig, sincos_positions
+
+GOLDEN = Path(__file__).parent / "golden_files"
+VIT = ViTConfig(image_size=32, patch_size=4, dim=48, depth=2, num_heads=3)
+OPTIMIZER = {
+    "state": {0: {"step": torch.tensor(7.0), "exp_avg": torch.ones(3)}},
+    "param_groups": [{"lr": 1e-3, "params": [0]}],
+}
+ARGS = argparse.Namespace(lr=1e-3, output_dir="somewhere")
+PLAIN = Variant(class_token=True, positions="learned")
+SCALED = replace(PLAIN, layer_scale=1e-5)
+
+Weights = dict[str, Tensor]
+
+
+def network(variant: Variant, vit: ViTConfig = VIT, seed: int = 0) -> ViT:
+    """An encoder in which no two parameters are alike."""
+    torch.manual_seed(seed)
+    net = ViT(vit, variant)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def under(prefix: str, weights: Weights) -> Weights:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def full_ijepa(w: Weights, other: Weights) -> Any:
+    return {
+        "encoder": under("module.", other),
+        "predictor": {"module.mask_token": torch.ones(1, 1, 24)},
+        "target_encoder": under("module.", w),
+        "opt": OPTIMIZER,
+        "scaler": None,
+        "epoch": 300,
+        "loss": 0.1,
+        "batch_size": 128,
+        "world_size": 16,
+        "lr": 1e-3,
+    }
+
+
+def full_mae(w: Weights, other: Weights) -> Any:
+    decoder = {"mask_token": torch.ones(1, 1, 32), "decoder_embed.weight": torch.ones(32, 48)}
+    whole = {"model": {**w, **decoder}, "optimizer": OPTIMIZER, "epoch": 799}
+    return {**whole, "scaler": {"scale": 65536.0}, "args": ARGS}
+
+
+def full_data2vec(w: Weights, other: Weights) -> Any:
+    index = {"rel_pos_bias.relative_position_index": torch.zeros(65, 65, dtype=torch.int64)}
+    head = {"mask_token": torch.ones(1, 1, 48), "lm_head.weight": torch.ones(48, 48)}
+    whole = {"model": {**w, **index, **head}, "optimizer": OPTIMIZER, "epoch": 799, "scaler": {}}
+    return {**whole, "args": ARGS, "model_ema": {**other, **index, **head}}
+
+
+def full_cae(w: Weights, other: Weights) -> Any:
+    rest = {
+        "mask_token": torch.ones(1, 1, 48),
+        "rd_pos_embed": torch.ones(1, 65, 48),
+        "regresser.norm.weight": torch.ones(48),
+        "decoder.head.weight": torch.ones(64, 48),
+    }
+    return {"model": {**under("encoder.", w), **rest}}
+
+
+def full_dino(w: Weights, other: Weights) -> Any:
+    head = {"head.mlp.0.weight": torch.ones(40, 48), "head.last_layer.weight_g": torch.ones(96, 1)}
+    return {
+        "student": under("module.", {**under("backbone.", other), **head}),
+        "teacher": {**under("backbone.", w), **head},
+        "optimizer": OPTIMIZER,
+        "epoch": 100,
+        "args": ARGS,
+        "dino_loss": {"center": torch.zeros(1, 96)},
+        "fp16_scaler": {"scale": 65536.0},
+    }
+
+
+def full_ibot(w: Weights, other: Weights) -> Any:
+    whole = full_dino(w, other)
+    whole["ibot_loss"] = {**whole.pop("dino_loss"), "center2": torch.zeros(1, 1, 96)}
+    whole["student"]["module.backbone.masked_embed"] = torch.zeros(1, 48)
+    return whole
+
+
+def bare(w: Weights, other: Weights) -> Any:
+    return w
+
+
+def timm_file(w: Weights, other: Weights) -> Any:
+    return {**w, "head.weight": torch.ones(10, 48), "head.bias": torch.ones(10)}
+
+
+def dinov2_file(w: Weights, other: Weights) -> Any:
+    return {**w, "mask_token": torch.zeros(1, 48)}
+
+
+def transformers_vit(w: Weights, other: Weights) -> Any:
+    """As ViTMAEForPreTraining names them."""
+    return {**under("vit.", hugging_face(w)), "decoder.mask_token": torch.ones(1, 1, 32)}
+
+
+def transformers_dinov2(w: Weights, other: Weights) -> Any:
+    """As Dinov2Model names them."""
+    theirs = {"layernorm_before": "norm1", "layernorm_after": "norm2"}
+    theirs |= {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"}
+    weights = {}
+    for name, value in hugging_face(w).items():
+        for old, new in theirs.items():
+            if f".{old}." in name and "attention" not in name:
+                name = name.replace(old, new)
+        weights[name] = value
+    return {**weights, "embeddings.mask_token": torch.zeros(1, 48)}
+
+
+def hugging_face(w: Weights) -> Weights:
+    embedding = {"patch_embed.proj": "patch_embeddings.projection", "cls_token": "cls_token"}
+    inner = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    }
+    out = {}
+    for name, value in w.items():
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            part, _, kind = rest.rpartition(".")
+            place = f"encoder.layer.{number}."
+            if part == "attn.qkv":
+                for third, which in enumerate(("query", "key", "value")):
+                    rows = value[third * 48 : third * 48 + 48]
+                    out[f"{place}attention.attention.{which}.{kind}"] = rows
+            elif rest in inner:
+                out[place + inner[rest]] = value
+            else:
+                out[f"{place}{inner[part]}.{kind}"] = value
+        elif name.startswith("norm."):
+            out[f"layer{name}"] = value
+        elif name == "pos_embed":
+            out["embeddings.position_embeddings"] = value
+        else:
+            part, _, kind = name.rpartition(".")
+            if part:
+                out[f"embeddings.{embedding[part]}.{kind}"] = value
+            else:
+                out[f"embeddings.{embedding[kind]}"] = value
+    return out
+
+
+FILES: dict[str, tuple[str, Variant, Callable[[Weights, Weights], Any]]] = {
+    "ijepa": ("ijepa", Variant(), full_ijepa),
+    "mae": ("mae", Variant(class_token=True), lambda w, _: {"model": w}),
+    "mae, full": ("mae", Variant(class_token=True), full_mae),
+    "data2vec": ("data2vec", data2vec.variant(data2vec.Config()), full_data2vec),
+    "cae": ("cae", cae.variant(cae.Config()), full_cae),
+    "dino, backbone": ("dino", PLAIN, bare),
+    "dino, full": ("dino", PLAIN, full_dino),
+    "ibot, teacher": ("ibot", PLAIN, lambda w, _: {"state_dict": w}),
+    "ibot, full": ("ibot", PLAIN, full_ibot),
+    "timm": ("timm", PLAIN, timm_file),
+    "timm, I-JEPA": ("timm", Variant(), bare),
+    "timm, DINOv2": ("timm", SCALED, dinov2_file),
+    "transformers, ViTMAE": ("transformers", Variant(class_token=True), transformers_vit),
+    "transformers, IJepa": (
+        "transformers",
+        Variant(),
+        lambda w, _: under("ijepa.", hugging_face(w)),
+    ),
+    "transformers, Dinov2": ("transformers", SCALED, transformers_dinov2),
+}
+
+
+def fabricate(kind: str, path: Path) -> tuple[ViT, ViT]:
+    """A published file at ``path``; the network in it, and that of its other tower."""
+    _, variant, build = FILES[kind]
+    nets = network(variant), network(variant, seed=1)
+    torch.save(build(*(net.state_dict() for net in nets)), path)
+    return nets
+
+
+def features(path: Path, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = load_encoder(path)[0](images)
+        return found
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def recorded(method: str) -> tuple[Weights, Weights]:
+    """The weights of a golden file under their published names, and the rest of it."""
+    with np.load(GOLDEN / f"{method}_step.npz") as archive:
+        file = {k: torch.from_numpy(archive[k]) for k in archive.files if archive[k].ndim}
+    before = {k.removeprefix("before/"): v for k, v in file.items() if k.startswith("before/")}
+    return before, {k: v for k, v in file.items() if "/" not in k}
+
+
+def towers(before: Weights) -> dict[str, Weights]:
+    split: dict[str, Weights] = {}
+    for name, value in before.items():
+        tower, _, rest = name.partition("/")
+        split.setdefault(tower, {})[rest] = value
+    return split
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_published_file_is_recognised_and_its_encoder_computes_the_same(
+    kind: str, tmp_path: Path
+) -> None:
+    net, _ = fabricate(kind, tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "ours.safetensors", num_heads=3)
+    encoder, about = load_encoder(tmp_path / "ours.safetensors")
+    assert about["facts"]["released"]["layout"] == FILES[kind][0]
+    assert about["run"]["vit"]["image_size"] == 32
+    assert encoder.variant.positions == net.variant.positions
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images()), net(images()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in FILES if "transformers" in kind or "timm" in kind]
+)
+def test_safetensors_are_read_like_torch_files(kind: str, tmp_path: Path) -> None:
+    net, _ = fabricate(kind, tmp_path / "file.pth")
+    flat = {name: v.clone() for name, v in torch.load(tmp_path / "file.pth").items()}
+    save_file(flat, tmp_path / "file.safetensors")
+    import_encoder(tmp_path / "file.safetensors", tmp_path / "ours.safetensors", num_heads=3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            features(tmp_path / "ours.safetensors", images()), net(images()), rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower"),
+    [
+        ("ijepa", "context"),
+        ("data2vec", "ema"),
+        ("dino, full", "student"),
+        ("ibot, full", "student"),
+    ],
+)
+def test_the_other_tower_is_taken_on_request(kind: str, tower: str, tmp_path: Path) -> None:
+    _, other = fabricate(kind, tmp_path / "file.pth")
+    out = tmp_path / "ours.safetensors"
+    import_encoder(tmp_path / "file.pth", out, tower=tower, num_heads=3)
+    assert load_encoder(out)[1]["facts"]["released"]["tower"] == tower
+    with torch.no_grad():
+        torch.testing.assert_close(features(out, images()), other(images()), rtol=0, atol=0)
+
+
+def test_the_recorded_encoders_of_ijepa_give_the_recorded_features(tmp_path: Path) -> None:
+    before, file = recorded("ijepa")
+    split = {tower: under("module.", w) for tower, w in towers(before).items()}
+    torch.save({**split, "epoch": 1}, tmp_path / "file.pth.tar")
+    for tower, key in (("target", "target_all_patches"), ("context", "encoder_all_patches")):
+        out = tmp_path / f"{tower}.safetensors"
+        import_encoder(tmp_path / "file.pth.tar", out, tower=tower, num_heads=3)
+        found = features(out, file["images"])
+        if tower == "target" and not torch.allclose(found, file[key], atol=1e-3):
+            found = F.layer_norm(found, found.shape[-1:])
+        torch.testing.assert_close(found, file[key], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mae", "data2vec", "cae"])
+def test_recorded_weights_give_what_the_method_gives(name: str, tmp_path: Path) -> None:
+    before, file = recorded(name)
+    file_of_release: dict[str, Any] = {"model": before}
+    if name == "data2vec":
+        split = towers(before)
+        file_of_release = {"model": split["student"], "model_ema": split["teacher"]}
+    torch.save(file_of_release, tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "ours.safetensors", num_heads=3)
+
+    configs = {
+        "mae": mae.Config(decoder_dim=32, decoder_depth=2, decoder_heads=4),
+        "data2vec": data2vec.Config(drop_path=0, top_layers=2),
+        "cae": cae.Config(vocabulary=64, regressor_depth=2, decoder_depth=2, drop_path=0),
+    }
+    module = methods.load(name)
+    method = module.Method(configs[name], VIT)
+    weights = {key.replace("/", "."): value for key, value in before.items()}
+    method.load_state_dict(released.rename(weights, module.RELEASED))
+    with torch.no_grad():
+        expected = method.encoder.eval()(file["images"])
+    found = features(tmp_path / "ours.safetensors", file["images"])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [None, 1e-5])
+def test_timms_own_network_gives_the_same_features(scale: float | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = VisionTransformer(32, 4, embed_dim=48, depth=2, num_heads=3, init_values=scale).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    torch.save(net.state_dict(), tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "ours.safetensors", num_heads=3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            features(tmp_path / "ours.safetensors", images()), net.forward_features(images())
+        )
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_layout_has_the_variant_of_our_method(name: str) -> None:
+    module = methods.load(name)
+    with torch.device("meta"):
+        encoder = module.Method(module.Config(), ViTConfig(dim=48, depth=6, num_heads=3)).encoder
+    layout = released.LAYOUTS[name].variant
+    assert layout is not None
+    assert layout.init == encoder.variant.init
+    assert not released.differences(layout, encoder.variant)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "image"),
+    [("base", 16, 224), ("huge", 14, 224), ("huge", 16, 448), ("giant", 16, 224)],
+)
+def test_published_sizes_are_read_from_the_shapes(size: str, patch: int, image: int) -> None:
+    vit = ViTConfig(image_size=image, patch_size=patch, **SIZES[size])  # type: ignore[arg-type]
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in ViT(vit).state_dict().items()}
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    tensors["pos_embed"] = sincos_positions(vit.dim, vit.grid)
+    found = released.encoder(under("target_encoder.module.", tensors), "file")
+    assert ViTConfig(**found.shape) == vit
+
+
+@given(dim=st.integers(1, 2048), hidden=st.integers(1, 8192))
+def test_the_feed_forward_width_survives_its_ratio(dim: int, hidden: int) -> None:
+    assert int(dim * released.mlp_ratio(hidden, dim)) == hidden
+
+
+@pytest.mark.parametrize("layout", released.LAYOUTS)
+@pytest.mark.parametrize("kind", ["ijepa", "mae", "data2vec", "cae", "dino, full", "timm, DINOv2"])
+def test_an_exported_encoder_returns_bit_by_bit_or_is_refused(
+    kind: str, layout: str, tmp_path: Path
+) -> None:
+    fabricate(kind, tmp_path / "file.pth")
+    ours, there, back = (tmp_path / n for n in ("a.safetensors", "there.pth", "b.safetensors"))
+    import_encoder(tmp_path / "file.pth", ours, num_heads=3, image_size=48)
+    fits = FITS[FILES[kind][0] if kind != "timm, DINOv2" else "dinov2"]
+    if layout not in fits:
+        with pytest.raises(UserError, match=f"the layout {layout} .*: choose another --layout"):
+            export_encoder(ours, there, layout)
+        assert not there.exists()
+        return
+    export_encoder(ours, there, layout)
+    import_encoder(there, back, layout, num_heads=3)
+    first, second = (load_encoder(path)[0] for path in (ours, back))
+    assert first.config == second.config
+    assert first.state_dict().keys() == second.state_dict().keys()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+FITS = {
+    "ijepa": {"ijepa", "timm", "transformers"},
+    "mae": {"mae", "timm", "transformers"},
+    "data2vec": {"data2vec", "timm"},
+    "cae": {"cae", "timm"},
+    "dino": {"dino", "ibot", "timm", "transformers"},
+    "dinov2": {"timm", "transformers"},
+}
+
+
+def test_an_export_has_the_containers_of_its_layout(tmp_path: Path) -> None:
+    ours = tmp_path / "ours.safetensors"
+    for kind, layout, name in [
+        ("ijepa", "ijepa", "target_encoder.module.norm.bias"),
+        ("mae", "mae", "model.norm.bias"),
+        ("data2vec", "data2vec", "model.norm.bias"),
+        ("cae", "cae", "model.encoder.norm.bias"),
+        ("dino, full", "dino", "teacher.backbone.norm.bias"),
+        ("dino, backbone", "dino", "norm.bias"),
+        ("ibot, teacher", "ibot", "state_dict.norm.bias"),
+        ("timm", "timm", "norm.bias"),
+        ("timm", "transformers", "layernorm.bias"),
+    ]:
+        fabricate(kind, tmp_path / "file.pth")
+        import_encoder(tmp_path / "file.pth", ours, num_heads=3, force=True)
+        export_encoder(ours, tmp_path / "there.pth", layout, force=True)
+        assert name in read_tensors(tmp_path / "there.pth")
+    export_encoder(ours, tmp_path / "there.safetensors", "transformers")
+    assert "layernorm.bias" in read_tensors(tmp_path / "there.safetensors")
+    with pytest.raises(UserError, match=r"a file of ibot is torch's: end its name in \.pth"):
+        export_encoder(ours, tmp_path / "ibot.safetensors", "ibot")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_tensor_that_is_missing_or_unknown_is_named(kind: str, tmp_path: Path) -> None:
+    layout, variant, _ = FILES[kind]
+    net = network(variant)
+    fabricate(kind, tmp_path / "file.pth")
+    whole = read_tensors(tmp_path / "file.pth")
+    reading = released.encoder(whole, "file")
+    root = released.find(whole, released.LAYOUTS[layout])[reading.tower]
+    own = [name for name in whole if name.startswith(root) and name not in reading.leftovers]
+    assert len(own) == len(net.state_dict()) + ("transformers" in kind) * 2 * 2 * VIT.depth
+    for name in own:
+        with pytest.raises(UserError):
+            released.encoder({k: v for k, v in whole.items() if k != name}, "file", layout)
+    for name in (f"{root}norm_pre.weight", "surprise"):
+        with pytest.raises(UserError, match=rf"unknown are {name}: "):
+            released.encoder(whole | {name: torch.ones(1)}, "file", layout)
+    last = next(name for name in own if name.endswith("norm.bias"))
+    with pytest.raises(UserError, match=rf"missing are .*{last}"):
+        released.encoder({k: v for k, v in whole.items() if k != last}, "file", layout)
+    with pytest.raises(UserError, match=rf"{last} is \[1\], not \[48\]"):
+        released.encoder(whole | {last: torch.ones(1)}, "file", layout)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_another_kind_than_its_layout_is_refused(kind: str, tmp_path: Path) -> None:
+    fabricate(kind, tmp_path / "file.pth")
+    tensors = read_tensors(tmp_path / "file.pth")
+    fits = [one.layout for one in released.readings(tensors) if not one.problems]
+    assert fits[0] == FILES[kind][0]
+    for other in released.LAYOUTS.keys() - set(fits):
+        with pytest.raises(UserError, match=f"say --layout {fits[0]}"):
+            released.encoder(tensors, "file", other)
+
+
+def test_learned_positions_are_not_taken_for_fixed_ones(tmp_path: Path) -> None:
+    fabricate("dino, backbone", tmp_path / "file.pth")
+    with pytest.raises(
+        UserError, match=r"read as mae: positions: learned, where the layout has sincos"
+    ):
+        import_encoder(tmp_path / "file.pth", tmp_path / "out", "mae", num_heads=3)
+
+
+def test_a_tower_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    fabricate("ijepa", tmp_path / "file.pth")
+    whole = torch.load(tmp_path / "file.pth")
+    del whole["target_encoder"]
+    torch.save(whole, tmp_path / "context.pth")
+    for path, tower, says in [
+        ("context.pth", None, r"no encoder is called target \(there is context\)"),
+        ("file.pth", "student", r"no encoder is called student \(there is target, context\)"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            import_encoder(tmp_path / path, tmp_path / "out", tower=tower, num_heads=3)
+    import_encoder(tmp_path / "context.pth", tmp_path / "out", tower="context", num_heads=3)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("exploded",))
+
+
+def broken(kind: str, path: Path) -> None:
+    fabricate("mae", path)
+    match kind:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-1000])
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("<html>404</html>")
+        case "code":
+            torch.save({"model": Bomb()}, path)
+        case "old pickle":
+            path.write_bytes(pickle.dumps({"model": Bomb()}, protocol=2))
+        case "no encoder":
+            torch.save({"fc.weight": torch.ones(2, 2)}, path)
+        case "list":
+            torch.save([1, 2], path)
+        case "missing":
+            path.unlink()
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case "rectangle":
+            weights = torch.load(path)["model"]
+            torch.save({"model": {**weights, "pos_embed": torch.ones(1, 60, 48)}}, path)
+        case "oblong patch":
+            weights = torch.load(path)["model"]
+            shape = {"patch_embed.proj.weight": torch.ones(48, 3, 4, 8)}
+            torch.save({"model": {**weights, **shape}}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("cut", "is damaged"),
+        ("empty", "is empty"),
+        ("text", "is damaged, or is no file of torch"),
+        ("code", r"holds code \(posix.mkdir\), which is not run"),
+        ("old pickle", "holds code"),
+        ("no encoder", "holds no encoder in any layout"),
+        ("list", "holds no encoder in any layout"),
+        ("missing", "is missing"),
+        ("folder", "is a folder"),
+        ("rectangle", "has 59 rows for patches: no square grid's"),
+        ("oblong patch", r"is \[48, 3, 4, 8\], not \[D, 3, patch, patch\]"),
+    ],
+)
+def test_a_broken_file_is_refused_and_nothing_is_written(
+    kind: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken(kind, tmp_path / "file.pth")
+    (tmp_path / "out").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=says):
+        import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3, force=True)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_whose_bytes_were_changed_is_read_or_refused(zipped: bool, tmp_path: Path) -> None:
+    path, random = tmp_path / "file.pth", np.random.default_rng(0)
+    few = dict(list(network(PLAIN).state_dict().items())[:4])
+    torch.save({"model": few}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(
+            whole[: random.integers(1, len(whole))] if random.random() < 0.3 else whole
+        )
+        for place in random.integers(0, min(len(changed), 1500), 3):
+            changed[place] = random.integers(256)
+        path.write_bytes(changed)
+        try:
+            read_tensors(path)
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+def test_another_file_is_replaced_only_by_force(tmp_path: Path) -> None:
+    fabricate("mae", tmp_path / "file.pth")
+    out, there = tmp_path / "ours.safetensors", tmp_path / "there.pth"
+    import_encoder(tmp_path / "file.pth", out, num_heads=3)
+    import_encoder(tmp_path / "file.pth", out, num_heads=3)
+    export_encoder(out, there, "mae")
+    export_encoder(out, there, "mae")
+    whole = out.read_bytes()
+    with pytest.raises(UserError, match="is another file: move it away, or say --force"):
+        import_encoder(tmp_path / "file.pth", out, num_heads=3, licence="MIT")
+    assert out.read_bytes() == whole
+    import_encoder(tmp_path / "file.pth", out, num_heads=3, licence="MIT", force=True)
+    assert load_encoder(out)[1]["facts"]["released"]["licence"] == "MIT"
+    with pytest.raises(UserError, match="say --force"):
+        export_encoder(out, there, "timm")
+
+
+def test_heads_are_asked_for_where_nothing_tells_them(tmp_path: Path) -> None:
+    out = tmp_path / "ours.safetensors"
+    fabricate("mae", tmp_path / "file.pth")
+    with pytest.raises(UserError, match="encoder of width 48 has: say --num-heads"):
+        import_encoder(tmp_path / "file.pth", out)
+    with pytest.raises(UserError, match="num_heads 5 does not divide dim 48"):
+        import_encoder(tmp_path / "file.pth", out, num_heads=5)
+    fabricate("data2vec", tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"--num-heads is 4, but .* has 3: leave it out"):
+        import_encoder(tmp_path / "file.pth", out, num_heads=4)
+    import_encoder(tmp_path / "file.pth", out)
+    assert load_encoder(out)[0].config.num_heads == 3
+
+
+@pytest.mark.parametrize("kind", ["ijepa", "mae", "cae", "dino, backbone"])
+@pytest.mark.parametrize("size", [20, 48])
+def test_at_another_size_the_features_are_those_of_images_of_that_size(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    net, _ = fabricate(kind, tmp_path / "file.pth")
+    out = tmp_path / "ours.safetensors"
+    import_encoder(tmp_path / "file.pth", out, num_heads=3, image_size=size)
+    assert load_encoder(out)[1]["run"]["vit"]["image_size"] == size
+    with torch.no_grad():
+        torch.testing.assert_close(features(out, images(size)), net(images(size)))
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_table_of_relative_positions_keeps_near_places_and_the_class_token(
+    size: int, tmp_path: Path
+) -> None:
+    net, _ = fabricate("data2vec", tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "out", image_size=size)
+    new, _ = load_encoder(tmp_path / "out")
+    assert new(images(size)).shape == (2, 1 + (size // 4) ** 2, 48)
+    tables = [n.rel_pos_bias.relative_position_bias_table for n in (net, new)]
+    torch.testing.assert_close(tables[1][-3:], tables[0][-3:])
+    middles = []
+    for table in tables:
+        side = round((len(table) - 3) ** 0.5)
+        middle = table[:-3].view(side, side, -1)
+        middles.append(middle[side // 2 - 1 : side // 2 + 2, side // 2 - 1 : side // 2 + 2])
+    torch.testing.assert_close(middles[1], middles[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_size_that_patches_do_not_divide_is_refused(tmp_path: Path) -> None:
+    fabricate("mae", tmp_path / "file.pth")
+    with pytest.raises(UserError, match="patch_size 4 does not divide image_size 30"):
+        import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3, image_size=30)
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    half = {name: value.half() for name, value in network(PLAIN).state_dict().items()}
+    torch.save(half, tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3)
+    for name, value in load_encoder(tmp_path / "out")[0].state_dict().items():
+        assert torch.equal(value, half[name].float())
+
+
+def test_an_imported_encoder_is_evaluated_like_any_other(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "vit_mae" / "seed0"
+    folder.mkdir(parents=True)
+    fabricate("mae", tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "encoder.safetensors", num_heads=3)
+    extract(tmp_path / "encoder.safetensors", data, 32, tmp_path / "features.safetensors")
+    evaluate("knn", {}, tmp_path / "features.safetensors", folder / "knn.json")
+    table = read_results([folder / "knn.json"])
+    assert table["method"].tolist() == ["released"]
+    about = json.loads((folder / "knn.json").read_text())["about"]
+    assert about["facts"]["released"]["file"] == "file.pth"
+    assert len(about["facts"]["released"]["sha256"]) == 64
+
+
+def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
+    fabricate("ijepa", tmp_path / "file.pth")
+    theirs = describe(tmp_path / "file.pth")
+    assert theirs["layout"] == "ijepa"
+    assert theirs["towers"] == "target, context"
+    assert theirs["num_heads"] == "not in the file"
+    trainable = sum(p.numel() for p in network(Variant()).parameters() if p.requires_grad)
+    assert theirs["parameters"] == f"{trainable:,}"
+    assert "1 of predictor.module" in theirs["leftovers"]
+    import_encoder(tmp_path / "file.pth", tmp_path / "ours.safetensors", num_heads=3, licence="NC")
+    ours = describe(tmp_path / "ours.safetensors")
+    same = ("parameters", "dim", "depth", "patch_size", "image_size", "variant")
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    assert ours["imported sha256"] == theirs["sha256"]
+    assert ours["imported licence"] == "NC"
+
+
+def test_the_command_line_imports_inspects_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fabricate("dino, full", tmp_path / "file.pth")
+
+    def command(words: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["checkpoint", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        return ended.value.code
+
+    done = command("import file.pth --out o.safetensors --tower student --num-heads 3")
+    assert done == 0
+    assert command("inspect o.safetensors") == 0
+    assert "imported tower      student" in capsys.readouterr().out
+    assert command("export o.safetensors --layout dino --out back.pth") == 0
+    assert "student.module.backbone.norm.bias" in read_tensors(tmp_path / "back.pth")
+    assert command("export o.safetensors --layout cae --out back.pth") == (
+        "error: the layout cae does not fit this encoder (positions: learned, where the layout has "
+        "sincos_rows_first, blocks: vit, where the layout has beit, layer scale: False, where the "
+        "layout has True): choose another --layout"
+    )
+
+
+def test_weights_are_copied_not_shared(tmp_path: Path) -> None:
+    """torch's files may hold one storage under two names, which safetensors refuses."""
+    weights = copy.deepcopy(network(PLAIN).state_dict())
+    weights["blocks.1.norm1.bias"] = weights["blocks.0.norm1.bias"]
+    torch.save(weights, tmp_path / "file.pth")
+    import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3)
+    assert load_encoder(tmp_path / "out")[0].state_dict().keys() == weights.keys()
