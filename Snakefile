@@ -42,26 +42,28 @@ TABLES = [table["name"] for table in config["tables"]]
 
 RUNS = {
     run["name"]: {"dataset": config["dataset"], "vit": config["vit"], **run}
-    for run in config["runs"]
+    for run in config.get("runs", [])
 }
 # The two controls of every table: the first run's network as it was initialised, and raw pixels.
-RUNS["random_init"] = {
-    **RUNS[config["runs"][0]["name"]],
-    "recipe": {
-        **config["runs"][0].get("recipe", {}),
-        "optim": {
-            **config["runs"][0].get("recipe", {}).get("optim", {}),
-            "epochs": 0,
-            "warmup_epochs": 0,
-        },
-    },
+if RUNS:
+    FIRST = next(iter(RUNS.values()))
+    RECIPE = FIRST.get("recipe", {})
+    UNTRAINED = {**RECIPE.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
+    RUNS["random_init"] = {**FIRST, "recipe": {**RECIPE, "optim": UNTRAINED}}
+RELEASED = {weights["name"]: weights for weights in config.get("released", [])}
+# The tokenizer whose ids a run predicts, if it has one: they are computed once for the data set.
+TOKENS = {
+    name: run["recipe"]["tokenizer"]
+    for name, run in RUNS.items()
+    if "tokenizer" in run.get("recipe", {})
 }
-ENCODERS = {run: SEEDS for run in RUNS} | {"pixels": [0]}
+ENCODERS = {run: SEEDS for run in RUNS} | {run: [0] for run in [*RELEASED, "pixels"]}
 
 
 include: "workflow/rules/exclusive.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/released.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
@@ -76,6 +78,8 @@ wildcard_constraints:
     seed=r"\d+",
     evaluation=r"[a-z0-9_]+",
     dataset=r"[a-z0-9_]+",
+    tokenizer=r"[a-z0-9_]+",
+    released=r"[a-z0-9_]+",
 
 
 rule all:

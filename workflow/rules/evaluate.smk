@@ -3,7 +3,10 @@
 
 rule extract_features:
     input:
-        encoder=f"{RESULTS}/runs/{{run}}/seed{{seed}}/encoder.safetensors",
+        encoder=lambda wc: (
+            f"{RESULTS}/{'released' if wc.run in RELEASED else 'runs'}"
+            f"/{wc.run}/seed{wc.seed}/encoder.safetensors"
+        ),
         data=f"data/shards/{config['dataset']}/index.json",
     output:
         f"{RESULTS}/features/{{run}}/seed{{seed}}.safetensors",
@@ -16,9 +19,10 @@ rule extract_features:
         mem_mb=4000,
     params:
         encoder=lambda wc, input: input.encoder or "pixels",
+        images=json.dumps(config.get("images", {})),
     shell:
         "python -m evals.features {params.encoder} --data $(dirname {input.data}) --out {output}"
-        " 2>&1 | tee {log}"
+        " --images {params.images:q} 2>&1 | tee {log}"
 
 
 use rule extract_features as extract_pixels with:

@@ -22,6 +22,11 @@ rule pretrain:
     input:
         run=f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
         data=f"data/shards/{config['dataset']}/index.json",
+        tokens=lambda wc: (
+            f"data/shards/{config['dataset']}/tokens/{TOKENS[wc.run]}.json"
+            if wc.run in TOKENS
+            else []
+        ),
     output:
         # Checkpoints are not declared: they lie in work/, where Snakemake does not delete them.
         encoder=f"{RESULTS}/runs/{{run}}/seed{{seed}}/encoder.safetensors",

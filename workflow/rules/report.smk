@@ -33,7 +33,9 @@ rule report:
             for seed in SEEDS
         ],
         features=[
-            f"{RESULTS}/features/{run}/seed{SEEDS[0]}.safetensors" for run in RUNS
+            f"{RESULTS}/features/{run}/seed{seeds[0]}.safetensors"
+            for run, seeds in ENCODERS.items()
+            if run != "pixels"
         ],
         data=f"data/shards/{config['dataset']}/index.json",
     output:

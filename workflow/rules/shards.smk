@@ -1,4 +1,4 @@
-# From an address to WebDataset shards with an index.
+# From an address to WebDataset shards with an index, and to the tokens of their images.
 
 
 rule fetch:
@@ -27,3 +27,28 @@ rule build_shards:
     shell:
         "python -m ijepa.data.shards build {wildcards.dataset} --raw $(dirname {input})"
         " --out $(dirname {output}) 2>&1 | tee {log}"
+
+
+rule tokenise:
+    input:
+        "data/shards/{dataset}/index.json",
+    output:
+        "data/shards/{dataset}/tokens/{tokenizer}.npy",
+        "data/shards/{dataset}/tokens/{tokenizer}.json",
+    log:
+        "logs/tokenise/{dataset}-{tokenizer}.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    params:
+        settings=lambda wc: " ".join(
+            f"--{name} {value}"
+            for name, value in config.get("tokenizers", {})
+            .get(wc.tokenizer, {})
+            .items()
+        ),
+    shell:
+        "python -m ijepa.data.tokens {wildcards.tokenizer} --data $(dirname {input})"
+        " {params.settings} 2>&1 | tee {log}"

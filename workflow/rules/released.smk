@@ -1,0 +1,39 @@
+# From published weights to an encoder, without any pretraining.
+
+
+rule fetch_weights:
+    output:
+        # The bytes of an interrupted download lie beside it, where Snakemake does not delete them.
+        "data/weights/{released}",
+    log:
+        "logs/fetch_weights/{released}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        address=lambda wc: RELEASED[wc.released]["address"],
+        sha256=lambda wc: RELEASED[wc.released]["sha256"],
+        licence=lambda wc: RELEASED[wc.released]["licence"],
+    shell:
+        "python -m ijepa.data.download {params.address:q} {output} --sha256 {params.sha256:q}"
+        " --licence {params.licence:q} 2>&1 | tee {log}"
+
+
+rule import_weights:
+    input:
+        "data/weights/{released}",
+    output:
+        f"{RESULTS}/released/{{released}}/seed0/encoder.safetensors",
+    log:
+        f"logs/{RESULTS}/import_weights/{{released}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        licence=lambda wc: RELEASED[wc.released]["licence"],
+        options=lambda wc: " ".join(
+            f"--{key.replace('_', '-')} {RELEASED[wc.released][key]}"
+            for key in ("layout", "tower", "image_size", "num_heads")
+            if key in RELEASED[wc.released]
+        ),
+    shell:
+        "python -m ijepa.checkpoint import {input} --out {output} {params.options}"
+        " --licence {params.licence:q} 2>&1 | tee {log}"
