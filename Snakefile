@@ -31,8 +31,9 @@ for fault in jsonschema.Draft202012Validator(schema).iter_errors(config):
 
 # Jobs use the Python that runs Snakemake, whether or not its environment is activated, and this
 # folder's code, wherever --directory puts the results.
+# A prefix of one's own takes the place of Snakemake's, and with it of strict mode.
 shell.prefix(
-    f"export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{workflow.basedir}'; "
+    f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':\"$PATH\" PYTHONPATH='{workflow.basedir}'; "
 )
 
 RESULTS = f"results/{config['name']}"

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -13,18 +14,35 @@ from evals import load
 from ijepa import config
 from ijepa.data import tokens
 from ijepa.errors import UserError, run_command
+from ijepa.released import LAYOUTS
 from ijepa.strict import strict
 
 
 def check(benchmark: dict[str, Any]) -> None:
     """Raise UserError unless every run, evaluation and table of the config can be carried out."""
-    shared = {key: benchmark[key] for key in ("dataset", "vit")}
-    for part in ("runs", "evaluations", "tables"):
-        names = [item["name"] for item in benchmark[part]]
+    runs, released = benchmark.get("runs", []), benchmark.get("released", [])
+    shared = {key: benchmark[key] for key in ("dataset", "vit") if key in benchmark}
+    for part, items in (
+        ("runs and released", [*runs, *released]),
+        ("evaluations", benchmark["evaluations"]),
+        ("tables", benchmark["tables"]),
+    ):
+        names = [item["name"] for item in items]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{part}: {', '.join(doubled)} is there twice: one name, one item")
     tokenizers = dict(benchmark.get("tokenizers", {}))
-    for run in benchmark["runs"]:
+    for weights in released:
+        where = f"released.{weights['name']}"
+        if not re.fullmatch("[0-9a-fA-F]{64}", weights["sha256"]):
+            raise UserError(
+                f"{where}.sha256: {weights['sha256']!r} is no SHA-256: fetch the file once by "
+                "hand, make sure that it is the right one, and write here what sha256sum says of it"
+            )
+        if (layout := weights.get("layout", "auto")) not in ("auto", *LAYOUTS):
+            raise UserError(
+                f"{where}.layout: {layout!r} is unknown: allowed are auto, {', '.join(LAYOUTS)}"
+            )
+    for run in runs:
         if own := sorted({"dataset", "seed"} & run.keys()):
             raise UserError(
                 f"runs.{run['name']}.{own[0]}: a run has none of its own, or the rows of a table "

@@ -74,10 +74,9 @@ def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
 
 def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
     """Test images, each followed by the training images whose features are nearest (cosine)."""
-    queries = list(range(0, len(test), len(test) // count))[:count]
-    found = neighbours(
-        read_features(features, "train").x, read_features(features, "test").x[queries], k
-    )
+    known, asked = (read_features(features, split).x for split in ("train", "test"))
+    queries = list(range(0, len(asked), len(asked) // count))[:count]
+    found = neighbours(known, asked[queries], k)
     indices = torch.cat([index for _, index in found]).tolist()
     with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):
         axes = drawing.subplots(count, k + 1, squeeze=False)

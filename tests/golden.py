@@ -192,14 +192,17 @@ def replay_cae(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
 
 def replay_dino(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
     """Heads, loss and its gradients, the centre's update, the teacher's temperature."""
-    temperatures = file["teacher_temperature"].tolist()
+    temperatures, warmup = file["teacher_temperature"].tolist(), meta["warmup_epochs"]
+    first, *others = temperatures
+    # The last temperature, also of a run that ends before the warm-up does.
+    last = first + (others[0] - first) * (warmup - 1) if len(others) < warmup - 1 else others[-1]
     config = dino.Config(
         **head_sizes(file),
         optim=Optim(epochs=meta["epochs"]),
         norm_last_layer=f"grad/{HEAD}last_layer.weight_g" not in file,
         student_temperature=meta["student_temperature"],
-        teacher_temperature=(temperatures[0], temperatures[-1]),
-        temperature_warmup_epochs=meta["warmup_epochs"],
+        teacher_temperature=(first, last),
+        temperature_warmup_epochs=warmup,
     )
     method = dino.Method(config, shape(file, meta, ""))
     heads = {f"{tower}_head.": f"{tower}.head." for tower in ("student", "teacher")}

@@ -13,7 +13,7 @@ from ijepa.errors import UserError
 from ijepa.methods import ijepa, names
 
 FOLDER = Path(__file__).parents[1] / "config"
-CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "seeds")
+CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if p.stem not in ("seeds", "released"))
 
 
 def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -160,4 +160,17 @@ def test_a_run_has_no_data_set_or_seed_of_its_own(key: str) -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["runs"][0][key] = 1
     with pytest.raises(UserError, match=rf"runs\.ijepa\.{key}: a run has none of its own"):
+        check(benchmark)
+
+
+@pytest.mark.usefixtures("real_register")
+def test_published_weights_need_a_checksum_and_a_known_layout() -> None:
+    benchmark = yaml.safe_load((FOLDER / "released.yaml").read_text())
+    (weights,) = benchmark["released"]
+    with pytest.raises(UserError, match=r"released\.ijepa_vith14_in1k\.sha256: '\?' is no SHA-256"):
+        check(benchmark)
+    weights["sha256"] = "0" * 64
+    check(benchmark)
+    weights["layout"] = "jepa"
+    with pytest.raises(UserError, match="layout: 'jepa' is unknown: allowed are auto, ijepa"):
         check(benchmark)

@@ -217,3 +217,14 @@ def test_impossible_recipes_are_refused_by_name(
     raw["vit"] |= vit
     with pytest.raises(UserError, match=message):
         parse(raw)
+
+
+@pytest.mark.parametrize("name", ["ijepa", "data2vec", "dino", "ibot"])
+def test_a_teacher_that_became_nan_makes_the_loss_nan_which_stops_the_loop(name: str) -> None:
+    """test_train: a loss that is not finite stops before the update."""
+    method = make(name)
+    teacher = "target_encoder" if name == "ijepa" else "teacher.encoder"
+    with torch.no_grad():
+        method.get_parameter(f"{teacher}.patch_embed.proj.bias").fill_(float("nan"))
+        loss = method(batch(name))["loss"]
+    assert loss.isnan()

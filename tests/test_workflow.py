@@ -1,14 +1,23 @@
 """The workflow plans what it should and refuses what it cannot do. (.ci/run runs it whole.)"""
 
+import hashlib
+import re
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from ijepa import methods
+from ijepa.vit import Variant, ViT, ViTConfig
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]
@@ -72,3 +81,81 @@ def test_a_mistake_in_a_recipe_stops_before_the_first_job(
     assert "runs.ijepa.recipe.optim.learning_rate: unknown key" in done.stdout + done.stderr
     assert not (tmp_path / "data").exists()
     assert not (tmp_path / "results").exists()
+
+
+class Weights(NamedTuple):
+    """Where the weights are, what they should be, and how many bytes each answer sent."""
+
+    address: str
+    sha256: str
+    sent: list[int]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Weights]:
+    """A server of weights in DINO's released layout: wrong at first, then cut off, then whole."""
+    torch.manual_seed(0)
+    vit = ViTConfig(image_size=32, patch_size=8, dim=64, depth=1, num_heads=1)
+    encoder = ViT(vit, Variant(class_token=True, positions="learned"))
+    torch.save(encoder.state_dict(), tmp_path / "weights.pth")
+    with serve((tmp_path / "weights.pth").read_bytes()) as weights:
+        yield weights
+
+
+@contextmanager
+def serve(whole: bytes) -> Iterator[Weights]:
+    sent: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            start = int(re.findall(r"\d+", self.headers.get("Range", "0"))[0])
+            body = (bytes(len(whole)) if not sent else whole)[start:]
+            cut = body[: len(body) // 2] if len(sent) == 1 else body
+            sent.append(len(cut))
+            self.send_response(206 if start else 200)
+            self.send_header("ETag", '"one"')
+            self.send_header("Content-Length", str(len(body)))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
+            self.end_headers()
+            self.wfile.write(cut)
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{http.server_port}/weights.pth"
+    yield Weights(address, hashlib.sha256(whole).hexdigest(), sent)
+    http.shutdown()
+
+
+def test_published_weights_come_into_the_table_without_pretraining(
+    tiny: Path, tmp_path: Path, server: Weights
+) -> None:
+    """A wrong file is refused; the same command again goes on through a broken connection."""
+    shutil.copytree(tiny / "raw", tmp_path / "data" / "raw" / "tiny")
+    weights = {"name": "published", "address": server.address, "sha256": server.sha256}
+    config: dict[str, Any] = {
+        "name": "released",
+        "dataset": "tiny",
+        "seeds": [0],
+        "released": [{**weights, "licence": "Apache-2.0", "layout": "dino", "num_heads": 1}],
+        "images": {"train": 100, "test": 20},
+        "evaluations": [{"name": "knn", "config": {"num_neighbours": 5}}],
+        "tables": [{"name": "tiny", "title": "Tiny", "evaluations": ["knn"]}],
+    }
+    refused = plan(config, tmp_path)
+    assert refused.returncode != 0
+    assert "SHA-256" in refused.stdout + refused.stderr
+    assert "MissingOutputException" not in refused.stdout + refused.stderr
+    assert not (tmp_path / "data" / "weights" / "published").exists()
+    done = plan(config, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Apache-2.0" in done.stdout + done.stderr
+    assert sum(server.sent[1:]) == server.sent[0]
+    table = (tmp_path / "results" / "released" / "tables" / "tiny.md").read_text()
+    assert "| published |" in table
+    assert "n = 20 test images" in table
+    assert (tmp_path / "results" / "released" / "report.html").exists()
