@@ -43,7 +43,7 @@ def report(
                 "title": spec["title"],
                 "columns": list(view.columns),
                 "rows": view.to_numpy().tolist(),
-                "note": tables.note(table),
+                "note": tables.note(table, spec["evaluations"]),
             }
         )
     page = Environment(

@@ -17,6 +17,8 @@ from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
+"""The untrained network is the first run's; other methods' differ from it in [cls], positions and
+initial weights."""
 
 
 def read_results(paths: list[Path]) -> pd.DataFrame:
@@ -106,7 +108,18 @@ def gained_over(table: pd.DataFrame) -> str:
     return "random_init" if "random_init" in set(table["run"]) else "pixels"
 
 
-def note(table: pd.DataFrame) -> str:
+def no_gain(table: pd.DataFrame, evaluations: list[str]) -> list[str]:
+    """The encoders that are below the control in an evaluation, each with those evaluations."""
+    control = table.set_index("run").loc[gained_over(table)]
+    rows = table[~table["run"].isin(CONTROLS)]
+    behind = {
+        row["run"]: [e.replace("_", " ") for e in evaluations if row[e] <= control[e]]
+        for _, row in rows.iterrows()
+    }
+    return [f"{run} ({', '.join(found)})" for run, found in behind.items() if found]
+
+
+def note(table: pd.DataFrame, evaluations: list[str]) -> str:
     """What every number of the table rests on, in one sentence; says so where commits are mixed."""
     commits = sorted({word for value in table["commit"] for word in str(value).split()})
     texts = [
@@ -119,6 +132,8 @@ def note(table: pd.DataFrame) -> str:
         f"commit {', '.join(commits)}",
     ]
     text = "; ".join(texts) + "."
+    if behind := no_gain(table, evaluations):
+        text += f" NO GAIN over {CONTROLS[gained_over(table)]} in this time: {', '.join(behind)}."
     if len(commits) > 1:
         text += " MIXED COMMITS: the rows were not all made by the same code."
     if any(commit.endswith("+") for commit in commits):
@@ -131,7 +146,7 @@ def markdown(title: str, table: pd.DataFrame, evaluations: list[str]) -> str:
     shown = display(table, evaluations)
     lines = ["| " + " | ".join(shown.columns) + " |", "|---|" + "---:|" * (len(shown.columns) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
-    return f"# {title}\n\n" + "\n".join(lines) + f"\n\n{note(table)}\n"
+    return f"# {title}\n\n" + "\n".join(lines) + f"\n\n{note(table, evaluations)}\n"
 
 
 def _title(row: Any) -> str:

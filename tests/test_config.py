@@ -112,7 +112,7 @@ def test_hour_is_mini_with_more_time() -> None:
     ("tokenizers", "message"),
     [
         ({"small": {"words": 9}}, r"tokenizers\.small\.words: unknown key"),
-        ({"smal": {}}, r"tokenizers\.smal: unknown tokenizer 'smal'"),
+        ({"tiny": {}}, r"tokenizers\.tiny: unknown tokenizer 'tiny'"),
         ({"dalle": {}}, r"tokenizers\.dalle: dalle needs weights"),
     ],
 )

@@ -94,9 +94,19 @@ def test_mixed_commits_and_uncommitted_code_are_flagged(results: Path, tmp_path:
         text = path.read_text()
         commit = json.loads(text)["commit"]
         path.write_text(text.replace(f'"{commit}"', '"aaaa"' if number else '"bbbb+"'))
-    note = tables.note(tables.tabulate(tables.read_results(found(tmp_path)), EVALUATIONS))
+    table = tables.tabulate(tables.read_results(found(tmp_path)), EVALUATIONS)
+    note = tables.note(table, EVALUATIONS)
     assert "MIXED COMMITS" in note
     assert "UNCOMMITTED CODE" in note
+
+
+def test_an_encoder_that_gained_nothing_is_named(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "low").mkdir()
+    table = tables.tabulate(seeded(results, tmp_path / "low", [0.0, 0.0]), EVALUATIONS)
+    assert "NO GAIN over the network untrained" in tables.note(table, EVALUATIONS)
+    assert "knn)" in tables.note(table, EVALUATIONS)
+    table.loc[table["run"] == "ijepa", EVALUATIONS] = 100.0
+    assert "NO GAIN" not in tables.note(table, EVALUATIONS)
 
 
 def test_no_results_are_an_error() -> None:
