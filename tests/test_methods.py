@@ -228,3 +228,15 @@ def test_a_teacher_that_became_nan_makes_the_loss_nan_which_stops_the_loop(name:
         method.get_parameter(f"{teacher}.patch_embed.proj.bias").fill_(float("nan"))
         loss = method(batch(name))["loss"]
     assert loss.isnan()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_are_computed_in_float32_under_autocast(name: str) -> None:
+    """A loss in bfloat16 has two decimals: its dtype is float32 and it is near that of float32."""
+    method, same = make(name), batch(name)
+    exact = method(same)["loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scalars = method(same)
+    assert all(value.dtype == torch.float32 for value in scalars.values())
+    torch.testing.assert_close(scalars["loss"], exact, rtol=0.03, atol=0)
+    assert scalars["loss"].bfloat16().float() != scalars["loss"]

@@ -241,9 +241,14 @@ class Method(methods.Method):
         log_p_VBS = (scores_RS.float() / self.config.student_temperature).log_softmax(-1)
         log_p_VBS = log_p_VBS.unflatten(0, (-1, B))
         q_GBS = ((targets_RS.float() - self.centre) / temperature).softmax(-1).unflatten(0, (-1, B))
-        pairs_GV = -torch.einsum("gbs,vbs->gv", q_GBS, log_p_VBS) / B
-        different = ~torch.eye(*pairs_GV.shape, dtype=torch.bool, device=pairs_GV.device)
-        return pairs_GV[different].mean()
+        # Element by element: autocast would take a matrix product's sums to bfloat16.
+        pairs = [
+            -(q_BS * log_p_BS).sum(-1).mean()
+            for g, q_BS in enumerate(q_GBS)
+            for v, log_p_BS in enumerate(log_p_VBS)
+            if v != g
+        ]
+        return torch.stack(pairs).mean()
 
     def before_step(self, progress: float) -> None:
         """Keep the prototypes as they are in the first epoch."""
