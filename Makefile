@@ -14,12 +14,13 @@ setup: .venv/complete
 
 # The stamp is written last: an interrupted installation is finished by the next make.
 .venv/complete: requirements.lock
-	@if uv=$$(command -v uv) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv="$$(python3 -m site --user-base)/bin/uv"; }; then \
+	@here=$$(python3 -m site --user-base)/bin/uv; \
+	if uv=$$(command -v uv || command -v $$here) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv=$$here; }; then \
 	  [ -x $(PYTHON) ] || $$uv venv --python 3.11 .venv; \
 	  $$uv pip install --python $(PYTHON) --requirement requirements.lock; \
 	else \
 	  [ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3) -m venv .venv; \
-	  $(PYTHON) -m pip install --requirement requirements.lock; \
+	  $(PYTHON) -m ensurepip >/dev/null; $(PYTHON) -m pip install --requirement requirements.lock; \
 	fi
 	@touch $@
 
