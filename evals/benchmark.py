@@ -12,7 +12,7 @@ import yaml
 
 from evals import load
 from ijepa import config
-from ijepa.data import tokens
+from ijepa.data import register, tokens
 from ijepa.errors import UserError, run_command
 from ijepa.released import LAYOUTS
 from ijepa.strict import strict
@@ -50,8 +50,20 @@ def check(benchmark: dict[str, Any]) -> None:
             )
         raw = {key: value for key, value in {**shared, **run}.items() if key != "name"}
         parsed = config.parse(raw, f"runs.{run['name']}")
-        if parsed.recipe.tokens is not None:
-            tokenizers.setdefault(parsed.recipe.tokens.tokenizer, {})
+        if (tokens_of := parsed.recipe.tokens) is not None:
+            if "tokenizer" not in run.get("recipe", {}):
+                raise UserError(
+                    f"runs.{run['name']}.recipe.tokenizer: write the default, "
+                    f"{tokens_of.tokenizer!r}, or another one: the workflow makes what is named"
+                )
+            tokenizers.setdefault(tokens_of.tokenizer, {})
+    for split, count in benchmark.get("images", {}).items():
+        splits = register.load(benchmark["dataset"]).splits
+        if not 1 <= count <= splits.get(split, 0):
+            raise UserError(
+                f"images.{split}: {count} cannot be had; {benchmark['dataset']} has "
+                + ", ".join(f"{number} of {name}" for name, number in splits.items())
+            )
     for name, settings in tokenizers.items():
         tokens.configure(name, settings, f"tokenizers.{name}")
     for evaluation in benchmark["evaluations"]:

@@ -125,7 +125,8 @@ def note(table: pd.DataFrame, evaluations: list[str]) -> str:
     texts = [
         f"n = {int(table['n'].max()):,} test images",
         f"{int(table['seeds'].max())} seed(s)",
-        f"gain is over {CONTROLS[gained_over(table)]}",
+        "features are averages over patches, whatever the method's own protocol",
+        f"gain is over {CONTROLS[gained_over(table)]} (the first run's, where there are several)",
         "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
         f"data version {', '.join(sorted(table['data_version'].unique()))}",
         f"machine {', '.join(sorted(table['machine'].unique()))}",

@@ -53,15 +53,25 @@ def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
         return 0
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        step, weights, moments = int(state["step"]), state["method"], state["optimizer"]
+    except PermissionError:
+        raise
     except TORN as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__} {str(error).partition(chr(10))[0]}): "
             "restore it, "
             "or delete it to start this run from the beginning"
         ) from None
+    try:
+        method.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} was made by other code, or for another network "
+            f"({str(error).partition(chr(10))[0]}): go on with the code that made it, "
+            "or move it away to start this run from the beginning"
+        ) from None
+    return step
 
 
 def save_encoder(path: Path, encoder: ViT, run: RunConfig, facts: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ijepa import methods
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.methods import Recipe
-from ijepa.strict import strict
+from ijepa.strict import merged, strict
 from ijepa.vit import SIZES, ViTConfig
 
 
@@ -75,12 +75,19 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
                 f"{where}.vit.size: {size!r} is unknown: allowed are {', '.join(SIZES)}"
             )
         vit = {**SIZES[size], **vit}
+    recipe = dict(raw.get("recipe") or {})
+    presets = methods.load(raw["method"]).PRESETS
+    if (name := recipe.pop("preset", None)) is not None and name not in presets:
+        raise UserError(
+            f"{where}.recipe.preset: {name!r} is unknown: allowed are {', '.join(presets)}"
+        )
+    preset = presets[name] if name is not None else {}
     run = strict(
         RunConfig,
         {
             **raw,
             "vit": strict(ViTConfig, vit, f"{where}.vit"),
-            "recipe": strict(recipe_type, raw.get("recipe") or {}, f"{where}.recipe"),
+            "recipe": strict(recipe_type, merged(preset, recipe), f"{where}.recipe"),
         },
         where,
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ijepa.errors import UserError
+
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others; the first one may be verifying 150 GB of shards."""
 
@@ -36,13 +38,20 @@ def joined() -> Iterator[World]:
     Each process takes the GPU of its number on its machine.
     """
     world = World(*(int(os.environ.get(k, d)) for k, d in zip(VARIABLES, ALONE, strict=True)))
+    device = None
     if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
+        if world.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {world.local_rank} of this machine has no GPU: there are "
+                f"{torch.cuda.device_count()}; start no more processes than that"
+            )
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
     if world.size == 1:
         yield world
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=TIMEOUT)
+    backend = "gloo" if device is None else "nccl"
+    distributed.init_process_group(backend, timeout=TIMEOUT, device_id=device)
     try:
         yield world
     finally:
@@ -77,6 +86,15 @@ def total(values: Tensor) -> Tensor:
     if distributed.is_initialized():
         distributed.all_reduce(values)
     return values
+
+
+def same(number: int) -> bool:
+    """Whether all processes have the same number."""
+    if not distributed.is_initialized():
+        return True
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, number)
+    return len(set(found)) == 1
 
 
 def mean(scalars: dict[str, Tensor]) -> dict[str, float]:

@@ -111,8 +111,11 @@ def trained(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies, by the release's rule."""
-    return parameter.ndim > 1 and "bias" not in name
+    """Whether weight decay applies: to what has two dimensions and is no bias, as in all releases.
+
+    BEiT's table of relative positions is called a bias table, and is none.
+    """
+    return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def schedule(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:

@@ -10,18 +10,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 @contextlib.contextmanager
 def precision(setting: str, device: torch.device) -> Iterator[None]:
     """bfloat16 autocast where asked for, or where ``auto`` finds hardware that computes in it."""
-    if setting == "auto":
-        setting = "bfloat16" if fast_bfloat16(device) else "float32"
-    with contextlib.ExitStack() as stack:
-        if device.type == "cpu" and setting == "bfloat16":
-            # On a CPU the flash kernel's backward pass in bfloat16 takes 3 to 6 times as long as
-            # plain products (benchmarks/attention.py).
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        stack.enter_context(
-            torch.autocast(device.type, torch.bfloat16, enabled=setting == "bfloat16")
-        )
+    enabled = is_bfloat16(setting, device)
+    with kernels(setting, device), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
         yield
+
+
+@contextlib.contextmanager
+def kernels(setting: str, device: torch.device) -> Iterator[None]:
+    """The attention kernels of ``precision``, for a backward pass that computes some of it again.
+
+    On a CPU the flash kernel's backward pass in bfloat16 takes 3 to 6 times as long as plain
+    products (benchmarks/attention.py).
+    """
+    if device.type == "cpu" and is_bfloat16(setting, device):
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
+
+
+def is_bfloat16(setting: str, device: torch.device) -> bool:
+    """Whether a setting means bfloat16 on a device."""
+    return setting == "bfloat16" or (setting == "auto" and fast_bfloat16(device))
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
     """``raw`` as a ``kind``: its own defaults below it, unknown keys and bad values refused."""
     try:
-        return TypeAdapter(kind).validate_python(_merge(_defaults(kind), raw), extra="forbid")
+        return TypeAdapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
     except ValidationError as error:
         raise UserError("; ".join(_explain(kind, e, where) for e in error.errors())) from None
 
@@ -39,9 +39,10 @@ def _defaults(kind: type) -> dict[str, Any]:
     return values
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values of both, nested ones too; ``over`` wins."""
     both = {
-        k: _merge(base[k], over[k]) for k in base.keys() & over.keys() if _dicts(base[k], over[k])
+        k: merged(base[k], over[k]) for k in base.keys() & over.keys() if _dicts(base[k], over[k])
     }
     return {**base, **over, **both}
 

@@ -38,7 +38,7 @@ from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 from ijepa.methods import Batch
 from ijepa.optim import adamw, clip, learning_rate, schedule, weight_decay
-from ijepa.precision import precision
+from ijepa.precision import kernels, precision
 from ijepa.provenance import here
 from ijepa.vit import ViT
 
@@ -67,7 +67,7 @@ def train(
         made_of = [run.identity(), index.version(), *([tokens.sha256[:12]] if tokens else [])]
         work = work / "-".join(made_of)
         if world.rank == 0:
-            held.enter_context(alone(work))
+            held.enter_context(alone(work, wait=world.size == 1))
             writable(out.parent)
         distributed.wait()
         facts = {"data_version": index.version()}
@@ -114,6 +114,11 @@ def _train(
             network.activation_checkpointing = run.activation_checkpointing
     optimizer = adamw(method, optim)
     first = resume(work / "checkpoint.pt", method, optimizer)
+    if not distributed.same(first):
+        raise UserError(
+            f"the processes found different checkpoints in {work}: it must be one folder for all, "
+            "on a file system that every machine sees"
+        )
     shared = distributed.shared(method, world)
     kinds = recipe.views(run.vit.image_size)
     views = TrainingViews(images, kinds, run.seed, token_ids, run.vit.grid)
@@ -160,7 +165,8 @@ def _train(
                             "the last checkpoint is whole: lower recipe.optim.lr, or set "
                             "precision: float32"
                         )
-                    (scalars["loss"] / optim.accumulate).backward()
+                    with kernels(run.precision, device):
+                        (scalars["loss"] / optim.accumulate).backward()
             method.before_step(progress)
             clip(method, optim)
             optimizer.step()
@@ -248,6 +254,8 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
     with precision(setting, images_BCHW.device):
         pooled_BD = encoder.patches(encoder(images_BCHW)).float().mean(1)
     encoder.train(mode)
+    if not pooled_BD.isfinite().all():  # the next step's loss will say so
+        return {"feature_std": math.nan, "rankme": math.nan}
     values = torch.linalg.svdvals(pooled_BD)
     p = values / values.sum() + 1e-7
     return {
@@ -257,9 +265,10 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
 
 
 @contextlib.contextmanager
-def alone(work: Path) -> Iterator[None]:
+def alone(work: Path, wait: bool = True) -> Iterator[None]:
     """Hold the run's folder, after any other process that trains the same run has ended.
 
+    Without ``wait`` another process is an error: those that wait for this one would give up.
     A job whose Snakemake was killed goes on; a second start waits for it and takes over from its
     last checkpoint. The lock goes with its process, however that ends: none is ever left behind.
     """
@@ -269,6 +278,10 @@ def alone(work: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            if not wait:
+                raise UserError(
+                    f"{work} is being trained by process {file.read()}: wait for it, or end it"
+                ) from None
             print(f"{work} is being trained by process {file.read()}: waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)

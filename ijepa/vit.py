@@ -91,7 +91,8 @@ class Variant:
     values have a bias, keys have none. ``layer_scale`` is the initial scale of the residual
     branches, None for no such parameter. ``drop_path`` rises linearly from 0 to this in the last
     block. ``init`` normal: deviation 0.02 everywhere (I-JEPA, BEiT's family); xavier: uniform, also
-    for the patch convolution (MAE); dino: as normal, but torch's own default for that convolution.
+    for the patch convolution (MAE); dino: as normal, but torch's own
+    default for that convolution's weights.
     """
 
     class_token: bool = False

@@ -174,3 +174,25 @@ def test_published_weights_need_a_checksum_and_a_known_layout() -> None:
     weights["layout"] = "jepa"
     with pytest.raises(UserError, match="layout: 'jepa' is unknown: allowed are auto, ijepa"):
         check(benchmark)
+
+
+@pytest.mark.usefixtures("real_register")
+@pytest.mark.parametrize(("split", "count"), [("tset", 10), ("test", 10_001), ("train", 0)])
+def test_images_that_a_split_has_not_are_refused(split: str, count: int) -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    with pytest.raises(
+        UserError, match=rf"images\.{split}: {count} cannot be had; cifar10 has 50000"
+    ):
+        check(benchmark | {"images": {split: count}})
+
+
+@pytest.mark.usefixtures("real_register")
+def test_a_tokenizer_must_be_written_out() -> None:
+    """The workflow reads the config only, and would not make the default's tokens."""
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    (cae,) = (run for run in benchmark["runs"] if run["name"] == "cae")
+    del cae["recipe"]["tokenizer"]
+    with pytest.raises(
+        UserError, match=r"runs\.cae\.recipe\.tokenizer: write the default, 'dalle'"
+    ):
+        check(benchmark)

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from ijepa import methods
+from ijepa import methods, train
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse
 from ijepa.errors import UserError
 from ijepa.methods import Batch, Recipe
 from ijepa.optim import Optim
+from ijepa.precision import kernels, precision
 from ijepa.vit import ViTConfig
 from tests.conftest import RECIPES, raw_run_of
+from tests.several_runs import sgd
 from tests.test_train import run, told, weights
 
 METHODS = methods.names()
@@ -125,8 +127,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_accumulated_gradients_train_the_same_network(
-    name: str, tokenised: Path, tmp_path: Path
+    name: str, tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train, "adamw", sgd)  # AdamW would forgive gradients of another scale
     raw = raw_run_of(name)
     whole = weights(run(raw, tokenised, tmp_path / "whole"))
     raw["recipe"]["optim"]["accumulate"] = 4
@@ -141,15 +144,19 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return float((gap / norm) ** 0.5)
 
 
+@pytest.mark.parametrize("setting", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
-    gradients = []
+def test_recomputed_activations_give_the_same_gradients(name: str, setting: str) -> None:
+    gradients, cpu = [], torch.device("cpu")
     for recomputed in (False, True):
         method = make(name)
         for module in method.modules():
             if hasattr(module, "activation_checkpointing"):
                 module.activation_checkpointing = recomputed  # type: ignore[assignment]
-        method(batch(name))["loss"].backward()
+        with precision(setting, cpu):
+            loss = method(batch(name))["loss"]
+        with kernels(setting, cpu):
+            loss.backward()
         gradients.append({k: p.grad for k, p in method.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for key, value in gradients[0].items():
@@ -240,3 +247,45 @@ def test_losses_are_computed_in_float32_under_autocast(name: str) -> None:
     assert all(value.dtype == torch.float32 for value in scalars.values())
     torch.testing.assert_close(scalars["loss"], exact, rtol=0.03, atol=0)
     assert scalars["loss"].bfloat16().float() != scalars["loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [(name, preset) for name in METHODS for preset in methods.load(name).PRESETS],
+)
+def test_a_preset_changes_the_recipe_and_a_config_may_change_it_further(
+    name: str, preset: str
+) -> None:
+    raw = raw_run_of(name)
+    del raw["recipe"]["optim"]["epochs"], raw["recipe"]["optim"]["warmup_epochs"]
+    raw["recipe"].pop("predictor_depth", None)
+    plain = parse(raw).recipe
+    raw["recipe"]["preset"] = preset
+    changed = parse(raw).recipe
+    assert changed != plain
+    assert changed.optim.batch_size == plain.optim.batch_size == 32
+
+
+def test_the_presets_are_what_the_sources_say() -> None:
+    def recipe(name: str, preset: str) -> Any:
+        raw = raw_run_of(name)
+        raw["recipe"] = {**raw["recipe"], "preset": preset}
+        raw["recipe"]["optim"] = {"batch_size": 32}
+        return parse(raw).recipe
+
+    paper = recipe("ijepa", "paper")
+    assert (paper.loss, paper.optim.start_lr, paper.optim.warmup_epochs) == ("l2", 1e-4, 15)
+    assert paper.optim.weight_decay_shape == "linear"
+    assert recipe("data2vec", "repository").drop_path == 0.25
+    vanilla = recipe("dino", "vanilla")
+    assert (vanilla.optim.epochs, vanilla.optim.lr) == (100, 1e-3)
+    assert vanilla.temperature(0.99) == 0.04
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    raw = raw_run_of("dino")
+    raw["recipe"]["preset"] = "vanila"
+    with pytest.raises(
+        UserError, match=r"recipe\.preset: 'vanila' is unknown: allowed are vanilla"
+    ):
+        parse(raw)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ijepa.masking import Masking
 from ijepa.methods import ijepa
-from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
+from ijepa.optim import Optim, adamw, clip, learning_rate, schedule, weight_decay
 from ijepa.vit import ViTConfig
 
 STEPS = 300 * 625
@@ -53,3 +53,28 @@ def test_groups_stand_in_the_released_order_and_only_matrices_decay() -> None:
     assert all(len(shape) == 1 for group in shapes[2:] for shape in group)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert not held & {id(p) for p in method.target_encoder.parameters()}
+
+
+@pytest.mark.parametrize(("of", "norms"), [("all", (0.6, 0.8)), ("each", (0.5, 1.0))])
+def test_gradients_are_clipped_together_or_one_by_one(of: str, norms: tuple[float, float]) -> None:
+    """Two parameters with gradients of norm 3 and 4, and a bound of 1; or of norm 0.5 and 4."""
+    net = torch.nn.ParameterList([torch.zeros(1), torch.zeros(1)])
+    small = 3.0 if of == "all" else 0.5
+    for parameter, gradient in zip(net, (small, 4.0), strict=True):
+        parameter.grad = torch.tensor([gradient])
+    clip(net, Optim(clip=1.0, clip_of=of))  # type: ignore[arg-type]
+    assert [float(p.grad) for p in net] == pytest.approx(norms, rel=1e-5)
+
+
+def test_without_a_bound_gradients_stay_as_they_are() -> None:
+    net = torch.nn.ParameterList([torch.zeros(1)])
+    net[0].grad = torch.tensor([1e6])
+    clip(net, Optim())
+    assert net[0].grad == 1e6
+
+
+def test_rates_counted_from_0_start_at_the_start() -> None:
+    """MAE, data2vec, CAE, DINO and iBOT count from 0; I-JEPA's release from 1."""
+    optim = Optim(epochs=10, warmup_epochs=2, start_lr=0.0, lr=1.0, counted_from=0)
+    assert learning_rate(optim, 0, 100) == 0
+    assert learning_rate(optim, 20, 100) == 1

@@ -1,7 +1,8 @@
 """The methods: one module each, whose file name is the method's name in a config.
 
 A module has ``Config``, a frozen dataclass whose defaults are the published recipe, ``Method``,
-``check`` and ``RELEASED``, its weights' names in the published checkpoints.
+``check``, ``RELEASED``, its weights' names in the published checkpoints, and ``PRESETS``, what
+other published recipes change: ``recipe: {preset: NAME}`` in a config.
 """
 
 import importlib
@@ -122,6 +123,7 @@ class Module(Protocol):
 
     Config: type[Recipe]
     RELEASED: dict[str, str]
+    PRESETS: dict[str, dict[str, Any]]
 
     def check(self, config: Any, vit: ViTConfig) -> None:
         """Raise ValueError where recipe and encoder do not fit each other; costs nothing."""

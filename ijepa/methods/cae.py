@@ -9,6 +9,7 @@ Shape suffixes: B images, N patches of the grid, V visible patches, H hidden pat
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,9 @@ class Config(methods.Recipe):
 
     Warm-up takes 10, 20 or 40 epochs for 300, 800 or 1600. ViT-L has a layer scale of 1e-5. The
     token targets are ids of DALL-E's dVAE (8192 words); ``tokenizer`` names the one whose token
-    cache the loader reads, and the table says which. With another tokenizer than ``dalle`` this is
-    a changed method.
+    cache the loader reads, and the table says which. The release tokenises each crop; a cache holds
+    those of whole images, which are cropped with them: an approximation. With another tokenizer
+    than ``dalle`` this is a changed method.
 
     The release's 1600-epoch ViT-L script loses its decoder flags to a missing line continuation.
     Paths are dropped in the encoder, also where it makes the targets of the alignment.
@@ -107,6 +109,13 @@ class Config(methods.Recipe):
     def tokens(self) -> Tokens:
         """The targets of the decoder."""
         return Tokens(self.tokenizer, self.vocabulary)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "epochs300": {"optim": {"epochs": 300, "warmup_epochs": 10}},
+    "epochs800": {"optim": {"epochs": 800, "warmup_epochs": 20}},
+    "large": {"layer_scale": 1e-5},
+}
 
 
 def variant(config: Config) -> Variant:

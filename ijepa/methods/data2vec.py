@@ -8,7 +8,7 @@ Shape suffixes: B images, N patches of the grid, H hidden patches of all images,
 
 import copy
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Config(methods.Recipe):
     """Defaults are the paper's recipe for ViT-B (800 epochs in batches of 2048 images).
 
     Paper and repository disagree: its ViT-B command warms up over 10 epochs, drops paths at 0.25
-    and attention at 0.05 (``Config.repository``, which has no attention dropout). ViT-L is trained
+    and attention at 0.05 (preset ``repository``, which has no attention dropout). ViT-L is trained
     twice for 800 epochs in batches of 8192 with a learning rate of 1e-3 and 80 epochs of warm-up
     (4096 in the repository), momentum 0.9998 and then 0.9999, layer scale 1e-5.
 
@@ -74,13 +74,6 @@ class Config(methods.Recipe):
             raise ValueError(f"beta is {self.beta}: it must be above 0")
         variant(self)
 
-    @classmethod
-    def repository(cls) -> Self:
-        """The command of the repository's README for ViT-B."""
-        paper = cls()
-        optim = {**vars(paper.optim), "warmup_epochs": 10}
-        return cls(optim=Optim(**optim), drop_path=0.25)
-
     def views(self, image_size: int) -> list[View]:
         """One view, which student and teacher share."""
         return [View(image_size, self.crop)]
@@ -95,6 +88,16 @@ class Config(methods.Recipe):
     ) -> dict[str, Tensor]:
         """What is left visible."""
         return {"visible": ~self.hidden(num_images, grid, generator)}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "repository": {"optim": {"warmup_epochs": 10}, "drop_path": 0.25},
+    # The first of the two stages of 800 epochs.
+    "large": {
+        "optim": {"batch_size": 8192, "lr": 1e-3, "warmup_epochs": 80},
+        "layer_scale": 1e-5,
+    },
+}
 
 
 def variant(config: Config) -> Variant:

@@ -7,6 +7,7 @@ Shape suffixes: as in ``dino``; N patches of the grid, F = 2 * B rows of the glo
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,12 @@ class Config(dino.Config):
     def patches(self, progress: float) -> float:
         """The teacher's temperature for patches."""
         return replace(self, teacher_temperature=self.patch_temperature).temperature(progress)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"optim": {"epochs": 800}},
+    "large": {"optim": {"epochs": 250}},
+}
 
 
 def check(config: Config, vit: ViTConfig) -> None:

@@ -10,7 +10,7 @@ target block, N patches of the grid, D features, P predictor features.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,18 @@ class Config(methods.Recipe):
         rows |= {f"target {m}": t for m, t in enumerate(masks.targets_GMT.unbind(1), start=1)}
         empty = torch.zeros(num_images, grid[0] * grid[1], dtype=torch.bool)
         return {name: empty.scatter(1, index, True) for name, index in rows.items()}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The text where it differs from the release; a preset cannot undo the targets' LayerNorm.
+    "paper": {
+        "optim": {"start_lr": 1e-4, "warmup_epochs": 15, "weight_decay_shape": "linear"},
+        "loss": "l2",
+    },
+    "base": {"optim": {"epochs": 600, "warmup_epochs": 15}, "predictor_depth": 6},
+    "large": {"optim": {"epochs": 600, "warmup_epochs": 15}},
+    "giant": {"predictor_depth": 16},
+}
 
 
 def check(config: Config, vit: ViTConfig) -> None:

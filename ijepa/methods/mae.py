@@ -8,6 +8,7 @@ V pixel values of a patch (row, column, channel).
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +97,14 @@ class Config(methods.Recipe):
         return {"visible": ~self.hidden(num_images, grid, generator)}
 
 
+PRESETS: dict[str, dict[str, Any]] = {"readme": {"optim": {"epochs": 800}}}
+
+
 def check(config: Config, vit: ViTConfig) -> None:
     """Raise ValueError where no patch would be visible, or none hidden."""
     num_hidden(config.mask_ratio, vit.grid)
+    if vit.init != "official":
+        raise ValueError(f"vit.init is {vit.init}: MAE's initial weights are its own; leave it out")
 
 
 class Decoder(nn.Module):

@@ -1,5 +1,7 @@
 # From an address to WebDataset shards with an index, and to the tokens of their images.
 
+import shlex
+
 
 rule fetch:
     output:
@@ -31,7 +33,10 @@ rule build_shards:
 
 rule tokenise:
     input:
-        "data/shards/{dataset}/index.json",
+        index="data/shards/{dataset}/index.json",
+        weights=lambda wc: config.get("tokenizers", {})
+        .get(wc.tokenizer, {})
+        .get("weights", []),
     output:
         "data/shards/{dataset}/tokens/{tokenizer}.npy",
         "data/shards/{dataset}/tokens/{tokenizer}.json",
@@ -44,11 +49,11 @@ rule tokenise:
         mem_mb=4000,
     params:
         settings=lambda wc: " ".join(
-            f"--{name} {value}"
+            f"--{name} {shlex.quote(str(value))}"
             for name, value in config.get("tokenizers", {})
             .get(wc.tokenizer, {})
             .items()
         ),
     shell:
-        "python -m ijepa.data.tokens {wildcards.tokenizer} --data $(dirname {input})"
+        "python -m ijepa.data.tokens {wildcards.tokenizer} --data $(dirname {input.index})"
         " {params.settings} 2>&1 | tee {log}"
