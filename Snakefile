@@ -58,6 +58,9 @@ TOKENS = {
     for name, run in RUNS.items()
     if "tokenizer" in run.get("recipe", {})
 }
+MADE_IN = {run: f"{RESULTS}/runs" for run in RUNS} | {
+    run: f"{RESULTS}/released" for run in RELEASED
+}
 ENCODERS = {run: SEEDS for run in RUNS} | {run: [0] for run in [*RELEASED, "pixels"]}
 
 

@@ -3,10 +3,7 @@
 
 rule extract_features:
     input:
-        encoder=lambda wc: (
-            f"{RESULTS}/{'released' if wc.run in RELEASED else 'runs'}"
-            f"/{wc.run}/seed{wc.seed}/encoder.safetensors"
-        ),
+        encoder=lambda wc: f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors",
         data=f"data/shards/{config['dataset']}/index.json",
     output:
         f"{RESULTS}/features/{{run}}/seed{{seed}}.safetensors",
