@@ -17,8 +17,11 @@ from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
-"""The untrained network is the first run's; other methods' differ from it in [cls], positions and
-initial weights."""
+GAIN_OVER = {
+    "random_init": "the untrained network of the first run; the others' have other positions, [cls] "
+    "and initial weights",
+    "pixels": "raw pixels",
+}
 
 
 def read_results(paths: list[Path]) -> pd.DataFrame:
@@ -126,7 +129,7 @@ def note(table: pd.DataFrame, evaluations: list[str]) -> str:
         f"n = {int(table['n'].max()):,} test images",
         f"{int(table['seeds'].max())} seed(s)",
         "features are averages over patches, whatever the method's own protocol",
-        f"gain is over {CONTROLS[gained_over(table)]} (the first run's, where there are several)",
+        f"gain is over {GAIN_OVER[gained_over(table)]}",
         "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
         f"data version {', '.join(sorted(table['data_version'].unique()))}",
         f"machine {', '.join(sorted(table['machine'].unique()))}",
