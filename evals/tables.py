@@ -18,8 +18,8 @@ from ijepa.files import write_text
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
 GAIN_OVER = {
-    "random_init": "the untrained network of the first run; the others' have other positions, [cls] "
-    "and initial weights",
+    "random_init": "the untrained network of the first run; the others' have other positions, "
+    "[cls] and initial weights",
     "pixels": "raw pixels",
 }
 
