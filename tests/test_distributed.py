@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import yaml
 from ijepa import train
 from tests.conftest import raw_run_of
 from tests.several_runs import sgd
-from tests.test_methods import METHODS, distance
-from tests.test_train import run, state, told, weights
+from tests.test_methods import METHODS, batch, distance, make, part
+from tests.test_train import run, state, told, wait_for_checkpoint, weights
 
 ROOT = Path(__file__).parents[1]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -70,11 +69,7 @@ def test_two_processes_that_are_killed_end_like_two_undisturbed_ones(
     subprocess.run(command(tokenised, whole), check=True, **quiet)
     process = subprocess.Popen(command(tokenised, cut), start_new_session=True, **quiet)
     log = state(raw, tokenised, cut) / "train.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (
-        log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= 5
-    ):
-        time.sleep(0.01)
+    wait_for_checkpoint(log, 5)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kill_stray_workers(cut)
@@ -105,8 +100,6 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
 
 def test_groups_of_masks_do_not_depend_on_the_division_of_the_batch() -> None:
     """Four images a device, groups of 16: each device draws the whole group and takes its rows."""
-    from tests.test_methods import batch, make, part
-
     method = make("ijepa")
     whole = batch("ijepa", num_images=16)
     assert method.config.masking.group_size == 16  # type: ignore[union-attr]

@@ -37,6 +37,15 @@ def state(raw: dict[str, Any], data: Path, folder: Path) -> Path:
     return folder / "work" / f"{parse(raw).identity()}-{read_index(data).version()}"
 
 
+def wait_for_checkpoint(log: Path, steps: int) -> None:
+    """Until a run in another process has a checkpoint and has logged so many steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (
+        log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= steps
+    ):
+        time.sleep(0.01)
+
+
 def told(out: Path) -> list[dict[str, Any]]:
     """The log without what depends on the clock."""
     lines = (out.parent / "train.jsonl").read_text().splitlines()
@@ -66,11 +75,7 @@ def test_a_run_that_is_killed_ends_like_an_undisturbed_one(
     command += ["--work", str(cut / "work"), "--out", str(out)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     log = state(raw_run, data, cut) / "train.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (
-        log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= 6
-    ):
-        time.sleep(0.01)
+    wait_for_checkpoint(log, 6)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists(), "the run ended before it could be killed"

@@ -9,12 +9,14 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from ijepa.data.loader import View
+from ijepa.data.transforms import Crop
+from ijepa.masking import num_hidden
 from ijepa.optim import Optim
 from ijepa.randomness import generator
 from ijepa.vit import ViT, ViTConfig
@@ -92,6 +94,35 @@ class Recipe(ABC):
         return None
 
 
+class MaskedRecipe(Recipe):
+    """A recipe that hides equally many patches of every image in its one view."""
+
+    crop: Crop
+    mask_ratio: float
+
+    @abstractmethod
+    def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Boolean [B, N], true for the ``counts_B[b]`` patches of image b that are hidden."""
+
+    def views(self, image_size: int) -> list[View]:
+        """One view."""
+        return [View(image_size, self.crop)]
+
+    def hidden(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        """Which patches of this device's images are hidden, boolean [B, N]."""
+        return batch.rows(self._draw(batch.num_images(), grid, batch.generator("masks")))
+
+    def masks(
+        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What is left visible."""
+        return {"visible": ~self._draw(num_images, grid, generator)}
+
+    def _draw(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        counts_B = torch.full((num_images,), num_hidden(self.mask_ratio, grid))
+        return self.hide(counts_B, grid, generator)
+
+
 class Method(nn.Module, ABC):
     """What the loop needs of every method: its networks, whose children are its parts."""
 
@@ -106,6 +137,14 @@ class Method(nn.Module, ABC):
 
         Every scalar is a mean over images, so that the mean over devices is that of the batch.
         """
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the networks that learn; a teacher never drops paths."""
+        super().train(mode)
+        for network in self.children():
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                network.eval()
+        return self
 
     def before_step(self, progress: float) -> None:
         """What precedes an update, between backward and it; ``progress`` is as in after_step."""

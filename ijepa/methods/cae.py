@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
-from ijepa.data.loader import View
 from ijepa.data.transforms import CAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
@@ -45,7 +44,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.Recipe):
+class Config(methods.MaskedRecipe):
     """Defaults are the published recipe for ViT-B: 1600 epochs in batches of 2048 images.
 
     Warm-up takes 10, 20 or 40 epochs for 300, 800 or 1600. ViT-L has a layer scale of 1e-5. The
@@ -90,20 +89,9 @@ class Config(methods.Recipe):
             raise ValueError(f"alignment_weight is {self.alignment_weight}: it must not be below 0")
         variant(self)
 
-    def views(self, image_size: int) -> list[View]:
-        """One view."""
-        return [View(image_size, self.crop)]
-
-    def hidden(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Which patches are hidden, boolean [B, N], equally many of every image."""
-        counts_B = torch.full((num_images,), num_hidden(self.mask_ratio, grid))
+    def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """BEiT's blocks."""
         return self.masking.hide(counts_B, grid, generator)
-
-    def masks(
-        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """What is left visible."""
-        return {"visible": ~self.hidden(num_images, grid, generator)}
 
     @property
     def tokens(self) -> Tokens:
@@ -245,17 +233,12 @@ class Method(methods.Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the hidden patches' tokens, and the alignment of their features."""
-        hidden_BN = self.hidden(batch)
+        hidden_BN = self.config.hidden(batch, self.vit.grid)
         coins = batch.uniform("drop_path", 2, self.vit.depth, 2).unbind(1)
         features_BHD, scores = self.predict(batch.images_BCHW, hidden_BN, coins[0])
         targets_BHD = self.targets(batch.images_BCHW, hidden_BN, coins[1])
         assert batch.tokens_BN is not None
         return self.losses(features_BHD, targets_BHD, scores, batch.tokens_BN[hidden_BN])
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Which patches are hidden, boolean [B, N], equally many of every image."""
-        random = batch.generator("masks")
-        return batch.rows(self.config.hidden(batch.num_images(), self.vit.grid, random))
 
     def predict(
         self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None

@@ -8,14 +8,13 @@ Shape suffixes: B images, N patches of the grid, H hidden patches of all images,
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
-from ijepa.data.loader import View
 from ijepa.data.transforms import DATA2VEC as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
@@ -31,7 +30,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.Recipe):
+class Config(methods.MaskedRecipe):
     """Defaults are the paper's recipe for ViT-B (800 epochs in batches of 2048 images).
 
     Paper and repository disagree: its ViT-B command warms up over 10 epochs, drops paths at 0.25
@@ -74,20 +73,9 @@ class Config(methods.Recipe):
             raise ValueError(f"beta is {self.beta}: it must be above 0")
         variant(self)
 
-    def views(self, image_size: int) -> list[View]:
-        """One view, which student and teacher share."""
-        return [View(image_size, self.crop)]
-
-    def hidden(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Which patches are hidden, boolean [B, N], equally many of every image."""
-        counts_B = torch.full((num_images,), num_hidden(self.mask_ratio, grid))
+    def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """BEiT's blocks."""
         return self.masking.hide(counts_B, grid, generator)
-
-    def masks(
-        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """What is left visible."""
-        return {"visible": ~self.hidden(num_images, grid, generator)}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -143,12 +131,6 @@ class Method(methods.Method):
         self.student = Network(config, vit)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Self:
-        """The teacher never drops paths."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     @property
     def encoder(self) -> ViT:
         """The student's: what the release fine-tunes."""
@@ -156,16 +138,11 @@ class Method(methods.Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Smooth L1 between prediction and teacher's features, over hidden patches."""
-        hidden_BN = self.hidden(batch)
+        hidden_BN = self.config.hidden(batch, self.vit.grid)
         coins_BL2 = batch.uniform("drop_path", self.vit.depth, 2)
         predictions_HD = self.predict(batch.images_BCHW, hidden_BN, coins_BL2)
         targets_BND = self.targets(batch.images_BCHW)
         return {"loss": self.loss(predictions_HD, targets_BND[hidden_BN])}
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Which patches are hidden, boolean [B, N], equally many of every image."""
-        random = batch.generator("masks")
-        return batch.rows(self.config.hidden(batch.num_images(), self.vit.grid, random))
 
     def predict(
         self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None

@@ -9,7 +9,7 @@ rows (view after view), S scores (one for each prototype), D features, L blocks.
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,12 +195,6 @@ class Method(methods.Method):
     def network(self) -> Network:
         """One tower at initialisation."""
         return Network(self.config, self.vit)
-
-    def train(self, mode: bool = True) -> Self:
-        """The teacher never drops paths."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     @property
     def encoder(self) -> ViT:

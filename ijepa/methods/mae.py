@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
-from ijepa.data.loader import View
 from ijepa.data.transforms import MAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden, random_masks
@@ -40,7 +39,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.Recipe):
+class Config(methods.MaskedRecipe):
     """Defaults are the published recipe: 1600 epochs in batches of 4096 images (paper, Table 8).
 
     The learning rate is 1.5e-4 for every 256 images. The decoder is the same for every encoder.
@@ -81,20 +80,9 @@ class Config(methods.Recipe):
                 f"decoder_heads ({self.decoder_heads})"
             )
 
-    def views(self, image_size: int) -> list[View]:
-        """One view."""
-        return [View(image_size, self.crop)]
-
-    def hidden(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Which patches are hidden, boolean [B, N], equally many of every image."""
-        counts_B = torch.full((num_images,), num_hidden(self.mask_ratio, grid))
+    def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Random patches."""
         return random_masks(counts_B, grid[0] * grid[1], generator)
-
-    def masks(
-        self, num_images: int, grid: tuple[int, int], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """What is left visible."""
-        return {"visible": ~self.hidden(num_images, grid, generator)}
 
 
 PRESETS: dict[str, dict[str, Any]] = {"readme": {"optim": {"epochs": 800}}}
@@ -155,8 +143,7 @@ class Method(methods.Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The mean squared error over the pixels of the hidden patches."""
-        random = batch.generator("masks")
-        hidden_BN = batch.rows(self.config.hidden(batch.num_images(), self.vit.grid, random))
+        hidden_BN = self.config.hidden(batch, self.vit.grid)
         predictions = self.predict(batch.images_BCHW, where(~hidden_BN))
         return {"loss": self.loss(predictions, batch.images_BCHW, hidden_BN)}
 
