@@ -58,18 +58,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pixels = coarse.repeat(8, 2).repeat(8, 3).clip(0, 255)
         records = np.concatenate([labels[:, None], pixels.reshape(count, -1)], 1).astype(np.uint8)
         (folder / "raw" / name).write_bytes(records.tobytes())
-        sums[name] = hashlib.sha1(records.tobytes()).hexdigest()
+        sums[name] = f"sha1:{hashlib.sha1(records.tobytes()).hexdigest()}"
     entry = {
-        "source": "cifar10",
+        "source": "cifar",
         "title": "Tiny",
         "citation": "none",
         "licence": "none",
         "image_size": 32,
-        "classes": [str(c) for c in range(CLASSES)],
+        "labels": {"class": [str(c) for c in range(CLASSES)]},
         "splits": {"train": 128, "test": 32},
         "shard_size": 48,
-        "origins": [],
-        "sha1": sums,
+        "checksums": sums,
     }
     (folder / "datasets.yaml").write_text(yaml.safe_dump({"tiny": entry}, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def data(tiny: Path) -> Path:
     """The tiny data set as shards; not to be written to."""
-    shards.build("tiny", tiny / "raw", tiny / "shards")
+    shards.build("tiny", tiny / "raw", tiny / "shards", num_workers=1)
     return tiny / "shards"
 
 
@@ -111,3 +110,9 @@ def raw_run_of(method: str) -> dict[str, Any]:
         "monitor_every": 2,
         "checkpoint_every": 3,
     }
+
+
+@pytest.fixture
+def real_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's own data sets."""
+    monkeypatch.setattr(register, "REGISTER", register.ROOT / "data" / "datasets.yaml")

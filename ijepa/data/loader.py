@@ -18,16 +18,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.shards import read_index, read_shard
-from ijepa.data.transforms import Crop, augment, centre_crop, crop_tokens, to_array
+from ijepa.data.transforms import WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 
 
 class Images:
-    """The images and labels of one split, by number, straight from the tars.
+    """The images of one split by number, straight from the tars.
 
-    Only the places of the images are held in memory; the bytes are mapped, so that they are shared
-    by all processes of a machine.
+    ``labels`` gives for each kind of label the class of every image, ``subsets`` for each official
+    list the numbers of its images. Only these and the places of the images are held in memory; the
+    bytes are mapped, so that they are shared by all processes of a machine.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -35,12 +36,27 @@ class Images:
         self.paths = [folder / name for name in names]
         shards = [read_shard(path) for path in self.paths]
         self.places = [np.array(shard.places, np.int64) for shard in shards]
-        self.labels = np.array([label for shard in shards for label in shard.labels], np.int64)
+        self.labels = {
+            name: np.array([label for shard in shards for label in shard.labels[name]], np.int64)
+            for name in shards[0].labels
+        }
+        starts = [0, *accumulate(len(places) for places in self.places)]
+        self.subsets = {
+            name: np.array(
+                [
+                    start + place
+                    for start, shard in zip(starts, shards, strict=False)
+                    for place in shard.subsets.get(name, [])
+                ],
+                np.int64,
+            )
+            for name in sorted({name for shard in shards for name in shard.subsets})
+        }
         self.ends = list(accumulate(len(places) for places in self.places))
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.ends[-1]
 
     def __getitem__(self, number: int) -> Image.Image:
         """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
@@ -106,12 +122,13 @@ class EvaluationViews(Dataset[NDArray[np.uint8]]):
 
     images: Images
     size: int
+    view: str = "centre"
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        return to_array(centre_crop(self.images[number], self.size))
+        return to_array(WHOLE_VIEWS[self.view](self.images[number], self.size))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ijepa.errors import UserError
 
@@ -12,28 +13,73 @@ ROOT = Path(__file__).parents[2]
 REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"))
 
 
-class Dataset(BaseModel):
-    """One entry: where a data set comes from and what must be true of it."""
+class Entry(BaseModel):
+    """What the register refuses to guess: an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class Resize(Entry):
+    """Images are stored smaller: short side in pixels (bicubic), JPEG of this quality."""
+
+    short_side: int = Field(ge=1)
+    quality: int = Field(default=95, ge=1, le=100)
+
+
+class Dataset(Entry):
+    """One entry: where a data set comes from and what must be true of it.
+
+    ``splits`` are ``train`` and ``test`` (what the papers evaluate on, whatever its official name),
+    each with its number of images, or null where that is not known beforehand. ``labels``: for each
+    kind of label its classes, their number, or null (as the raw files say); nothing for images
+    without labels. ``view`` is how a whole image becomes the square that an encoder sees: its
+    centre, or all of it squashed. ``options`` are the source's own.
+    """
+
+    name: str
     source: str
     title: str
     citation: str
     licence: str
     image_size: int
-    classes: list[str]
-    splits: dict[str, int]
-    shard_size: int
-    origins: list[dict[str, str]]
-    sha1: dict[str, str]
+    splits: dict[Literal["train", "test"], int | None]
+    labels: dict[str, list[str] | int | None] = {}
+    view: Literal["centre", "squash"] = "centre"
+    shard_size: int = 5000
+    resize: Resize | None = None
+    max_corrupt: float = Field(default=0.0, ge=0, le=1)
+    origins: list[dict[str, str]] = []
+    checksums: dict[str, str] = {}
+    options: dict[str, Any] = {}
+
+    def num_classes(self, label: str) -> int | None:
+        """How many classes a kind of label has, if the register knows."""
+        classes = self.labels[label]
+        return len(classes) if isinstance(classes, list) else classes
+
+
+def names() -> list[str]:
+    """Every data set of the register."""
+    return sorted(_read())
 
 
 def load(name: str) -> Dataset:
     """The entry of a data set; raises UserError with the known names for any other."""
-    entries = yaml.safe_load(REGISTER.read_text(encoding="utf-8"))
+    entries = _read()
     if name not in entries:
         raise UserError(
             f"unknown dataset {name!r}: {REGISTER.name} has {', '.join(sorted(entries))}"
         )
-    return Dataset.model_validate(entries[name])
+    try:
+        return Dataset.model_validate({"name": name, **entries[name]})
+    except ValidationError as error:
+        told = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})"
+            for e in error.errors()
+        )
+        raise UserError(f"{REGISTER}: {name}: {told}") from None
+
+
+def _read() -> dict[str, Any]:
+    entries: dict[str, Any] = yaml.safe_load(REGISTER.read_text(encoding="utf-8"))
+    return entries

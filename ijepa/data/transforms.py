@@ -35,10 +35,11 @@ class Crop:
 
     ``jitter`` holds the strengths of brightness, contrast, saturation and hue, as in torchvision's
     ColorJitter: a factor within 1 +- strength, or a share of the circle of hues within +- strength,
-    in random order. ``flip``, ``jitter_probability``, ``grey``, ``blur`` and ``solarise`` are
-    probabilities.
+    in random order. ``whole`` means all of the image, squashed, in place of a crop. ``flip``,
+    ``jitter_probability``, ``grey``, ``blur`` and ``solarise`` are probabilities.
     """
 
+    whole: bool = False
     scale: tuple[float, float] = (0.3, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
@@ -123,11 +124,13 @@ class Box(NamedTuple):
 
 
 def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator) -> Box:
-    """A part of an image, at random (the rule of torchvision's RandomResizedCrop).
+    """A part of an image, at random, or all of it (the rule of torchvision's RandomResizedCrop).
 
     Ten tries at a crop that fits inside the image, then the largest central crop of an allowed
     aspect ratio.
     """
+    if crop.whole:
+        return Box(0, 0, width, height, random.random() < crop.flip)
     low, high = (math.log(a) for a in crop.aspect)
     for _ in range(10):
         area = width * height * random.uniform(*crop.scale)
@@ -238,6 +241,15 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
         )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def squash(image: Image.Image, size: int) -> Image.Image:
+    """All of the image as a square, bicubic: the nearest object may stand outside the centre."""
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+WHOLE_VIEWS = {"centre": centre_crop, "squash": squash}
+"""How a data set's images become what an encoder is evaluated on."""
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,0 +1,236 @@
+"""Raw archives: checked once, unpacked once, or read in place.
+
+What was checked or unpacked is remembered in a hidden file beside it, so that the next ``fetch``
+does not read 140 GB again. An archive in a folder that cannot be written to is used through a link
+to it from a folder that can.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import sqlite3
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ijepa.errors import UserError
+from ijepa.files import write_json, written_whole
+
+BLOCK_BYTES = 1 << 20
+IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png"})
+
+
+def verify_once(path: Path, checksum: str) -> None:
+    """Compare a file with ``md5:HEX`` or ``sha1:HEX``, unless it is as it was at the last time.
+
+    A file that has kept its size and its time of change is not read again. Raises UserError with
+    the file, what was found and what was expected.
+    """
+    stamp = path.with_name(f".{path.name}.verified")
+    state = _state(path, checksum)
+    if _read_stamp(stamp) == state:
+        return
+    algorithm, _, expected = checksum.partition(":")
+    found = hashlib.new(algorithm)
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(desc=f"checking {path.name}", total=size, unit="B", unit_scale=True) as bar,
+    ):
+        while block := file.read(BLOCK_BYTES):
+            found.update(block)
+            bar.update(len(block))
+    if found.hexdigest() != expected.lower():
+        raise UserError(
+            f"{path} has {algorithm} {found.hexdigest()}, expected {expected} ({size:,} bytes are "
+            "there): it is damaged, was not downloaded to its end or is another version; bring it "
+            "again"
+        )
+    write_json(stamp, state)
+
+
+def unpack(archive: Path, into: Path, checksum: str | None = None) -> None:
+    """Unpack a ``.tar.gz`` or ``.zip`` into a folder, checked first where a checksum is given.
+
+    An unpacking that was interrupted goes on with the files that are not there in full. Raises
+    UserError if the archive is damaged or has files that would lie outside the folder.
+    """
+    stamp = into / f".{archive.name}.unpacked"
+    state = _state(archive, checksum)
+    if _read_stamp(stamp) == state:
+        return
+    if checksum:
+        verify_once(archive, checksum)
+    into.mkdir(parents=True, exist_ok=True)
+    with damage_named(archive):
+        if archive.suffix == ".zip":
+            _unpack_zip(archive, into)
+        else:
+            _unpack_tar(archive, into)
+    write_json(stamp, state)
+
+
+def tar_entries(
+    path: Path, offset: int = 0, size: int | None = None
+) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and number of bytes of every file of an uncompressed tar, in its order.
+
+    With ``offset`` and ``size`` the tar is the one that lies there inside of ``path``; the first
+    bytes that come back count from the beginning of ``path`` all the same. Contents are not read.
+    Raises UserError if the tar has no proper end.
+    """
+    end = path.stat().st_size if size is None else offset + size
+    with path.open("rb") as file, damage_named(path):
+        file.seek(offset)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in _members(tar):
+                if member.isfile():
+                    yield member.name, member.offset_data, member.size
+            # To tarfile a damaged header is an end too; the true one is a block of zeros.
+            file.seek(tar.offset)
+            block = file.read(tarfile.BLOCKSIZE)
+            if block != bytes(tarfile.BLOCKSIZE) or file.tell() > end:
+                raise tarfile.ReadError(f"no end of the archive at byte {tar.offset:,}")
+
+
+@contextlib.contextmanager
+def tar_lookup(path: Path) -> Iterator[Callable[[str], tuple[int, int] | None]]:
+    """A function from the name of a file in an uncompressed tar to its first byte and size.
+
+    The function gives None for a name that is not there. See ``list_once``.
+    """
+    list_once(path)
+    # Immutable: no locks, which some network file systems do not have.
+    address = f"{_table(path).absolute().as_uri()}?immutable=1"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as table:
+        query = "SELECT offset, size FROM files WHERE name = ?"
+        yield lambda name: table.execute(query, (name,)).fetchone()
+
+
+def list_once(path: Path) -> None:
+    """Write beside an uncompressed tar where its files lie, unless that is there already.
+
+    Millions of names would take gigabytes of memory, so they become a table on disk.
+    """
+    stamp = path.with_name(f".{path.name}.listed")
+    state = _state(path)
+    if _read_stamp(stamp) == state:
+        return
+    with written_whole(_table(path)) as part:
+        address = f"{part.absolute().as_uri()}?nolock=1"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as table:
+            table.execute("PRAGMA journal_mode = OFF")
+            table.execute("CREATE TABLE files (name PRIMARY KEY, offset, size) WITHOUT ROWID")
+            files = tqdm(tar_entries(path), desc=f"listing {path.name}", unit="file")
+            # As in unpacking, the last of several files of one name counts, and "./a" is "a".
+            table.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
+                ((name.removeprefix("./"), *place) for name, *place in files),
+            )
+            table.commit()
+    write_json(stamp, state)
+
+
+def verify_end(path: Path) -> None:
+    """Raise UserError if a tar does not end in zeros; quick, for archives without a checksum."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
+        if file.read() != bytes(tarfile.BLOCKSIZE):
+            raise UserError(f"{path} is no tar or was not downloaded to its end: bring it again")
+
+
+def refuse_missing(missing: list[str]) -> None:
+    """Raise UserError that lists what a person must bring, if there is anything."""
+    if missing:
+        raise UserError(f"files are missing; bring them, then run again: {'; '.join(missing)}")
+
+
+def folder_entries(folder: Path) -> list[Path]:
+    """Image files directly in a folder, sorted by name; hidden files are none."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
+    )
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn what the libraries say of a damaged archive into a UserError that names it."""
+    try:
+        yield
+    except tarfile.FilterError as error:
+        raise UserError(f"{path} is refused ({error}): bring the official archive") from None
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged or was not downloaded to its end ({error}): bring it again"
+        ) from None
+
+
+def _unpack_tar(archive: Path, into: Path) -> None:
+    size = archive.stat().st_size
+    with (
+        archive.open("rb") as file,
+        tqdm(desc=f"unpacking {archive.name}", total=size, unit="B", unit_scale=True) as bar,
+        gzip.open(file) as stream,
+    ):
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in _members(tar):
+                if not _is_there(into / member.name, member.size, member.mtime):
+                    tar.extract(member, into, filter="data")
+                bar.update(file.tell() - bar.n)
+        # A gzip stream is known to be whole only at its very end, after that of the tar.
+        while stream.read(BLOCK_BYTES):
+            pass
+
+
+def _unpack_zip(archive: Path, into: Path) -> None:
+    with zipfile.ZipFile(archive) as content:
+        for member in tqdm(content.infolist(), desc=f"unpacking {archive.name}", unit="file"):
+            target = into / member.filename
+            if not target.resolve().is_relative_to(into.resolve()):
+                raise UserError(
+                    f"{archive} is refused ({member.filename!r} would lie outside {into}): bring "
+                    "the official archive"
+                )
+            changed = time.mktime((*member.date_time, 0, 0, -1))
+            if not _is_there(target, member.file_size, changed):
+                content.extract(member, into)
+                os.utime(target, (changed, changed))
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        yield member
+        # tarfile keeps every header: gigabytes for millions of images.
+        tar.members.clear()  # type: ignore[attr-defined]
+
+
+def _is_there(path: Path, size: int, changed: float) -> bool:
+    """Whether a file was written to its end: its time of change is set after its last byte."""
+    if not path.is_file():
+        return False
+    stat = path.stat()
+    return stat.st_size == size and int(stat.st_mtime) == int(changed)
+
+
+def _table(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sqlite")
+
+
+def _state(path: Path, checksum: str | None = None) -> dict[str, Any]:
+    """What tells this version of a file from another, and what it was compared with."""
+    stat = path.stat()
+    return {"checksum": checksum, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _read_stamp(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,378 @@
+"""A small ray tracer for CLEVR's objects on a grey floor, compiled by numba.
+
+It adds, multiplies, divides and takes square roots, all of which IEEE 754 defines to the last bit,
+and uses no fast-math: the same scene gives the same pixels on every processor.
+
+It is a module of its own, never run as a program, because code that numba has compiled for a class
+of the program that runs is not found again by the next one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+SHAPES = ("cube", "sphere", "cylinder")
+CUBE, SPHERE, CYLINDER = range(3)
+MATERIALS = ("rubber", "metal")
+FLOOR, RUBBER, METAL = -1, 0, 1
+COLOURS = {
+    "gray": (87, 87, 87),
+    "red": (173, 35, 35),
+    "blue": (42, 75, 215),
+    "green": (29, 105, 20),
+    "brown": (129, 74, 25),
+    "purple": (129, 38, 192),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}
+
+FOCAL_LENGTH = 35 / 32
+"""In lengths of the image's longer side: 49.1 degrees."""
+LIGHT_SIZES = np.array([0.5, 0.5, 1.0])
+"""Edges of the squares that shine: key, fill and back light, as in CLEVR."""
+LIGHT_COLOURS = np.array(
+    [
+        (78.5 * 1.00, 78.5 * 0.93, 78.5 * 0.82),
+        (23.6 * 0.76, 23.6 * 0.82, 23.6 * 1.00),
+        (39.3 * 1.00, 39.3 * 1.00, 39.3 * 1.00),
+    ]
+)
+"""Linear red, green and blue of each light, in CLEVR's proportions."""
+PALETTE = np.array(list(COLOURS.values())) / 255
+# What follows was set by eye.
+FLOOR_COLOUR = (0.5, 0.5, 0.5)
+SKY = (0.2, 0.2, 0.2)
+AMBIENT = (0.22, 0.22, 0.22)
+EXPOSURE = 0.38
+MIRROR = 0.75
+"""Part of the light that metal reflects as a mirror; the rest it scatters."""
+LIFT = 1e-6
+"""Distance above a surface at which new rays start, so that they do not meet it again."""
+
+Floats = NDArray[np.float64]
+Objects = NDArray[np.void]
+"""Records of OBJECT, ``[n]``."""
+Vector = tuple[float, float, float]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+OBJECT = np.dtype(
+    [
+        # Numbers of SHAPES, SIZES, MATERIALS and COLOURS.
+        *((name, np.int64) for name in ("shape", "size", "material", "colour")),
+        # The centre; a radius that is half the edge of cubes and half the height of all; the ball
+        # around the centre that holds the whole object.
+        *((name, np.float64) for name in ("x", "y", "z", "radius", "reach")),
+        # Rotation about the vertical axis, its cosine and sine.
+        *((name, np.float64) for name in ("degrees", "cos", "sin")),
+    ]
+)
+"""An object of a scene as a record, which compiled functions can read."""
+
+
+class Camera(NamedTuple):
+    """A place and three axes of length 1."""
+
+    place: Vector
+    right: Vector
+    up: Vector
+    forward: Vector
+
+
+def compiled(function: Function) -> Function:
+    """The function as machine code, kept on disk between processes.
+
+    It runs beside Python's other threads. Division by 0 gives infinity, as rays along an axis need.
+    """
+    compile_it: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+    machine_code: Function = compile_it(function)
+    return machine_code
+
+
+# --- Vectors and rays ---
+
+
+@compiled
+def dot(a: Vector, b: Vector) -> float:
+    """Scalar product."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@compiled
+def cross(a: Vector, b: Vector) -> Vector:
+    """Vector product."""
+    return (
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    )
+
+
+@compiled
+def along(origin: Vector, direction: Vector, distance: float) -> Vector:
+    """The point at a distance, counted in lengths of ``direction``."""
+    return (
+        origin[0] + distance * direction[0],
+        origin[1] + distance * direction[1],
+        origin[2] + distance * direction[2],
+    )
+
+
+@compiled
+def times(a: Vector, b: Vector) -> Vector:
+    """Product of each component, as of a light and a colour."""
+    return (a[0] * b[0], a[1] * b[1], a[2] * b[2])
+
+
+@compiled
+def unit(a: Vector) -> Vector:
+    """A vector scaled to length 1."""
+    scale = 1 / math.sqrt(dot(a, a))
+    return (scale * a[0], scale * a[1], scale * a[2])
+
+
+@compiled
+def row(array: Floats, number: int) -> Vector:
+    """One row of an ``[n, 3]`` array."""
+    return (array[number, 0], array[number, 1], array[number, 2])
+
+
+@compiled
+def ray_through(camera: Camera, x: float, y: float, width: int, height: int) -> Vector:
+    """Direction from the camera through a point of the image; ``y`` counts pixels downwards."""
+    scale = 1 / (FOCAL_LENGTH * max(width, height))
+    ray = along(camera.forward, camera.right, (x - width / 2) * scale)
+    return unit(along(ray, camera.up, (height / 2 - y) * scale))
+
+
+# --- Where rays meet objects ---
+
+
+@compiled
+def from_centre(thing: Any, point: Vector) -> Vector:
+    """The way from an object's centre to a point."""
+    return (point[0] - thing.x, point[1] - thing.y, point[2] - thing.z)
+
+
+@compiled
+def to_local(thing: Any, vector: Vector) -> Vector:
+    """A vector as it looks from a turned object."""
+    return (
+        thing.cos * vector[0] + thing.sin * vector[1],
+        thing.cos * vector[1] - thing.sin * vector[0],
+        vector[2],
+    )
+
+
+@compiled
+def to_world(thing: Any, vector: Vector) -> Vector:
+    """Undo ``to_local``."""
+    return (
+        thing.cos * vector[0] - thing.sin * vector[1],
+        thing.sin * vector[0] + thing.cos * vector[1],
+        vector[2],
+    )
+
+
+@compiled
+def within_slab(origin: float, direction: float, half: float) -> tuple[float, float]:
+    """The stretch of a ray on which one coordinate lies between -half and half."""
+    a, b = (-half - origin) / direction, (half - origin) / direction
+    return min(a, b), max(a, b)
+
+
+@compiled
+def within_ball(o: Vector, d: Vector, radius: float) -> tuple[float, float]:
+    """The stretch of a ray from o along d that is closer to 0 than a radius; empty if none is."""
+    od, dd = dot(o, d), dot(d, d)
+    discriminant = od * od - dd * (dot(o, o) - radius * radius)
+    if discriminant < 0:
+        return math.inf, -math.inf
+    root = math.sqrt(discriminant)
+    return (-od - root) / dd, (-od + root) / dd
+
+
+@compiled
+def distance_to(thing: Any, origin: Vector, direction: Vector) -> float:
+    """How far a ray from outside goes until it enters an object; infinite if it never does.
+
+    Each shape is where all of its stretches overlap: a ball, a column and a slab, or three slabs.
+    """
+    o = from_centre(thing, origin)
+    enter, leave = within_ball(o, direction, thing.reach)
+    if enter < leave and thing.shape != SPHERE:
+        o, d = to_local(thing, o), to_local(thing, direction)
+        enter, leave = within_slab(o[2], d[2], thing.radius)
+        if thing.shape == CYLINDER:
+            a, b = within_ball((o[0], o[1], 0.0), (d[0], d[1], 0.0), thing.radius)
+            enter, leave = max(enter, a), min(leave, b)
+        else:
+            for axis in range(2):
+                a, b = within_slab(o[axis], d[axis], thing.radius)
+                enter, leave = max(enter, a), min(leave, b)
+    return enter if 0 < enter < leave else math.inf
+
+
+@compiled
+def nearest(objects: Objects, origin: Vector, direction: Vector) -> tuple[int, float]:
+    """Number of the object that a ray meets first, and its distance; -1 if it meets none."""
+    number, distance = -1, math.inf
+    for other in range(len(objects)):
+        d = distance_to(objects[other], origin, direction)
+        if d < distance:
+            number, distance = other, d
+    return number, distance
+
+
+@compiled
+def normal_at(thing: Any, point: Vector) -> Vector:
+    """The direction, of length 1, in which an object's surface faces at a point of it."""
+    x, y, z = to_local(thing, from_centre(thing, point))
+    if thing.shape == SPHERE:
+        local = (x, y, z)
+    elif thing.shape == CYLINDER:
+        local = (x, y, 0.0) if x * x + y * y > z * z else (0.0, 0.0, z)
+    elif abs(z) > max(abs(x), abs(y)):
+        local = (0.0, 0.0, z)
+    else:
+        local = (x, 0.0, 0.0) if abs(x) > abs(y) else (0.0, y, 0.0)
+    return unit(to_world(thing, local))
+
+
+@compiled
+def visible_pixels(objects: Objects, camera: Camera, width: int, height: int) -> NDArray[np.int64]:
+    """Number of pixels, ``[n]``, at which each object is the foremost."""
+    counts = np.zeros(len(objects), np.int64)
+    for y in range(height):
+        for x in range(width):
+            ray = ray_through(camera, x + 0.5, y + 0.5, width, height)
+            number, _ = nearest(objects, camera.place, ray)
+            if number >= 0:
+                counts[number] += 1
+    return counts
+
+
+# --- Light ---
+
+
+@compiled
+def unshadowed(
+    objects: Objects, point: Vector, light: Vector, edge: float, column: int, line: int
+) -> float:
+    """Part of a square light that is seen from a point, by four of the 4 x 4 places on it.
+
+    The four samples of a pixel have different columns and lines (0 or 1): together, all 16 places.
+    """
+    seen = 0.0
+    for i in range(2):
+        for j in range(2):
+            x = light[0] + edge * ((column + 2 * i + 0.5) / 4 - 0.5)
+            y = light[1] + edge * ((line + 2 * j + 0.5) / 4 - 0.5)
+            to_light = along((x, y, light[2]), point, -1.0)
+            blocked = False
+            for number in range(len(objects)):
+                if distance_to(objects[number], point, to_light) < 1:
+                    blocked = True
+                    break
+            if not blocked:
+                seen += 0.25
+    return seen
+
+
+@compiled
+def surface(objects: Objects, number: int, point: Vector) -> tuple[Vector, Vector, int]:
+    """Colour, normal and material of an object at a point of it; number -1 is the floor."""
+    if number < 0:
+        return FLOOR_COLOUR, (0.0, 0.0, 1.0), FLOOR
+    thing = objects[number]
+    return row(PALETTE, thing.colour), normal_at(thing, point), thing.material
+
+
+@compiled
+def gloss(cosine: float, material: int) -> float:
+    """Shine where the mirrored view points at a light: small and bright on metal, else dull."""
+    if material == FLOOR or cosine <= 0:
+        return 0.0
+    power = cosine
+    for _ in range(6 if material == METAL else 4):  # to the 64th or 16th power
+        power *= power
+    return 1.5 * power if material == METAL else 0.12 * power
+
+
+@compiled
+def direct_light(
+    objects: Objects,
+    lights: Floats,
+    point: Vector,
+    normal: Vector,
+    mirrored: Vector,
+    material: int,
+    column: int,
+    line: int,
+) -> tuple[Vector, Vector]:
+    """Light that a surface gets from the lights it sees, and the shine that it gives back."""
+    matt, shine = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    for number in range(len(lights)):
+        light = row(lights, number)
+        to_light = along(light, point, -1.0)
+        direction = unit(to_light)
+        cosine = dot(normal, direction)
+        if cosine > 0:
+            seen = unshadowed(objects, point, light, LIGHT_SIZES[number], column, line)
+            power = EXPOSURE * seen / dot(to_light, to_light)
+            colour = row(LIGHT_COLOURS, number)
+            matt = along(matt, colour, power * cosine)
+            shine = along(shine, colour, power * gloss(dot(mirrored, direction), material))
+    return matt, shine
+
+
+@compiled
+def brightness(
+    objects: Objects, lights: Floats, origin: Vector, ray: Vector, column: int, line: int
+) -> Vector:
+    """Linear red, green and blue that come from a ray's direction, after one bounce at most."""
+    total, weight = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    for bounce in range(2):
+        number, distance = nearest(objects, origin, ray)
+        if number < 0:
+            if ray[2] >= 0:
+                return along(total, times(weight, SKY), 1.0)
+            distance = -origin[2] / ray[2]
+        point = along(origin, ray, distance)
+        colour, normal, material = surface(objects, number, point)
+        point = along(point, normal, LIFT)
+        mirrored = along(ray, normal, -2 * dot(ray, normal))
+        matt, shine = direct_light(objects, lights, point, normal, mirrored, material, column, line)
+        mirror = MIRROR if material == METAL and bounce == 0 else 0.0
+        light = along(shine, times(colour, along(matt, AMBIENT, 1.0)), 1 - mirror)
+        total = along(total, times(weight, light), 1.0)
+        if mirror == 0:
+            break
+        weight = along((0.0, 0.0, 0.0), colour, mirror)
+        origin, ray = point, mirrored
+    return total
+
+
+@compiled
+def render(
+    objects: Objects, camera: Camera, lights: Floats, width: int, height: int
+) -> NDArray[np.uint8]:
+    """A picture, ``[height, width, 3]``; each pixel is the mean of 2 x 2 rays."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            total = (0.0, 0.0, 0.0)
+            for line in range(2):
+                for column in range(2):
+                    ray = ray_through(
+                        camera, x + 0.25 + 0.5 * column, y + 0.25 + 0.5 * line, width, height
+                    )
+                    light = brightness(objects, lights, camera.place, ray, column, line)
+                    light = (min(light[0], 1.0), min(light[1], 1.0), min(light[2], 1.0))
+                    total = along(total, light, 0.25)
+            for channel in range(3):
+                picture[y, x, channel] = int(255 * math.sqrt(total[channel]) + 0.5)
+    return picture

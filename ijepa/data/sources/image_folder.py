@@ -1,0 +1,109 @@
+"""Any ImageFolder: ``train/CLASS/**/*.jpg``, and ``test`` or ``val`` of the same form.
+
+The classes are the names of ``train``'s folders in their order, or those that the register lists.
+Where both ``test`` and ``val`` are there, ``test`` is taken.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ijepa.data.register import Dataset
+from ijepa.data.sources import Entry
+from ijepa.errors import UserError
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+def missing(dataset: Dataset, raw: Path) -> list[str]:
+    """The folders that are not there."""
+    return [
+        f"{folder} (a folder of images for each class)"
+        for folder in (_folder(raw, split) for split in dataset.splits)
+        if not folder.is_dir()
+    ]
+
+
+def fetch(dataset: Dataset, raw: Path) -> None:
+    """Raise UserError if a folder is not there: it is the user's own."""
+    if absent := missing(dataset, raw):
+        raise UserError(f"bring {', '.join(absent)}, then run again")
+
+
+def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
+    """The images of a split, class by class, each class sorted by path."""
+    if len(dataset.labels) != 1:
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: labels are {list(dataset.labels)}: an image_folder "
+            "has one (for images without labels take the source flat_folder)"
+        )
+    (label,) = dataset.labels
+    folder = _folder(raw, split)
+    classes = _classes(dataset, raw, label)
+    found = _class_folders(folder)
+    if unknown := sorted(set(found) - set(classes)):
+        raise UserError(
+            f"{folder / unknown[0]} is no class of {dataset.name}: it has {', '.join(classes)}"
+        )
+    if stray := _stray(folder):
+        raise UserError(f"{stray} lies in no class's folder: move it into one, or away")
+    total = 0
+    # A test split may lack a class; training images may not.
+    for number, name in enumerate(classes):
+        before = total
+        for path in images(folder / name):
+            total += 1
+            where = str(path.relative_to(raw))
+            yield Entry(path, 0, None, where, {label: number})
+        if split == "train" and total == before:
+            raise UserError(f"{folder / name} has no image: bring some, or remove the class")
+    if not total:
+        raise UserError(f"{folder} has no image in any class's folder")
+
+
+def encode(dataset: Dataset, content: bytes) -> bytes:
+    """The image as it is."""
+    return content
+
+
+def images(folder: Path) -> Iterator[Path]:
+    """Every image in a folder and those below it, sorted in each; hidden ones are none."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as content:
+        found = sorted((item for item in content if item.name[0] != "."), key=lambda i: i.name)
+    for item in found:
+        path = Path(item.path)
+        if item.is_dir():
+            yield from images(path)
+        elif path.suffix.lower() in ENDINGS:
+            yield path
+
+
+def _folder(raw: Path, split: str) -> Path:
+    return raw / "val" if split == "test" and not (raw / "test").is_dir() else raw / split
+
+
+def _class_folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing: bring a folder of images for each class")
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _stray(folder: Path) -> Path | None:
+    """An image that has no class."""
+    files = (path for path in folder.iterdir() if path.is_file())
+    return next((path for path in files if path.suffix.lower() in ENDINGS), None)
+
+
+def _classes(dataset: Dataset, raw: Path, label: str) -> list[str]:
+    known = dataset.labels[label]
+    if isinstance(known, list):
+        return known
+    classes = _class_folders(_folder(raw, "train"))
+    if known is not None and len(classes) != known:
+        raise UserError(
+            f"{raw / 'train'} has {len(classes)} folders, datasets.yaml says {known} classes: "
+            "correct one of them"
+        )
+    return classes

@@ -1,0 +1,231 @@
+"""ImageNet-1k (ILSVRC 2012): the official archives, or folders of images by class.
+
+A split is read in place from its archive or, where that is not there, from ``train`` or ``val``
+with one folder a class, as torchvision's ImageFolder has it. Either way gives the same images in
+the same order: by class, then by name. Classes are numbered in the order of their WordNet IDs,
+which is torchvision's.
+
+The archives of images do not name the classes: the official development kit does. The files
+``1percent.txt`` and ``10percent.txt``, where they are there, name images of ``train`` for
+low-shot evaluation, one a line: the lists of SimCLR (Chen et al., 2020) or of MSN (Assran et al.,
+2022).
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from scipy.io import loadmat
+
+from ijepa.data.archives import folder_entries, refuse_missing, tar_entries, unpack, verify_once
+from ijepa.data.register import Dataset
+from ijepa.data.sources import Entry
+from ijepa.errors import UserError
+
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
+FOLDERS = {"train": "train", "test": "val"}
+DEVKIT = "ILSVRC2012_devkit_t12"
+SUBSETS = {"1pct": "1percent.txt", "10pct": "10percent.txt"}
+ORIGIN = "from image-net.org, after registration"
+
+
+def missing(dataset: Dataset, raw: Path) -> list[str]:
+    """Archives that are neither there nor replaced by folders, and ``options.subsets``' lists."""
+    paths = [
+        f"{raw / archive} (images of {split}, {ORIGIN}; or {raw / FOLDERS[split]} with one folder "
+        "a class)"
+        for split, archive in ARCHIVES.items()
+        if not (raw / archive).exists() and not (raw / FOLDERS[split]).is_dir()
+    ]
+    devkit = raw / f"{DEVKIT}.tar.gz"
+    if _archives(raw) and not devkit.exists() and not (raw / DEVKIT).is_dir():
+        paths.append(f"{devkit} (the classes of the images in archives, {ORIGIN})")
+    lists = [SUBSETS[subset] for subset in dataset.options.get("subsets", [])]
+    return paths + [
+        f"{raw / name} (the official list, of SimCLR's or MSN's release; or take it from "
+        f"{dataset.name}.options.subsets)"
+        for name in lists
+        if not (raw / name).exists()
+    ]
+
+
+def fetch(dataset: Dataset, raw: Path) -> None:
+    """Check the archives and the folders, and unpack the development kit."""
+    refuse_missing(missing(dataset, raw))
+    devkit = raw / f"{DEVKIT}.tar.gz"
+    if devkit.exists():
+        unpack(devkit, raw, dataset.checksums.get(devkit.name))
+    classes = _classes(dataset, raw)
+    for split, folder in FOLDERS.items():
+        if not (raw / ARCHIVES[split]).exists():
+            _check_classes(_class_folders(raw / folder), classes, raw / folder)
+    for archive in _archives(raw):
+        if archive.name in dataset.checksums:
+            verify_once(archive, dataset.checksums[archive.name])
+
+
+def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
+    """Images by class, then by name, each of ``train`` with the subsets that it stands in."""
+    classes = _classes(dataset, raw)
+    archive = raw / ARCHIVES[split]
+    if not archive.exists():
+        images = _from_folders(raw / FOLDERS[split], classes)
+    elif split == "train":
+        images = _from_train_archive(archive, classes)
+    else:
+        images = _from_val_archive(archive, raw, classes)
+    yield from _with_subsets(images, raw, classes) if split == "train" else images
+
+
+def encode(dataset: Dataset, content: bytes) -> bytes:
+    """The bytes as they are: they are image files."""
+    return content
+
+
+def _archives(raw: Path) -> list[Path]:
+    return [raw / name for name in ARCHIVES.values() if (raw / name).exists()]
+
+
+def _classes(dataset: Dataset, raw: Path) -> list[str]:
+    """WordNet IDs in the order of the class numbers."""
+    if _archives(raw):
+        path = _devkit_file(raw, "meta.mat")
+        classes = sorted(_wordnet_ids(path).values())
+    else:
+        path = raw / FOLDERS["train"]
+        classes = _class_folders(path)
+    expected = dataset.num_classes("class")
+    if len(classes) != expected:
+        raise UserError(
+            f"{path} has {len(classes)} classes, {dataset.name} has {expected}: bring it whole"
+        )
+    return classes
+
+
+def _devkit_file(raw: Path, name: str) -> Path:
+    path = raw / DEVKIT / "data" / name
+    if not path.exists():
+        raise UserError(f"{path} is missing: bring {DEVKIT}.tar.gz ({ORIGIN}) and fetch again")
+    return path
+
+
+def _wordnet_ids(meta: Path) -> dict[int, str]:
+    """The WordNet ID of each ILSVRC2012_ID that is a class of images, not one of their parents."""
+    synsets = loadmat(meta, squeeze_me=True)["synsets"]
+    return {
+        int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
+        for synset in np.atleast_1d(synsets)
+        if synset["num_children"] == 0
+    }
+
+
+def _class_folders(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    for name in names:
+        if not re.fullmatch(r"n\d{8}", name):
+            raise UserError(
+                f"{folder / name} is named after no class (such as n01440764): move it away"
+            )
+    if not names:
+        raise UserError(
+            f"{folder} has no class folders (such as n01440764): sort its images into one folder a "
+            f"class, or bring the official archive in place of {folder.name}"
+        )
+    return names
+
+
+def _check_classes(found: list[str], classes: list[str], path: Path) -> None:
+    """Raise UserError where the data have other classes than they should."""
+    if others := sorted(set(found).symmetric_difference(classes)):
+        without = [wnid for wnid in others if wnid in classes]
+        fault = f"lacks the class {without[0]}" if without else f"has another class, {others[0]}"
+        raise UserError(f"{path} {fault} ({len(others)} such in all): bring it whole")
+
+
+def _from_folders(folder: Path, classes: list[str]) -> Iterator[Entry]:
+    _check_classes(_class_folders(folder), classes, folder)
+    for label, wnid in enumerate(classes):
+        images = folder_entries(folder / wnid)
+        if not images:
+            raise UserError(f"{folder / wnid} has no images: copy them again")
+        for path in images:
+            yield Entry(path, 0, None, path.name, {"class": label})
+
+
+def _from_train_archive(archive: Path, classes: list[str]) -> Iterator[Entry]:
+    """Each class has its own tar in the tar."""
+    tars = sorted(tar_entries(archive))
+    _check_classes([PurePosixPath(name).stem for name, _, _ in tars], classes, archive)
+    for label, (_, tar_offset, tar_size) in enumerate(tars):
+        for name, offset, size in sorted(tar_entries(archive, tar_offset, tar_size)):
+            yield Entry(archive, offset, size, PurePosixPath(name).name, {"class": label})
+
+
+def _from_val_archive(archive: Path, raw: Path, classes: list[str]) -> Iterator[Entry]:
+    """Line n of the ground truth says what ILSVRC2012_ID image number n has."""
+    truth = _devkit_file(raw, "ILSVRC2012_validation_ground_truth.txt")
+    wordnet_ids = _wordnet_ids(_devkit_file(raw, "meta.mat"))
+    lines = truth.read_text(encoding="utf-8").split()
+    images = []
+    for path, offset, size in tar_entries(archive):
+        name = PurePosixPath(path).name
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
+        if number is None or not 1 <= int(number[1]) <= len(lines):
+            raise UserError(
+                f"{archive}: {path} has no line in {truth} ({len(lines)} lines): bring the "
+                "official files"
+            )
+        line = lines[int(number[1]) - 1]
+        if not line.isdecimal() or int(line) not in wordnet_ids:
+            raise UserError(
+                f"{truth}, line {int(number[1])}: {line!r} is the ILSVRC2012_ID of no class: "
+                "bring the official file"
+            )
+        images.append((classes.index(wordnet_ids[int(line)]), name, offset, size))
+    for label, name, offset, size in sorted(images):
+        yield Entry(archive, offset, size, name, {"class": label})
+
+
+def _with_subsets(images: Iterator[Entry], raw: Path, classes: list[str]) -> Iterator[Entry]:
+    wanted = {
+        subset: _read_list(raw / name, classes)
+        for subset, name in SUBSETS.items()
+        if (raw / name).exists()
+    }
+    for entry in images:
+        stem = PurePosixPath(entry.name).stem
+        subsets = tuple(subset for subset, stems in wanted.items() if stem in stems)
+        for subset in subsets:
+            wanted[subset].remove(stem)
+        yield entry._replace(subsets=subsets)
+    for subset, stems in wanted.items():
+        if stems:
+            raise UserError(
+                f"{raw / SUBSETS[subset]} names {len(stems)} images that are not there, such as "
+                f"{', '.join(sorted(stems)[:3])}: bring these images, or the official list"
+            )
+
+
+def _read_list(path: Path, classes: list[str]) -> set[str]:
+    """Names of images without their ending; each class must have some."""
+    stems: set[str] = set()
+    without = set(classes)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        stem = line.strip().removesuffix(".JPEG")
+        wnid = stem.partition("_")[0]
+        if wnid not in classes:
+            raise UserError(
+                f"{path}, line {number}: {line!r} names an image of no class: name images as in "
+                "n01440764_10026.JPEG, one a line"
+            )
+        if stem in stems:
+            raise UserError(f"{path}, line {number}: {stem} is there twice: delete one of them")
+        stems.add(stem)
+        without.discard(wnid)
+    if without:
+        raise UserError(
+            f"{path} names no image of {len(without)} classes, such as {min(without)}: bring the "
+            "official list"
+        )
+    return stems

@@ -1,0 +1,482 @@
+"""CLEVR: the official files as they are read, and the scenes that are generated in their place."""
+
+import hashlib
+import io
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ijepa.data import clevr, raytracer
+from ijepa.data.clevr import Settings
+from ijepa.data.register import Dataset
+from ijepa.data.sources import clevr as source
+from ijepa.errors import UserError
+
+Scene = dict[str, Any]
+
+
+def dataset(**changes: Any) -> Dataset:
+    return Dataset.model_validate(
+        {
+            "name": "clevr",
+            "source": "clevr",
+            "title": "CLEVR",
+            "citation": "Johnson et al., 2017",
+            "licence": "CC BY 4.0",
+            "image_size": 8,
+            "splits": {"train": 3, "test": 2},
+            "labels": {"count": 8, "distance": 6},
+            "view": "squash",
+            **changes,
+        }
+    )
+
+
+def scene(split: str, number: int, depths: list[float]) -> Scene:
+    return {
+        "image_index": number,
+        "objects": [{"pixel_coords": [12, 34, depth], "color": "red"} for depth in depths],
+        "relationships": {"left": [[] for _ in depths]},
+        "image_filename": f"CLEVR_{split}_{number:06d}.png",
+        "split": split,
+    }
+
+
+def official(raw: Path, scenes: dict[str, list[Scene]]) -> dict[str, bytes]:
+    """Write the official folders; the bytes of each image come back by its file name."""
+    contents = {}
+    for split, listed in scenes.items():
+        folder = raw / "CLEVR_v1.0" / "images" / split
+        folder.mkdir(parents=True)
+        for item in listed:
+            file = io.BytesIO()
+            Image.new("RGBA", (6, 4), (item["image_index"], 7, 9, 255)).save(file, "png")
+            contents[item["image_filename"]] = file.getvalue()
+            (folder / item["image_filename"]).write_bytes(file.getvalue())
+        write_scenes(raw, split, listed)
+    return contents
+
+
+def write_scenes(raw: Path, split: str, scenes: list[Scene]) -> Path:
+    path = raw / "CLEVR_v1.0" / "scenes" / f"CLEVR_{split}_scenes.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"info": {"split": split, "version": "1.0"}, "scenes": scenes}))
+    return path
+
+
+TRAIN = [
+    scene("train", 2, [11.0, 9.9, 12.0, 13.0]),
+    scene("train", 0, [9.0, 8.0, 12.0]),
+    scene("train", 1, [30.0] * 10),
+]
+VAL = [scene("val", 0, [9.1, 9.2, 9.3]), scene("val", 1, [8.3] * 5)]
+
+
+def test_the_official_archive_is_unpacked_and_read_in_the_order_of_the_images(
+    tmp_path: Path,
+) -> None:
+    contents = official(tmp_path / "made", {"train": TRAIN, "val": VAL})
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with zipfile.ZipFile(raw / "CLEVR_v1.0.zip", "w") as archive:
+        for path in sorted((tmp_path / "made").rglob("*.*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(tmp_path / "made"))
+    assert source.missing(dataset(), raw) == []
+    source.fetch(dataset(), raw)
+    train = list(source.entries(dataset(), raw, "train"))
+    assert [entry.name for entry in train] == [f"CLEVR_train_{i:06d}.png" for i in range(3)]
+    assert [entry.labels for entry in train] == [
+        {"count": 0, "distance": 0},
+        {"count": 7, "distance": 5},
+        {"count": 1, "distance": 4},
+    ]
+    test = list(source.entries(dataset(), raw, "test"))
+    assert [entry.labels["distance"] for entry in test] == [3, 1]
+    for entry in train + test:
+        assert (entry.offset, entry.size) == (0, None)
+        content = entry.file.read_bytes()
+        assert source.encode(dataset(), content) == contents[entry.name]
+
+
+def test_an_archive_with_another_checksum_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "CLEVR_v1.0.zip").write_bytes(b"a page that says: not found")
+    wrong = dataset(checksums={"CLEVR_v1.0.zip": "md5:" + 32 * "0"})
+    with pytest.raises(UserError, match=r"CLEVR_v1\.0\.zip has md5 [0-9a-f]+, expected 0000"):
+        source.fetch(wrong, tmp_path)
+
+
+def test_folders_unpacked_by_hand_need_no_archive(tmp_path: Path) -> None:
+    official(tmp_path, {"train": TRAIN, "val": VAL})
+    assert source.missing(dataset(), tmp_path) == []
+    source.fetch(dataset(), tmp_path)
+    assert len(list(source.entries(dataset(), tmp_path, "test"))) == 2
+
+
+def test_what_a_person_must_bring_is_listed(tmp_path: Path) -> None:
+    official(tmp_path, {"train": TRAIN})
+    (told,) = source.missing(dataset(), tmp_path)
+    assert "CLEVR_v1.0.zip (18 GB, from https://" in told
+    assert "images/val" in told
+    assert "CLEVR_val_scenes.json" in told
+    assert "train" not in told
+    with pytest.raises(UserError, match=r"CLEVR is missing: bring .*CLEVR_v1\.0\.zip"):
+        source.fetch(dataset(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("depth", "label"),
+    [
+        (6.8, 0),
+        (8.0, 0),
+        (8.0000001, 1),
+        (8.5, 1),
+        (8.50001, 2),
+        (9.0, 2),
+        (9.5, 3),
+        (10.0, 4),
+        (10.0001, 5),
+        (100.0, 5),
+    ],
+)
+def test_distance_bins_hold_their_upper_bounds(depth: float, label: int) -> None:
+    assert source.labels(scene("val", 0, [100.0, depth, 99.0]))["distance"] == label
+
+
+@pytest.mark.parametrize("count", range(3, 11))
+def test_the_label_of_a_count_starts_at_three_objects(count: int) -> None:
+    assert source.labels(scene("val", 0, count * [9.0]))["count"] == count - 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s[1].update(objects=[]), r"scene 1 \(.*\): it has 0 objects, not 3 to 10"),
+        (lambda s: s[1].pop("objects"), r"scene 1 .*it has 0 objects"),
+        (lambda s: s[1].update(objects=s[1]["objects"][:2]), r"scene 1 .*it has 2 objects"),
+        (lambda s: s[0].update(objects=11 * s[0]["objects"][:1]), r"scene 0 .*it has 11 objects"),
+        (lambda s: s[0]["objects"][3].update(pixel_coords=[1, 2, 0.0]), r"is 0\.0 away, not 0 to"),
+        (lambda s: s[2].update(scene("train", 1, 3 * [100.1])), r"scene 2 .*is 100\.1 away"),
+        (lambda s: s[2].update(scene("train", 1, 3 * [math.nan])), r"scene 2 .*is nan away"),
+        (lambda s: s[0]["objects"][0].pop("pixel_coords"), r"scene 0 .*without pixel_coords"),
+        (lambda s: s[1].update(split="val"), r"scene 1 is of split 'val', not 'train'"),
+        (
+            lambda s: s[1].update(image_filename="else.png"),
+            r"scene 1: its image 'else\.png' is not",
+        ),
+        (lambda s: s[1].pop("image_filename"), r"scene 1: its image None is not in"),
+        (lambda s: s[1].update(image_filename="CLEVR_train_000002.png"), r"scene 1: an earlier"),
+        (lambda s: s.pop(1), r"no scene for .*CLEVR_train_000000\.png \(and 0 others\)"),
+    ],
+)
+def test_a_scene_that_cannot_be_used_is_named(
+    change: Callable[[list[Scene]], object], told: str, tmp_path: Path
+) -> None:
+    official(tmp_path, {"train": TRAIN})
+    scenes = json.loads(json.dumps(TRAIN))
+    change(scenes)
+    write_scenes(tmp_path, "train", scenes)
+    with pytest.raises(UserError, match=rf"CLEVR_train_scenes\.json.*{told}"):
+        list(source.entries(dataset(), tmp_path, "train"))
+
+
+def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
+    official(tmp_path, {"train": []})
+    with pytest.raises(UserError, match=r"CLEVR_train_scenes\.json has no scenes"):
+        list(source.entries(dataset(), tmp_path, "train"))
+    with pytest.raises(UserError, match=r"CLEVR_val_scenes\.json is missing"):
+        list(source.entries(dataset(), tmp_path, "test"))
+
+
+def test_scenes_are_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [scene("train", i, (3 + i % 8) * [9.0]) for i in range(50)]
+    path = tmp_path / "scenes.json"
+    monkeypatch.setattr(source, "CHUNK", 700)  # characters; the longest scene has 600
+    for text in (
+        json.dumps({"info": {}, "scenes": scenes}),
+        json.dumps({"scenes": scenes, "info": {}}, indent=0),
+    ):
+        path.write_text(text)
+        assert list(source._scenes(path)) == scenes
+    path.write_text(text[: len(text) // 2])
+    read = source._scenes(path)
+    assert next(read) == scenes[0]
+    with pytest.raises(UserError, match=r"scenes\.json is damaged or cut off in scene 2\d:"):
+        list(read)
+
+
+SMALL = Settings(seed=3, width=24, height=16, train=6, test=3)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clevr")
+    clevr.generate(SMALL, folder, workers=1)
+    return folder
+
+
+def test_another_process_with_other_workers_makes_the_same_bytes(
+    generated: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "ijepa.data.clevr", str(tmp_path / "raw")]
+    command += ["--seed", "3", "--width", "24", "--height", "16", "--train", "6", "--test", "3"]
+    subprocess.run([*command, "--sheet", str(tmp_path / "sheet.png")], check=True)
+    assert content(tmp_path / "raw") == content(generated)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 28, 6 * 32)
+
+
+def test_an_image_depends_on_no_other(generated: Path, tmp_path: Path) -> None:
+    for number in (5, 0):
+        scene = clevr.sample_scene(3, "train", number, 24, 16)
+        name = f"CLEVR_v1.0/images/train/CLEVR_train_{number:06d}.png"
+        with Image.open(generated / name) as image:
+            assert image.mode == "RGB"
+            assert (np.asarray(image) == raytracer.render(*scene, 24, 16)).all()
+
+
+def test_seeds_and_splits_and_numbers_give_other_scenes() -> None:
+    keys = [(0, "train", 0), (1, "train", 0), (0, "test", 0), (0, "train", 1)]
+    assert len({clevr.sample_scene(*key, 96, 64).camera.place for key in keys}) == 4
+
+
+def test_pixels_are_those_of_every_machine() -> None:
+    """Recorded 2026-11-22 on an AMD EPYC, the same with code for a processor without AVX."""
+    pixels = raytracer.render(*clevr.sample_scene(0, "train", 0, 96, 64), 96, 64)
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == (
+        "242e2bf0335754c9034c7da23c707e68d48d501d4656a5f403a78c610941f4b2"
+    )
+
+
+def test_an_interrupted_generation_keeps_its_images(generated: Path, tmp_path: Path) -> None:
+    clevr.generate(SMALL, tmp_path)
+    images = tmp_path / "CLEVR_v1.0" / "images"
+    kept = images / "train" / "CLEVR_train_000001.png"
+    written = kept.stat().st_mtime_ns
+    (tmp_path / "CLEVR_v1.0" / "scenes" / "CLEVR_train_scenes.json").unlink()
+    (images / "train" / "CLEVR_train_000004.png").rename(
+        images / "train" / "CLEVR_train_000004.part"
+    )
+    (images / "val" / "CLEVR_val_000000.png").unlink()
+    clevr.generate(SMALL, tmp_path)
+    assert content(tmp_path) == content(generated)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_images_of_other_settings_or_origin_are_not_mixed_with_new_ones(
+    generated: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"CLEVR_v1\.0 holds other images than .*seed=4"):
+        clevr.generate(Settings(**{**vars(SMALL), "seed": 4}), generated)
+    official(tmp_path, {"train": TRAIN})
+    with pytest.raises(UserError, match="holds other images"):
+        clevr.generate(SMALL, tmp_path)
+
+
+def test_the_reader_generates_what_its_options_say(generated: Path, tmp_path: Path) -> None:
+    small = dataset(options={"generate": vars(SMALL)})
+    assert source.missing(small, tmp_path) == []
+    source.fetch(small, tmp_path)
+    assert content(tmp_path) == content(generated)
+    entries = list(source.entries(small, tmp_path, "train"))
+    assert len(entries) == 6
+    for number, entry in enumerate(entries):
+        objects = clevr.sample_scene(3, "train", number, 24, 16).objects
+        assert entry.labels["count"] == len(objects) - 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"generator": {}}, r"clevr\.options has 'generator'"),
+        (
+            {"generate": {"sed": 1}},
+            r"clevr\.options\.generate\.sed: unknown key \(did you mean seed",
+        ),
+        ({"generate": {"width": 0}}, r"clevr\.options\.generate\.width: .*given: 0"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        source.fetch(dataset(options=options), tmp_path)
+
+
+def test_scenes_keep_the_rules_of_clevr() -> None:
+    for number in range(40):
+        objects, camera, lights = clevr.sample_scene(0, "test", number, 96, 64)
+        assert 3 <= len(objects) <= 10
+        assert (np.abs(camera.place - np.array(clevr.CAMERA)) <= 0.5).all()
+        assert (np.abs(lights - clevr.LIGHTS) <= 1).all()
+        assert (objects["z"] == objects["radius"]).all()
+        assert (
+            raytracer.visible_pixels(objects, camera, 320, 213).min() >= 180
+        )  # 200, on another grid
+        places = np.stack([objects["x"], objects["y"]], axis=1)
+        assert (np.abs(places) <= 3).all()
+        right = np.array(camera.right[:2])
+        footprint = np.where(objects["size"] == 0, 0.7, 0.35)
+        for i in range(len(objects)):
+            for j in range(i):
+                apart = places[i] - places[j]
+                assert math.hypot(*apart) >= footprint[i] + footprint[j] + 0.25
+                assert abs(apart @ right) >= 0.4
+                assert abs(apart @ (right[1], -right[0])) >= 0.4
+
+
+def test_every_class_of_both_labels_is_common() -> None:
+    described = [
+        clevr.describe(clevr.sample_scene(0, "train", i, 96, 64), "train", i, 96, 64)
+        for i in range(240)
+    ]
+    labels = [source.labels(scene) for scene in described]
+    for name, classes in (("count", 8), ("distance", 6)):
+        counted = Counter(label[name] for label in labels)
+        assert sorted(counted) == list(range(classes))
+        assert min(counted.values()) >= 12, counted
+
+
+def test_a_scene_that_no_attempt_completes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clevr, "MAX_STARTS", 3)
+    with pytest.raises(UserError, match=r"no scene of \d+ visible objects in 3 attempts at 999 x"):
+        clevr.sample_scene(0, "train", 0, 999, 8)
+
+
+def test_depth_counts_along_the_axis_and_pixels_show_the_object() -> None:
+    width, height = 96, 64
+    for number in range(10):
+        scene = clevr.sample_scene(0, "train", number, width, height)
+        objects, camera, _ = scene
+        middle = clevr.pixel_coords(camera, (0.0, 0.0, 0.0), width, height)
+        assert middle[:2] == [48, 32]
+        assert middle[2] == pytest.approx(math.hypot(*camera.place))
+        aside = clevr.pixel_coords(camera, camera.right, width, height)
+        assert aside[2] == pytest.approx(middle[2])
+        for item in clevr.describe(scene, "train", number, width, height)["objects"]:
+            x, y, depth = item["pixel_coords"]
+            if 0 <= x < width and 0 <= y < height:
+                ray = raytracer.ray_through(camera, x, y, width, height)
+                hit, distance = raytracer.nearest(objects, camera.place, ray)
+                assert hit >= 0
+                assert distance * raytracer.dot(ray, camera.forward) < depth
+
+
+def test_relationships_name_the_objects_on_each_side() -> None:
+    sampled = clevr.sample_scene(0, "train", 1, 96, 64)
+    described = clevr.describe(sampled, "train", 1, 96, 64)
+    related, items = described["relationships"], described["objects"]
+    for i in range(len(items)):
+        others = set(range(len(items))) - {i}
+        for one, opposite in (("left", "right"), ("front", "behind")):
+            assert set(related[one][i]) | set(related[opposite][i]) == others
+            assert all(i in related[opposite][j] for j in related[one][i])
+        for j in related["front"][i]:
+            assert items[j]["pixel_coords"][2] < items[i]["pixel_coords"][2]
+        for j in related["left"][i]:
+            apart = np.subtract(items[j]["3d_coords"], items[i]["3d_coords"])
+            assert apart @ sampled.camera.right < 0
+
+
+@pytest.mark.parametrize("shape", raytracer.SHAPES)
+def test_rays_enter_objects_where_their_insides_begin(shape: str) -> None:
+    rng = np.random.default_rng(0)
+    thing = single(shape)[0]
+    hits = 0
+    for _ in range(40):
+        origin = rng.normal(size=3) * 2 + (0, 0, 4)
+        aim = rng.uniform(-1, 1, 3) + np.array([thing["x"], thing["y"], thing["z"]]) - origin
+        steps = np.linspace(0, 2, 20_001)
+        inside = is_inside(thing, origin + steps[:, None] * aim)
+        found = raytracer.distance_to(thing, tuple(origin), tuple(aim))
+        if inside[0]:
+            continue
+        if inside.any():
+            hits += 1
+            assert found == pytest.approx(steps[inside.argmax()], abs=2e-4)
+            surface = origin + found * aim
+            normal = np.array(raytracer.normal_at(thing, tuple(surface)))
+            assert is_inside(thing, surface - 1e-4 * normal)
+            assert not is_inside(thing, surface + 1e-4 * normal)
+        else:
+            assert found > 1.99 or math.isinf(found)
+    assert hits > 10
+
+
+def is_inside(thing: Any, points: Any) -> Any:
+    x, y, z = np.moveaxis(points - np.array([thing["x"], thing["y"], thing["z"]]), -1, 0)
+    angle = math.radians(thing["degrees"])
+    across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    r = thing["radius"]
+    if thing["shape"] == raytracer.SPHERE:
+        return x**2 + y**2 + z**2 <= r**2
+    if thing["shape"] == raytracer.CYLINDER:
+        return (x**2 + y**2 <= r**2) & (abs(z) <= r)
+    return (abs(across[0]) <= r) & (abs(across[1]) <= r) & (abs(z) <= r)
+
+
+def single(shape: str, x: float = 0.3, y: float = -0.2) -> raytracer.Objects:
+    thing = np.zeros(1, raytracer.OBJECT)
+    kind = raytracer.SHAPES.index(shape)
+    angle = math.radians(25)
+    for name, value in {
+        "shape": kind,
+        "x": x,
+        "y": y,
+        "z": 0.7,
+        "radius": 0.7,
+        "reach": 0.7 * (math.sqrt(3), 1, math.sqrt(2))[kind],
+        "degrees": 25,
+        "cos": math.cos(angle),
+        "sin": math.sin(angle),
+    }.items():
+        thing[name] = value
+    return thing
+
+
+def test_an_object_between_a_point_and_a_light_casts_a_shadow() -> None:
+    objects, light = single("sphere"), (3.0, 0.0, 5.0)
+    seen = {
+        x: raytracer.unshadowed(objects, (x, 0.0, 1e-6), light, 0.5, 0, 0)
+        for x in np.linspace(-3, 3, 121)
+    }
+    assert seen[-3.0] == seen[3.0] == 1
+    assert raytracer.unshadowed(objects, (-0.3, -0.2, 1e-6), light, 0.5, 0, 0) == 0
+    assert any(0 < part < 1 for part in seen.values()), "the edge of a shadow is soft"
+
+
+@pytest.mark.parametrize("material", raytracer.MATERIALS)
+def test_metal_mirrors_its_neighbours_and_rubber_does_not(material: str) -> None:
+    camera = clevr.sample_camera(np.random.default_rng(0))
+    objects = np.concatenate([single("sphere", 0, 0), single("cylinder", 1.8, 0.5)])
+    objects["material"] = raytracer.MATERIALS.index(material)
+    changed = mirrored = 0
+    for x in range(38, 60):
+        for y in range(18, 40):
+            ray = raytracer.ray_through(camera, x + 0.5, y + 0.5, 96, 64)
+            number, distance = raytracer.nearest(objects, camera.place, ray)
+            if number != 0:
+                continue
+            point = raytracer.along(camera.place, ray, distance * (1 - 1e-6))
+            normal = raytracer.normal_at(objects[0], point)
+            reflected = raytracer.along(ray, normal, -2 * raytracer.dot(ray, normal))
+            mirrored += raytracer.nearest(objects, point, reflected)[0] == 1
+            seen = set()
+            for colour in ("red", "cyan"):
+                objects["colour"][1] = list(raytracer.COLOURS).index(colour)
+                seen.add(raytracer.brightness(objects, clevr.LIGHTS, camera.place, ray, 0, 0))
+            changed += len(seen) == 2
+    assert mirrored > 5
+    assert changed == (mirrored if material == "metal" else 0)

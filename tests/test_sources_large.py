@@ -1,0 +1,527 @@
+"""ImageNet-1k, ImageNet-22k, Places205 and iNaturalist 2018, each in miniature."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from ijepa.data import sources
+from ijepa.data.register import Dataset
+from ijepa.data.sources import Entry
+from ijepa.errors import UserError
+
+
+def picture(name: str) -> bytes:
+    """A small JPEG that no other name has."""
+    file = io.BytesIO()
+    colour = tuple(hashlib.md5(name.encode()).digest()[:3])
+    Image.new("RGB", (4, 4), colour).save(file, "jpeg")
+    return file.getvalue() + name.encode()
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1_000_000_000
+            tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def pictures(names: Iterable[str], folder: str = "") -> dict[str, bytes]:
+    return {f"{folder}{name}": picture(name) for name in names}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def make(source: str, num_classes: int | None, **more: Any) -> Dataset:
+    entry = {
+        "name": source,
+        "source": source,
+        "title": source,
+        "citation": "none",
+        "licence": "none",
+        "image_size": 224,
+        "labels": {"class": num_classes},
+        "splits": {"train": None, "test": None},
+    }
+    return Dataset.model_validate({**entry, **more})
+
+
+def fetched(dataset: Dataset, raw: Path, split: str) -> list[Entry]:
+    source = sources.load(dataset.source)
+    assert source.missing(dataset, raw) == []
+    source.fetch(dataset, raw)
+    return list(source.entries(dataset, raw, split))
+
+
+def content(entry: Entry) -> bytes:
+    whole = entry.file.read_bytes()
+    return whole if entry.size is None else whole[entry.offset : entry.offset + entry.size]
+
+
+def summary(entries: list[Entry], dataset: Dataset) -> list[tuple[str, int]]:
+    """Names and classes, after each place was found to hold the image of that name."""
+    encode = sources.load(dataset.source).encode
+    for entry in entries:
+        assert encode(dataset, content(entry)) == picture(entry.name)
+    return [(entry.name, entry.labels["class"]) for entry in entries]
+
+
+# ImageNet-1k
+
+IMAGENET = make("imagenet", 3)
+WNIDS = ["n01440764", "n01443537", "n02084071"]
+TRAIN = {wnid: [f"{wnid}_{number}.JPEG" for number in (9, 10)] for wnid in WNIDS}
+VAL = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 5)]
+VAL_CLASSES = [2, 0, 1, 0]
+IMAGENET_TRAIN = [(name, label) for label, w in enumerate(WNIDS) for name in sorted(TRAIN[w])]
+IMAGENET_VAL = [(VAL[1], 0), (VAL[3], 0), (VAL[2], 1), (VAL[0], 2)]
+
+
+def train_tar() -> bytes:
+    inner = {f"{wnid}.tar": tar_of(pictures(names)) for wnid, names in TRAIN.items()}
+    return tar_of(dict(reversed(inner.items())))
+
+
+def devkit(truth: str = "1\n3\n2\n3\n") -> bytes:
+    """ILSVRC2012_IDs do not follow the order of the WordNet IDs; the last is a class of classes."""
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    ids = [WNIDS[2], WNIDS[1], WNIDS[0], "n00001740"]
+    rows = [(1 + row, wnid, "word, other", int(row == 3)) for row, wnid in enumerate(ids)]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array([[row] for row in rows], kinds)})
+    folder = "ILSVRC2012_devkit_t12/data"
+    files = {
+        f"{folder}/meta.mat": meta.getvalue(),
+        f"{folder}/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+    }
+    return gzip.compress(tar_of(files))
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    archives = {
+        "ILSVRC2012_img_train.tar": train_tar(),
+        "ILSVRC2012_img_val.tar": tar_of(pictures(reversed(VAL))),
+        "ILSVRC2012_devkit_t12.tar.gz": devkit(),
+    }
+    write(tmp_path / "official", archives)
+    return tmp_path / "official"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for wnid, names in TRAIN.items():
+        write(tmp_path / "folders" / "train" / wnid, pictures(names))
+    for name, label in zip(VAL, VAL_CLASSES, strict=True):
+        write(tmp_path / "folders" / "val" / WNIDS[label], pictures([name]))
+    return tmp_path / "folders"
+
+
+def test_imagenet_is_the_same_from_archives_and_from_folders(official: Path, folders: Path) -> None:
+    for raw in (official, folders):
+        assert summary(fetched(IMAGENET, raw, "train"), IMAGENET) == IMAGENET_TRAIN
+        assert summary(fetched(IMAGENET, raw, "test"), IMAGENET) == IMAGENET_VAL
+
+
+def test_one_split_of_imagenet_may_be_an_archive_and_the_other_folders(
+    official: Path, folders: Path
+) -> None:
+    (official / "ILSVRC2012_img_train.tar").unlink()
+    (folders / "train").rename(official / "train")
+    assert summary(fetched(IMAGENET, official, "train"), IMAGENET) == IMAGENET_TRAIN
+    assert summary(fetched(IMAGENET, official, "test"), IMAGENET) == IMAGENET_VAL
+
+
+def test_imagenet_says_at_once_all_that_is_missing(tmp_path: Path, official: Path) -> None:
+    source = sources.load("imagenet")
+    train, val = source.missing(IMAGENET, tmp_path)
+    assert "ILSVRC2012_img_train.tar" in train
+    assert "ILSVRC2012_img_val.tar" in val
+    with pytest.raises(UserError, match=r"img_train\.tar .*image-net.*img_val\.tar "):
+        source.fetch(IMAGENET, tmp_path)
+    (official / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    (forgotten,) = source.missing(IMAGENET, official)
+    assert "ILSVRC2012_devkit_t12.tar.gz" in forgotten
+
+
+def test_imagenet_archives_are_checked(official: Path) -> None:
+    for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
+        dataset = make("imagenet", 3, checksums={name: "md5:" + "0" * 32})
+        with pytest.raises(UserError, match=rf"{name} has md5 \w+, expected 0000.*bring it again"):
+            sources.load("imagenet").fetch(dataset, official)
+
+
+def test_a_half_downloaded_imagenet_is_named(official: Path) -> None:
+    path = official / "ILSVRC2012_img_train.tar"
+    path.write_bytes(path.read_bytes()[:-14_000])
+    with pytest.raises(UserError, match=r"img_train\.tar is damaged or was not downloaded"):
+        fetched(IMAGENET, official, "train")
+
+
+def test_validation_images_that_are_not_sorted_into_classes_are_refused(folders: Path) -> None:
+    for path in list((folders / "val").glob("*/*")):
+        path.rename(folders / "val" / path.name)
+        path.parent.rmdir() if not list(path.parent.iterdir()) else None
+    with pytest.raises(UserError, match=r"val has no class folders.*sort its images into"):
+        sources.load("imagenet").fetch(IMAGENET, folders)
+
+
+def test_folders_that_are_no_classes_or_lack_one_are_named(folders: Path) -> None:
+    fetch = sources.load("imagenet").fetch
+    (folders / "val" / "n99999999").mkdir()
+    with pytest.raises(UserError, match=r"val has another class, n99999999 \(1 such in all\)"):
+        fetch(IMAGENET, folders)
+    (folders / "val" / "n99999999").rmdir()
+    (folders / "train" / "dogs").mkdir()
+    with pytest.raises(UserError, match=r"train/dogs is named after no class.*move it away"):
+        fetch(IMAGENET, folders)
+    (folders / "train" / "dogs").rmdir()
+    (folders / "val" / WNIDS[1]).rename(folders / "elsewhere")
+    with pytest.raises(UserError, match=rf"val lacks the class {WNIDS[1]} \(1 such"):
+        fetch(IMAGENET, folders)
+    with pytest.raises(UserError, match=r"train has 3 classes, imagenet has 1000"):
+        fetch(make("imagenet", 1000), folders)
+
+
+def test_a_class_folder_without_images_is_named(folders: Path) -> None:
+    for path in (folders / "train" / WNIDS[1]).iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=rf"train/{WNIDS[1]} has no images"):
+        fetched(IMAGENET, folders, "train")
+
+
+def test_a_train_archive_that_lacks_a_class_is_refused(official: Path) -> None:
+    inner = {f"{wnid}.tar": tar_of(pictures(TRAIN[wnid])) for wnid in WNIDS[:2]}
+    write(official, {"ILSVRC2012_img_train.tar": tar_of(inner)})
+    with pytest.raises(UserError, match=rf"img_train\.tar lacks the class {WNIDS[2]}"):
+        fetched(IMAGENET, official, "train")
+
+
+def test_validation_images_without_a_label_are_named(official: Path) -> None:
+    write(official, {"ILSVRC2012_devkit_t12.tar.gz": devkit("1\n3\n2\n")})
+    with pytest.raises(UserError, match=r"00000004\.JPEG has no line in .*truth\.txt \(3 lines\)"):
+        fetched(IMAGENET, official, "test")
+    write(official, {"ILSVRC2012_devkit_t12.tar.gz": devkit("1\n3\n4\n3\n")})
+    with pytest.raises(UserError, match=r"truth\.txt, line 3: '4' is the ILSVRC2012_ID of no cl"):
+        fetched(IMAGENET, official, "test")
+
+
+def test_a_development_kit_without_its_files_is_named(official: Path) -> None:
+    sources.load("imagenet").fetch(IMAGENET, official)
+    (official / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()
+    with pytest.raises(UserError, match=r"data/meta\.mat is missing: bring ILSVRC2012_devkit"):
+        list(sources.load("imagenet").entries(IMAGENET, official, "test"))
+
+
+def write_list(raw: Path, name: str, stems: Iterable[str]) -> None:
+    write(raw, {name: "".join(f"{stem}\n" for stem in stems).encode()})
+
+
+@pytest.mark.parametrize("ending", ["", ".JPEG"])
+def test_images_know_the_subsets_that_they_stand_in(folders: Path, ending: str) -> None:
+    write_list(folders, "1percent.txt", [f"{wnid}_9{ending}" for wnid in WNIDS])
+    write_list(folders, "10percent.txt", [f"{w}_{n}{ending}" for w in WNIDS for n in (9, 10)])
+    train = fetched(IMAGENET, folders, "train")
+    assert {e.name: e.subsets for e in train} == {
+        f"{wnid}_{number}.JPEG": subsets
+        for wnid in WNIDS
+        for number, subsets in ((9, ("1pct", "10pct")), (10, ("10pct",)))
+    }
+    assert all(entry.subsets == () for entry in fetched(IMAGENET, folders, "test"))
+
+
+@pytest.mark.parametrize(
+    ("stems", "fault"),
+    [
+        ([f"{WNIDS[0]}_9", f"{WNIDS[2]}_9"], rf"no image of 1 classes, such as {WNIDS[1]}"),
+        (["n99999999_9"], r", line 1: 'n99999999_9' names an image of no class"),
+        ([f"{WNIDS[0]}_9", f"{WNIDS[0]}_9.JPEG"], rf", line 2: {WNIDS[0]}_9 is there twice"),
+    ],
+)
+def test_a_wrong_list_of_a_subset_is_refused_before_the_first_image(
+    folders: Path, stems: list[str], fault: str
+) -> None:
+    write_list(folders, "1percent.txt", stems)
+    with pytest.raises(UserError, match=rf"1percent\.txt.*{fault}"):
+        next(sources.load("imagenet").entries(IMAGENET, folders, "train"))
+
+
+def test_listed_images_that_are_not_there_are_counted_and_named(folders: Path) -> None:
+    stems = [f"{wnid}_9" for wnid in WNIDS] + [f"{WNIDS[0]}_77", f"{WNIDS[0]}_78"]
+    write_list(folders, "10percent.txt", stems)
+    expected = rf"10percent\.txt names 2 images that are not there, such as {WNIDS[0]}_77, "
+    with pytest.raises(UserError, match=expected):
+        fetched(IMAGENET, folders, "train")
+
+
+# ImageNet-22k
+
+IMAGENET22K = make("imagenet22k", None, splits={"train": None})
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    tars = {f"{wnid}.tar": tar_of(pictures(TRAIN[wnid])) for wnid in reversed(WNIDS)}
+    write(tmp_path / "tars", tars)
+    write(tmp_path / "tars", {"notes.tar": b""})
+    return tmp_path / "tars"
+
+
+def test_each_tar_of_imagenet22k_is_a_class(tars: Path) -> None:
+    assert summary(fetched(IMAGENET22K, tars, "train"), IMAGENET22K) == IMAGENET_TRAIN
+
+
+def test_an_imagenet22k_without_tars_says_where_they_come_from(tmp_path: Path) -> None:
+    (asked,) = sources.load("imagenet22k").missing(IMAGENET22K, tmp_path)
+    assert "n*.tar (one tar a class: fall11_whole.tar" in asked
+    with pytest.raises(UserError, match=r"n\*\.tar"):
+        sources.load("imagenet22k").fetch(IMAGENET22K, tmp_path)
+
+
+def test_a_half_downloaded_tar_of_imagenet22k_is_named_when_it_is_fetched(tars: Path) -> None:
+    path = tars / f"{WNIDS[1]}.tar"
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(UserError, match=rf"{WNIDS[1]}\.tar is no tar or was not downloaded to"):
+        sources.load("imagenet22k").fetch(IMAGENET22K, tars)
+
+
+def test_a_number_of_tars_that_the_register_contradicts_is_refused(tars: Path) -> None:
+    dataset = make("imagenet22k", 19167, splits={"train": None})
+    with pytest.raises(UserError, match=r"has 3 tars named after classes, .* has 19167 classes"):
+        fetched(dataset, tars, "train")
+
+
+# Places205
+
+PLACES = make("places205", 3)
+PLACES_TRAIN = [("b/bar/gsun_2.jpg", 1), ("a/abbey/gsun_0003.jpg", 0), ("c/cave/inner/1.jpg", 2)]
+PLACES_VAL = [("a/abbey/gsun_0001.jpg", 0)]
+INNER = "data/vision/torralba/deeplearning/images256/"
+
+
+def places_images() -> dict[str, bytes]:
+    return pictures(sorted(name for name, _ in PLACES_TRAIN + PLACES_VAL), INNER)
+
+
+def places_lists(folder: str = "trainvalsplit_places205/") -> dict[str, bytes]:
+    return {
+        f"{folder}{name}": "".join(f"{image} {label}\n" for image, label in lines).encode()
+        for name, lines in (
+            ("train_places205.csv", PLACES_TRAIN),
+            ("val_places205.csv", PLACES_VAL),
+        )
+    }
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("images", ["tar", "tar.gz", "unpacked", "moved"])
+@pytest.mark.parametrize("lists", ["tar.gz", "zip", "unpacked", "no-folder"])
+def test_places_come_in_every_form_in_the_order_of_the_list(
+    tmp_path: Path, images: str, lists: str
+) -> None:
+    write(
+        tmp_path,
+        {
+            "tar": {"imagesPlaces205_resize.tar": tar_of(places_images())},
+            "tar.gz": {"imagesPlaces205_resize.tar.gz": gzip.compress(tar_of(places_images()))},
+            "unpacked": places_images(),
+            "moved": {n.replace(INNER, "images256/"): c for n, c in places_images().items()},
+        }[images],
+    )
+    write(
+        tmp_path,
+        {
+            "tar.gz": {"trainvalsplit_places205.tar.gz": gzip.compress(tar_of(places_lists()))},
+            "zip": {"trainvalsplit_places205.zip": zip_of(places_lists(""))},
+            "unpacked": places_lists(),
+            "no-folder": places_lists(""),
+        }[lists],
+    )
+    assert summary(fetched(PLACES, tmp_path, "train"), PLACES) == PLACES_TRAIN
+    assert summary(fetched(PLACES, tmp_path, "test"), PLACES) == PLACES_VAL
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    images = {"imagesPlaces205_resize.tar": tar_of(places_images())}
+    write(tmp_path / "places", {**images, **places_lists()})
+    return tmp_path / "places"
+
+
+def test_places_says_at_once_all_that_is_missing(tmp_path: Path) -> None:
+    images, lists = sources.load("places205").missing(PLACES, tmp_path)
+    assert "imagesPlaces205_resize.tar.gz (the images, from " in images
+    assert "trainvalsplit_places205.tar.gz (lists of the images" in lists
+    with pytest.raises(UserError, match=r"Places205_resize\.tar\.gz .*trainvalsplit_places205"):
+        sources.load("places205").fetch(PLACES, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["tar", "unpacked"])
+def test_a_listed_image_that_is_not_there_is_named_with_its_line(places: Path, form: str) -> None:
+    if form == "unpacked":
+        (places / "imagesPlaces205_resize.tar").unlink()
+        write(places, places_images())
+    path = places / "trainvalsplit_places205" / "train_places205.csv"
+    path.write_text(path.read_text() + "a/abbey/gone.jpg 0\n")
+    with pytest.raises(UserError, match=r"train_places205\.csv, line 4: the image 'a/abbey/gone"):
+        fetched(PLACES, places, "train")
+
+
+@pytest.mark.parametrize("label", ["3", "-1", "abbey", ""])
+def test_a_listed_class_that_does_not_exist_is_named(places: Path, label: str) -> None:
+    path = places / "trainvalsplit_places205" / "train_places205.csv"
+    path.write_text(f"a/abbey/gsun_0003.jpg {label}\n")
+    with pytest.raises(UserError, match=r"csv, line 1: .* is no class from 0 to 2: bring the off"):
+        fetched(PLACES, places, "train")
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_the_images_of_places_are_checked(places: Path, ending: str) -> None:
+    name = f"imagesPlaces205_resize.{ending}"
+    if ending == "tar.gz":
+        path = places / "imagesPlaces205_resize.tar"
+        (places / name).write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    dataset = make("places205", 3, checksums={name: "md5:" + "0" * 32})
+    with pytest.raises(UserError, match=rf"{name} has md5"):
+        sources.load("places205").fetch(dataset, places)
+
+
+# iNaturalist 2018
+
+INATURALIST = make("inaturalist", 2)
+IMAGES = {
+    "train": ["train_val2018/Aves/2/b.jpg", "train_val2018/Actinopterygii/5/a.jpg"],
+    "val": ["train_val2018/Aves/2/c.jpg"],
+}
+
+
+def species(split: str) -> dict[str, list[dict[str, Any]]]:
+    images, classes = IMAGES[split], [1, 0]
+    return {
+        "images": [
+            {"id": 70 + n, "file_name": name, "width": 4, "height": 4, "license": 3}
+            for n, name in enumerate(images)
+        ],
+        "annotations": [
+            {"id": 70 + n, "image_id": 70 + n, "category_id": 40 + classes[n]}
+            for n in reversed(range(len(images)))
+        ],
+        "categories": [{"id": 41, "name": "Aves b"}, {"id": 40, "name": "Actinopterygii a"}],
+    }
+
+
+@pytest.fixture
+def inaturalist(tmp_path: Path) -> Path:
+    raw = tmp_path / "inaturalist"
+    images = gzip.compress(tar_of(pictures([*IMAGES["train"], *IMAGES["val"]])))
+    write(raw, {"train_val2018.tar.gz": images})
+    for split in IMAGES:
+        name = f"{split}2018.json"
+        packed = gzip.compress(tar_of({name: json.dumps(species(split)).encode()}))
+        write(raw, {f"{name}.tar.gz": packed})
+    return raw
+
+
+def test_images_of_inaturalist_have_their_species(inaturalist: Path) -> None:
+    train = summary(fetched(INATURALIST, inaturalist, "train"), INATURALIST)
+    assert train == list(zip(IMAGES["train"], [1, 0], strict=True))
+    test = summary(fetched(INATURALIST, inaturalist, "test"), INATURALIST)
+    assert test == [(IMAGES["val"][0], 1)]
+
+
+def test_an_unpacked_inaturalist_needs_no_archives(inaturalist: Path) -> None:
+    sources.load("inaturalist").fetch(INATURALIST, inaturalist)
+    for path in [*inaturalist.glob("*.gz"), *inaturalist.glob(".*")]:
+        path.unlink()
+    assert len(fetched(INATURALIST, inaturalist, "train")) == 2
+
+
+def test_inaturalist_says_at_once_all_that_is_missing(tmp_path: Path, inaturalist: Path) -> None:
+    asked = sources.load("inaturalist").missing(INATURALIST, tmp_path)
+    assert [Path(path.split(" ")[0]).name for path in asked] == [
+        "train_val2018.tar.gz",
+        "train2018.json.tar.gz",
+        "val2018.json.tar.gz",
+    ]
+    (inaturalist / "val2018.json.tar.gz").unlink()
+    with pytest.raises(UserError, match=r"val2018\.json\.tar\.gz \(from "):
+        sources.load("inaturalist").fetch(INATURALIST, inaturalist)
+
+
+@pytest.mark.parametrize("name", ["train_val2018.tar.gz", "train2018.json.tar.gz"])
+def test_archives_of_inaturalist_are_checked(inaturalist: Path, name: str) -> None:
+    dataset = make("inaturalist", 2, checksums={name: "md5:" + "0" * 32})
+    with pytest.raises(UserError, match=rf"{name} has md5"):
+        sources.load("inaturalist").fetch(dataset, inaturalist)
+
+
+def spoil(raw: Path, change: Callable[[dict[str, list[dict[str, Any]]]], object]) -> None:
+    """Bring the list of training images unpacked and changed."""
+    content = species("train")
+    change(content)
+    (raw / "train2018.json.tar.gz").unlink()
+    (raw / "train2018.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda c: c["annotations"].pop(), "image 70 is listed but not annotated"),
+        (lambda c: c["images"].pop(), "image 71 is annotated but not listed"),
+        (
+            lambda c: c["annotations"][0].update(category_id=99),
+            "image 71 is of category 99, which the file does not list",
+        ),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "image 71 has two annotations"),
+        (lambda c: c["categories"].pop(), "has 1 categories, inaturalist has 2 classes"),
+        (lambda c: c["images"][0].pop("file_name"), "is damaged or no list of iNaturalist"),
+        (lambda c: c["annotations"][0].pop("category_id"), "is damaged or no list of iNat"),
+        (lambda c: c.pop("images"), r"is damaged or no list of iNaturalist 2018 \(KeyError"),
+    ],
+)
+def test_a_list_of_inaturalist_that_contradicts_itself_is_refused(
+    inaturalist: Path, change: Callable[[dict[str, list[dict[str, Any]]]], object], fault: str
+) -> None:
+    spoil(inaturalist, change)
+    with pytest.raises(UserError, match=rf"train2018\.json:? {fault}"):
+        fetched(INATURALIST, inaturalist, "train")
+
+
+def test_a_half_copied_list_of_inaturalist_is_named(inaturalist: Path) -> None:
+    spoil(inaturalist, lambda _: None)
+    path = inaturalist / "train2018.json"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(UserError, match=r"train2018\.json is damaged .*bring it again"):
+        fetched(INATURALIST, inaturalist, "train")
+
+
+def test_an_image_of_inaturalist_that_is_not_there_is_named(inaturalist: Path) -> None:
+    sources.load("inaturalist").fetch(INATURALIST, inaturalist)
+    (inaturalist / IMAGES["train"][1]).unlink()
+    with pytest.raises(UserError, match=r"5/a\.jpg is missing, train2018\.json names it"):
+        fetched(INATURALIST, inaturalist, "train")
