@@ -1,58 +1,75 @@
 """Evaluations: an encoder in, numbers out.
 
-One module each, whose file name is the evaluation's name in a config. A module has ``Config``, a
-frozen dataclass whose defaults are the protocol, and ``evaluate(config, train, test)``, which gives
-the metric's value and what was chosen on the way.
+One module each, whose file name is the evaluation's name in a config. A module has
+
+- ``Config``, a frozen dataclass whose defaults are the protocol;
+- ``PRESETS``, where there are several published protocols: names and what differs from defaults;
+- ``USES``, what it can work on: stored ``features``, ``images`` (it runs the encoder), or ``both``;
+- ``evaluate(config, subject)``, which gives a ``Result``.
+
+Nothing is chosen by looking at the test split: it is read once, by what was chosen without it.
 """
 
 import importlib
-import json
+import math
 import pkgutil
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from safetensors import safe_open
 from torch import Tensor
 
 from ijepa.errors import UserError
+from ijepa.strict import merged, strict
 
-NOT_EVALUATIONS = {"__main__", "benchmark", "features", "figures", "report", "tables"}
+if TYPE_CHECKING:
+    from evals.subject import Subject
+
+NOT_EVALUATIONS = {
+    "__main__", "benchmark", "features", "figures", "heads", "report", "subject", "supervised",
+    "tables", "views",
+}  # fmt: skip
+
+Uses = Literal["features", "images", "both"]
 
 
-class Features(NamedTuple):
-    """Features of one split, [images, D] float32, and its labels, [images] int64."""
+@dataclass(frozen=True)
+class Result:
+    """A metric's value over ``n`` test images with its 95 % interval, and what was chosen for it.
 
-    x: Tensor
-    y: Tensor
+    ``chosen`` holds hyper-parameters that the protocol selected, and whatever else a reader needs
+    to judge the number: plain data for JSON.
+    """
 
-
-class Result(NamedTuple):
-    """Correctness of each test image, [images] bool, and what the protocol chose."""
-
-    correct: Tensor
-    chosen: dict[str, Any]
+    metric: str
+    value: float
+    n: int
+    interval: tuple[float, float]
+    chosen: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluation(Protocol):
     """A module of this folder."""
 
     Config: type[Any]
+    USES: tuple[Uses, ...]
 
-    def evaluate(self, config: Any, train: Features, test: Features) -> Result:
-        """Which test images are classified rightly; nothing is chosen by looking at ``test``."""
-
-
-def read_features(path: Path, split: str) -> Features:
-    """The features of one split."""
-    with safe_open(path, framework="pt") as file:
-        return Features(file.get_tensor(f"{split}.x"), file.get_tensor(f"{split}.y"))
+    def evaluate(self, config: Any, subject: "Subject") -> Result:
+        """Measure the subject by the protocol of ``config``."""
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What the features are of, and by whom."""
-    with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["ijepa"])
-        return about
+def top1(correct: Tensor, chosen: dict[str, Any]) -> Result:
+    """The share of test images that are classified rightly, from [images] bool."""
+    right, n = int(correct.sum()), len(correct)
+    return Result("top1", right / n, n, wilson(right, n), chosen)
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, 1927); scipy.stats takes seconds to import."""
+    z = NormalDist().inv_cdf(0.975)
+    middle = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return middle - half, middle + half
 
 
 def names() -> list[str]:
@@ -66,3 +83,17 @@ def load(name: str) -> Evaluation:
         raise UserError(f"unknown evaluation {name!r}: known are {', '.join(names())}")
     module: Evaluation = importlib.import_module(f"{__name__}.{name}")
     return module
+
+
+def configure(name: str, raw: dict[str, Any], where: str) -> Any:
+    """The protocol of an evaluation: its defaults, or those of a ``preset``, and what differs.
+
+    ``where`` is the start of the path by which an error names a key.
+    """
+    module = load(name)
+    presets: dict[str, Any] = getattr(module, "PRESETS", {})
+    raw = dict(raw)
+    if (preset := raw.pop("preset", None)) is not None and preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise UserError(f"{where}.preset: {preset!r} is unknown: allowed are {known}")
+    return strict(module.Config, merged(presets.get(preset, {}), raw), where)

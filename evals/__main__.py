@@ -1,72 +1,109 @@
-"""One evaluation of one encoder's features: ``python -m evals NAME --features F --out JSON``."""
+"""One evaluation of one encoder on one data set: ``python -m evals NAME --help``."""
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import math
 import time
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
-from evals import load, names, read_about, read_features
+import torch
+
+from evals import configure, load, names
+from evals.subject import Subject
+from ijepa.data.shards import verify
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest, write_json
 from ijepa.provenance import here
-from ijepa.strict import strict
 
 
-def evaluate(name: str, raw: dict[str, Any], features: Path, out: Path) -> None:
-    """Write one result: metric, n, 95 % interval (Wilson), protocol, and its provenance."""
-    module = load(name)
-    config = strict(module.Config, raw, f"evaluations.{name}")
-    about = read_about(features)
+def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
+    """Write one result: metric, n, 95 % interval, protocol, and its provenance."""
+    config = configure(name, raw, f"evaluations.{name}")
+    about = subject.about()
+    index = subject.index
+    made_of = (about["dataset"], about["data_version"])
+    if made_of != (index.dataset, index.version()):
+        raise UserError(
+            f"{subject.features_of} has features of {' '.join(made_of)}, but {subject.data} is "
+            f"{index.dataset} {index.version()}: extract them anew"
+        )
+    if subject.encoder is not None and digest(subject.encoder)[:12] != about["encoder"]:
+        raise UserError(
+            f"{subject.features_of} has features of encoder {about['encoder']}, but "
+            f"{subject.encoder} is another one: extract them anew"
+        )
+    protocol = dataclasses.asdict(config)
+    identity = [
+        name,
+        protocol,
+        subject.label,
+        subject.limit,
+        about["encoder"],
+        about["data_version"],
+    ]
+    text = json.dumps(identity, sort_keys=True)
+    subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
     begun = time.perf_counter()
-    result = module.evaluate(
-        config, read_features(features, "train"), read_features(features, "test")
-    )
-    right, n = int(result.correct.sum()), len(result.correct)
+    result = load(name).evaluate(config, subject)
+    seconds = time.perf_counter() - begun
     write_json(
         out,
         {
             "evaluation": name,
             "dataset": about["dataset"],
+            "label": subject.label,
             "split": "test",
-            "metric": "top1",
-            "value": right / n,
-            "n": n,
-            "interval": [round(end, 5) for end in wilson(right, n)],
-            "protocol": dataclasses.asdict(config),
+            "metric": result.metric,
+            "value": result.value,
+            "n": result.n,
+            "interval": [round(end, 5) for end in result.interval],
+            "protocol": protocol,
+            "images": subject.limit,
             "chosen": result.chosen,
-            "seconds": round(time.perf_counter() - begun, 2),
-            "features": digest(features)[:12],
+            "seconds": round(seconds, 2),
+            "gpu_seconds": round(seconds * torch.cuda.device_count(), 2),
             "about": about,
             **here(),
         },
     )
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, 1927); scipy.stats takes seconds to import."""
-    z = NormalDist().inv_cdf(0.975)
-    middle = (right + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
-    return middle - half, middle + half
+    if subject.work is not None:
+        (subject.work / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
     parser.add_argument("name", help=f"one of {', '.join(names())}")
-    parser.add_argument("--features", type=Path, required=True, help="file of evals.features")
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
+    parser.add_argument("--label", default="class", help="which of its kinds of label")
+    parser.add_argument("--features", type=Path, help="about.json of evals.features")
+    parser.add_argument("--encoder", type=Path, help="encoder file, to run it on images")
     parser.add_argument("--config", default="{}", help="settings that differ, as JSON")
+    parser.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
+    parser.add_argument(
+        "--work", type=Path, help="folder for what a killed evaluation goes on from"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
     try:
         raw = json.loads(options.config)
     except json.JSONDecodeError as error:
         raise UserError(f"--config is not JSON: {error}") from None
-    evaluate(options.name, raw, options.features, options.out)
+    given = {"features": options.features, "encoder": options.encoder}
+    if not any(given.values()):
+        raise UserError("give --features, or --encoder, or both")
+    verify(options.data)
+    subject = Subject(
+        options.data,
+        options.label,
+        options.encoder,
+        options.features,
+        options.work,
+        limit=options.images,
+    )
+    evaluate(options.name, raw, subject, options.out)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from evals import load
+from evals import configure, load
 from ijepa import config
 from ijepa.data import register, tokens
 from ijepa.errors import UserError, run_command
 from ijepa.released import LAYOUTS
-from ijepa.strict import strict
 
 
 def check(benchmark: dict[str, Any]) -> None:
@@ -43,10 +42,10 @@ def check(benchmark: dict[str, Any]) -> None:
                 f"{where}.layout: {layout!r} is unknown: allowed are auto, {', '.join(LAYOUTS)}"
             )
     for run in runs:
-        if own := sorted({"dataset", "seed"} & run.keys()):
+        if "seed" in run:
             raise UserError(
-                f"runs.{run['name']}.{own[0]}: a run has none of its own, or the rows of a table "
-                "could not be compared: set it for the whole config"
+                f"runs.{run['name']}.seed: a run has none of its own, or the rows of a table could "
+                "not be compared: set seeds for the whole config"
             )
         raw = {key: value for key, value in {**shared, **run}.items() if key != "name"}
         parsed = config.parse(raw, f"runs.{run['name']}")
@@ -57,25 +56,55 @@ def check(benchmark: dict[str, Any]) -> None:
                     f"{tokens_of.tokenizer!r}, or another one: the workflow makes what is named"
                 )
             tokenizers.setdefault(tokens_of.tokenizer, {})
-    for split, count in benchmark.get("images", {}).items():
-        splits = register.load(benchmark["dataset"]).splits
-        if not 1 <= count <= splits.get(split, 0):
-            raise UserError(
-                f"images.{split}: {count} cannot be had; {benchmark['dataset']} has "
-                + ", ".join(f"{number} of {name}" for name, number in splits.items())
-            )
     for name, settings in tokenizers.items():
         tokens.configure(name, settings, f"tokenizers.{name}")
-    for evaluation in benchmark["evaluations"]:
-        where = f"evaluations.{evaluation['name']}"
-        strict(load(evaluation["name"]).Config, evaluation.get("config", {}), where)
+    encoders = {item["name"] for item in [*runs, *released]} | {"pixels"}
+    encoders |= {"random_init"} if runs else set()
+    for item in benchmark["evaluations"]:
+        _check_evaluation(item, benchmark["dataset"], encoders)
+    for dataset, counts in benchmark.get("images", {}).items():
+        for split, count in counts.items():
+            have = register.load(dataset).splits.get(split, 0)
+            if have is not None and count > have:
+                raise UserError(
+                    f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {have}"
+                )
     known = {evaluation["name"] for evaluation in benchmark["evaluations"]}
     for table in benchmark["tables"]:
+        where = f"tables.{table['name']}"
         if missing := set(table["evaluations"]) - known:
             raise UserError(
-                f"tables.{table['name']}: {', '.join(sorted(missing))} is not among evaluations "
+                f"{where}: {', '.join(sorted(missing))} is not among evaluations "
                 f"({', '.join(sorted(known))})"
             )
+        if missing := set(table.get("runs", [])) - encoders:
+            raise UserError(
+                f"{where}.runs: {', '.join(sorted(missing))} is not among the encoders "
+                f"({', '.join(sorted(encoders))})"
+            )
+
+
+def _check_evaluation(item: dict[str, Any], dataset: str, encoders: set[str]) -> None:
+    """Raise UserError unless the evaluation can be carried out."""
+    where = f"evaluations.{item['name']}"
+    name = item.get("evaluation", item["name"])
+    allowed = load(name).USES
+    if (uses := item.get("uses", "features")) not in allowed:
+        raise UserError(f"{where}.uses: {uses} is impossible: {name} uses {' or '.join(allowed)}")
+    if unknown := item.get("config_of", {}).keys() - encoders:
+        raise UserError(
+            f"{where}.config_of: {', '.join(sorted(unknown))} is not among the encoders "
+            f"({', '.join(sorted(encoders))})"
+        )
+    for encoder, raw in {"": {}, **item.get("config_of", {})}.items():
+        place = f"{where}.config_of.{encoder}" if encoder else f"{where}.config"
+        configure(name, {**item.get("config", {}), **raw}, place)
+    entry = register.load(item.get("dataset", dataset))
+    if (label := item.get("label", "class")) not in entry.labels:
+        known = ", ".join(entry.labels) or "none: its images have no labels"
+        raise UserError(f"{where}.label: {entry.name} has no label {label!r}; it has {known}")
+    if "test" not in entry.splits:
+        raise UserError(f"{where}.dataset: {entry.name} has no test images")
 
 
 def main() -> None:

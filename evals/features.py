@@ -1,7 +1,11 @@
-"""The one place that loads an encoder and extracts features: ``python -m evals.features --help``.
+"""The one place that extracts features: ``python -m evals.features --help``.
 
-Features are the average of the last layer's patch features after the final LayerNorm (paper, A.2).
-The control ``pixels`` has no encoder: its features are the bytes of the image, as they are.
+Features are averages over patches, of each of the last four layers after the final LayerNorm
+(paper, A.2, as VISSL does it). The control ``pixels`` has no encoder: its one layer of features are
+the bytes of the image, as they are.
+
+Shape suffixes: B images of a batch, H rows and W columns of pixels, C channels, L layers, D
+features.
 """
 
 import argparse
@@ -11,80 +15,119 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from ijepa.checkpoint import load_encoder, save_tensors
+from evals.views import pooled
+from ijepa.checkpoint import load_encoder
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
 from ijepa.data.transforms import normalise
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest
+from ijepa.files import digest, write_json
 from ijepa.precision import precision
 from ijepa.provenance import here
+from ijepa.vit import ViT
 
+NUM_LAYERS = 4
 BATCH_SIZE = 128
 """Small enough for a processor's cache: on 2 cores a third faster than 500."""
+SECONDS_BETWEEN_NOTES = 10
+"""How much work a killed extraction loses at most."""
 
 
-@torch.no_grad()
 def extract(
     encoder_file: Path | None,
     data: Path,
     image_size: int,
     out: Path,
-    numbers: dict[str, int] | None = None,
+    limit: dict[str, int] | None = None,
 ) -> None:
     """Write the features of every split; ``encoder_file`` None means raw pixels.
 
-    ``numbers`` says of which splits only so many images are taken, the first ones.
+    ``limit`` says of which splits only so many images are taken, the first ones.
 
-    The tensors ``SPLIT.x`` [images, D] and ``SPLIT.y`` [images] are one safetensors file, which can
-    be mapped into memory; its header says of what and by whom.
+    ``SPLIT.npy`` beside ``out`` is [images, L, D] float16 and meant to be mapped into memory; it is
+    written as it comes, so that memory does not grow with it. ``out``, a JSON file written last,
+    says of what and by whom. What a killed call has written is kept.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    begun = time.perf_counter()
     about: dict[str, Any] = {"encoder": "pixels"}
-    encoder = None
+    network = None
     if encoder_file is not None:
-        encoder, header = load_encoder(encoder_file)
-        encoder = encoder.to(device)
+        network, header = load_encoder(encoder_file)
+        network = network.to(device)
         image_size = header["run"]["vit"]["image_size"]
         about = {"encoder": digest(encoder_file)[:12], **header}
+    index = verify(data)
+    about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}
+    seconds = 0.0
+    for split in index.splits:
+        images = Images(data, split)
+        count = (limit or {}).get(split, len(images))
+        views = EvaluationViews(images, image_size, index.view)
+        seconds += _extract_split(
+            network, views, count, out.with_name(f"{split}.npy"), about, device
+        )
+    write_json(out, about | {"features": here(), "feature_seconds": round(seconds, 2)})
+
+
+def _extract_split(
+    network: ViT | None,
+    views: EvaluationViews,
+    count: int,
+    path: Path,
+    about: dict[str, Any],
+    device: torch.device,
+) -> float:
+    """Write ``count`` rows, going on after those that an earlier call has noted; give its seconds.
+
+    The note, beside the file, is written after the rows that it vouches for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = path.with_suffix(".part.json")
+    same = {**about, "images": count}
+    done, before = 0, 0.0
+    if note.exists() and path.exists():
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        if noted["about"] == json.loads(json.dumps(same)):
+            done, before = noted["rows"], noted["seconds"]
+    begun = noted_at = time.perf_counter()
     # On a CPU the network uses every core; one process that decodes ahead makes it 1.4 times as
     # fast.
     num_workers = (os.cpu_count() or 1) if device.type == "cuda" else 1
-    index = verify(data)
-    tensors: dict[str, Tensor] = {}
-    for split in index.splits:
-        images = Images(data, split)
-        count = (numbers or {}).get(split, len(images))
-        batches = evaluation_batches(
-            Subset(EvaluationViews(images, image_size), range(count)),
-            BATCH_SIZE,
-            num_workers=num_workers,
-        )
-        pooled: list[Tensor] = []
-        for images_BHWC in tqdm(batches, desc=f"features of {split}", unit="batch", mininterval=2):
-            if encoder is None:
-                pooled.append(images_BHWC.flatten(1).float() / 255)
-                continue
-            with precision("auto", device):
-                features = encoder(normalise(images_BHWC.to(device)))
-            pooled.append(encoder.patches(features).float().mean(1).cpu())
-        tensors |= {
-            f"{split}.x": torch.cat(pooled),
-            f"{split}.y": torch.from_numpy(images.labels[:count]),
-        }
-    about |= {
-        "dataset": index.dataset,
-        "data_version": index.version(),
-        "features": here(),
-        "feature_seconds": round(time.perf_counter() - begun, 2),
-    }
-    save_tensors(out, tensors, about)
+    rows = open_memmap(path, "r+") if done else None
+    left = evaluation_batches(Subset(views, range(done, count)), BATCH_SIZE, num_workers)
+    with tqdm(
+        total=count, initial=done, desc=f"features of {path.stem}", unit="image", mininterval=2
+    ) as bar:
+        for images_BHWC in left if done < count else ():
+            x_BLD = _features(network, images_BHWC, device)
+            if not x_BLD.isfinite().all():
+                raise UserError(f"the encoder's features of {path.stem} images are not finite")
+            if rows is None:
+                rows = open_memmap(path, "w+", np.float16, (count, *x_BLD.shape[1:]))
+            rows[done : done + len(x_BLD)] = x_BLD.numpy()
+            done += len(x_BLD)
+            bar.update(len(x_BLD))
+            if time.perf_counter() - noted_at > SECONDS_BETWEEN_NOTES or done == count:
+                noted_at = time.perf_counter()
+                rows.flush()
+                told = {"about": same, "rows": done, "seconds": before + noted_at - begun}
+                write_json(note, told)
+    return before + time.perf_counter() - begun
+
+
+@torch.no_grad()
+def _features(network: ViT | None, images_BHWC: Tensor, device: torch.device) -> Tensor:
+    if network is None:
+        return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
+    with precision("auto", device):
+        return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS).half().cpu()
 
 
 def main() -> None:
@@ -93,15 +136,16 @@ def main() -> None:
     parser.add_argument("encoder", help="encoder file, or the word pixels")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--image-size", type=int, default=32, help="for pixels only")
-    parser.add_argument("--out", type=Path, required=True, help="file for the features")
+    parser.add_argument("--out", type=Path, required=True, help="about.json of the features")
     parser.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
     options = parser.parse_args()
-    splits = read_index(options.data).splits
-    if unknown := sorted(options.images.keys() - splits.keys()):
-        raise UserError(f"images.{unknown[0]}: unknown split; there are {', '.join(splits)}")
+    index = read_index(options.data)
+    for split, count in options.images.items():
+        if split not in index.splits:
+            raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
+        if count > (have := len(Images(options.data, split))):
+            raise UserError(f"images.{split}: {count} cannot be had, {options.data} has {have}")
     encoder = None if options.encoder == "pixels" else Path(options.encoder)
-    if encoder is not None and not encoder.exists():
-        raise UserError(f"{encoder} does not exist: pretrain it first, or say pixels")
     extract(encoder, options.data, options.image_size, options.out, options.images)
 
 

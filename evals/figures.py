@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals import read_features
 from evals.knn import neighbours
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
@@ -74,9 +73,13 @@ def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
 
 def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
     """Test images, each followed by the training images whose features are nearest (cosine)."""
-    known, asked = (read_features(features, split).x for split in ("train", "test"))
+    known, asked = (
+        torch.from_numpy(np.load(features.with_name(f"{split}.npy"), mmap_mode="c")[:, -1])
+        for split in ("train", "test")
+    )
     queries = list(range(0, len(asked), len(asked) // count))[:count]
     found = neighbours(known, asked[queries], k)
+    labels = list(train.labels)
     indices = torch.cat([index for _, index in found]).tolist()
     with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):
         axes = drawing.subplots(count, k + 1, squeeze=False)
@@ -86,7 +89,7 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
                 spine.set(visible=True, color=COLOURS[1], linewidth=2.5)
             for column, index in enumerate(nearest, start=1):
                 _picture(axes[row, column], np.asarray(train[index]))
-                if train.labels[index] == test.labels[query]:
+                if labels and train.labels[labels[0]][index] == test.labels[labels[0]][query]:
                     axes[row, column].set_xlabel("same class", fontsize=7, labelpad=1)
         axes[0, 0].set_title("test image", fontsize=8)
         axes[0, 1].set_title("nearest", fontsize=8)

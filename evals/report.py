@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from evals import figures, tables
 from ijepa import config
 from ijepa.data.loader import Images
+from ijepa.data.shards import read_index
 from ijepa.errors import run_command
 from ijepa.files import write_text
 from ijepa.randomness import generator
@@ -36,14 +37,14 @@ def report(
     tidy = tables.read_results(chosen)
     shown = []
     for spec in specs:
-        table = tables.tabulate(tidy, spec["evaluations"])
-        view = tables.display(table, spec["evaluations"])
+        table = tables.tabulate(tidy, spec)
+        view = tables.display(table)
         shown.append(
             {
                 "title": spec["title"],
                 "columns": list(view.columns),
                 "rows": view.to_numpy().tolist(),
-                "note": tables.note(table, spec["evaluations"]),
+                "note": tables.note(table),
             }
         )
     page = Environment(
@@ -88,15 +89,17 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     figures.masks(rows, run_config.vit, train),
                 )
             )
+    dataset = read_index(data).dataset
     for run, seed in first_seeds.items():
-        features = results / "features" / str(run) / f"seed{seed}.safetensors"
-        found.append(
-            Picture(
-                f"Nearest neighbours: {run}",
-                "A test image (framed) and the training images with the nearest features.",
-                figures.nearest_images(features, train, test),
+        features = results / "features" / str(run) / f"seed{seed}" / dataset / "about.json"
+        if features.exists():  # not where every evaluation runs the encoder itself
+            found.append(
+                Picture(
+                    f"Nearest neighbours: {run}",
+                    "A test image (framed) and the training images with the nearest features.",
+                    figures.nearest_images(features, train, test),
+                )
             )
-        )
     return found
 
 
@@ -105,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.report", description=__doc__)
     parser.add_argument("results", type=Path, help="results folder, for example results/mini")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
+    parser.add_argument("--tables", required=True, help="JSON list of the config's tables")
     parser.add_argument("--out", type=Path, required=True, help="file for the page")
     parser.add_argument("--chosen", type=Path, nargs="+", required=True, help="evaluation JSON")
     options = parser.parse_args()

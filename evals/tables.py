@@ -6,6 +6,7 @@ seeds, with the spread over seeds where there are several and else the 95 % inte
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,24 @@ def read_results(paths: list[Path]) -> pd.DataFrame:
         result = json.loads(path.read_text(encoding="utf-8"))
         about = result["about"]
         run, facts = about.get("run", {}), about.get("facts", {})
+        scale = 100 if result["metric"] == "top1" else 1
         commits = {
-            result["commit"],
-            about["features"]["commit"],
-            facts.get("commit", result["commit"]),
+            made["commit"]
+            for made in (result, about.get("features", {}), facts)
+            if "commit" in made
         }
         rows.append(
             {
                 "run": path.parts[-3],
                 "seed": int(path.parts[-2].removeprefix("seed")),
-                "evaluation": result["evaluation"],
-                "value": 100 * result["value"],
-                "low": 100 * result["interval"][0],
-                "high": 100 * result["interval"][1],
+                "evaluation": path.stem,
+                "metric": result["metric"],
+                "value": scale * result["value"],
+                "low": scale * result["interval"][0],
+                "high": scale * result["interval"][1],
                 "n": result["n"],
                 "method": run.get("method", "") if path.parts[-3] not in CONTROLS else "",
+                "dataset": result["dataset"],
                 "tokenizer": facts.get("tokenizer", ""),
                 # Of published weights neither is known; pixels have seen nothing.
                 "images_seen": facts.get("images_seen", None if facts else 0),
@@ -64,80 +68,137 @@ def read_results(paths: list[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tabulate(results: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
-    """One row an encoder: per evaluation mean, spread or interval, and n; then provenance."""
+@dataclass(frozen=True)
+class Column:
+    """One evaluation of a table: its name in the config, its metric and its title."""
+
+    name: str
+    metric: str
+    title: str
+
+    @property
+    def unit(self) -> str:
+        """What the numbers are."""
+        return {"top1": "top-1 %", "rankme": "RankMe"}[self.metric]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row an encoder: per evaluation mean, and spread or interval.
+
+    Rows stand as the config names them, or by name with the controls last.
+
+    ``control`` is the encoder over which gains are told, None where the table has no control.
+    """
+
+    title: str
+    columns: list[Column]
+    rows: pd.DataFrame
+    control: str | None
+    texts: list[str]
+
+
+def tabulate(results: pd.DataFrame, spec: dict[str, Any]) -> Table:
+    """The table of a config's item: ``title``, ``evaluations``, and ``runs`` where not all."""
+    results = results[results["evaluation"].isin(spec["evaluations"])]
+    if "runs" in spec:
+        results = results[results["run"].isin(spec["runs"])]
+    metrics = results.groupby("evaluation")["metric"].first()
+    columns = [
+        Column(name, metrics[name], spec.get("titles", {}).get(name, name.replace("_", " ")))
+        for name in spec["evaluations"]
+        if name in metrics
+    ]
     rows = []
-    order = {name: place for place, name in enumerate(CONTROLS, start=1)}
-    for run, of_run in sorted(results.groupby("run"), key=lambda g: order.get(str(g[0]), 0)):
+    named = spec.get("runs", [*sorted({*results["run"]} - {*CONTROLS}), *CONTROLS])
+    for run, of_run in sorted(results.groupby("run"), key=lambda group: named.index(group[0])):
         row: dict[str, Any] = {"run": run, "seeds": of_run["seed"].nunique()}
-        for evaluation in evaluations:
-            found = of_run[of_run["evaluation"] == evaluation]
+        for column in columns:
+            found = of_run[of_run["evaluation"] == column.name]
             several = len(found) > 1
-            row[evaluation] = found["value"].mean()
-            row[f"{evaluation}_low"] = float("nan") if several else found["low"].mean()
-            row[f"{evaluation}_high"] = float("nan") if several else found["high"].mean()
-            row[f"{evaluation}_std"] = found["value"].std() if several else float("nan")
-            row["n"] = found["n"].max()
+            row[column.name] = found["value"].mean()
+            row[f"{column.name}_low"] = float("nan") if several else found["low"].mean()
+            row[f"{column.name}_high"] = float("nan") if several else found["high"].mean()
+            row[f"{column.name}_std"] = found["value"].std() if several else float("nan")
+            row[f"{column.name}_n"] = found["n"].max()
         row["images_seen"] = of_run["images_seen"].max()
         row["tokenizer"] = of_run["tokenizer"].iloc[0]
         row["train_minutes"] = of_run.groupby("seed")["train_minutes"].first().mean()
         for name in ("data_version", "commit", "machine"):
             row[name] = " ".join(sorted(of_run[name].unique()))
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    control = next((name for name in CONTROLS if name in set(table["run"])), None)
+    return Table(spec["title"], columns, table, control, _provenance(results, columns))
 
 
-def display(table: pd.DataFrame, evaluations: list[str]) -> pd.DataFrame:
+def _provenance(results: pd.DataFrame, columns: list[Column]) -> list[str]:
+    """What the numbers rest on."""
+    texts = []
+    for dataset, found in results.groupby("dataset"):
+        names = [column.title for column in columns if column.name in set(found["evaluation"])]
+        counts = " or ".join(f"{n:,}" for n in sorted(found["n"].unique()))
+        versions = ", ".join(sorted(found["data_version"].unique()))
+        texts.append(f"{', '.join(names)}: n = {counts} images of {dataset} {versions}")
+    return [
+        *texts,
+        f"{results['seed'].nunique()} seed(s)",
+        f"machine {', '.join(sorted(results['machine'].unique()))}",
+    ]
+
+
+def display(table: Table) -> pd.DataFrame:
     """The table as a person reads it, with each gain over the control."""
-    baseline = gained_over(table)
-    control = table.set_index("run").loc[baseline]
-    shown = pd.DataFrame({"encoder": [_title(row) for _, row in table.iterrows()]})
-    for evaluation in evaluations:
-        shown[f"{evaluation.replace('_', ' ')}, top-1 %"] = [
-            _accuracy(row, evaluation) for _, row in table.iterrows()
+    rows = table.rows
+    shown = pd.DataFrame({"encoder": [_title(row) for _, row in rows.iterrows()]})
+    for column in table.columns:
+        shown[f"{column.title}, {column.unit}"] = [
+            _value(row, column.name) for _, row in rows.iterrows()
         ]
-        gains = table[evaluation] - control[evaluation]
-        shown[f"{evaluation.replace('_', ' ')}, gain"] = [
-            "" if run == baseline else f"{gain:+.2f}"
-            for run, gain in zip(table["run"], gains, strict=True)
-        ]
-    shown["images seen"] = [_known(seen, ",.0f") for seen in table["images_seen"]]
-    shown["minutes"] = [_known(minutes, ".1f") for minutes in table["train_minutes"]]
+        if table.control is not None and column.metric == "top1":
+            (control,) = rows.loc[rows["run"] == table.control, column.name]
+            gains = rows[column.name] - control
+            shown[f"{column.title}, gain"] = [
+                "" if run == table.control or pd.isna(gain) else f"{gain:+.2f}"
+                for run, gain in zip(rows["run"], gains, strict=True)
+            ]
+    shown["images seen"] = [_known(seen, ",.0f") for seen in rows["images_seen"]]
+    shown["minutes"] = [_known(minutes, ".1f") for minutes in rows["train_minutes"]]
     return shown
 
 
-def gained_over(table: pd.DataFrame) -> str:
-    """The control: the untrained network, or pixels where every encoder is a published one."""
-    return "random_init" if "random_init" in set(table["run"]) else "pixels"
-
-
-def no_gain(table: pd.DataFrame, evaluations: list[str]) -> list[str]:
-    """The encoders that are below the control in an evaluation, each with those evaluations."""
-    control = table.set_index("run").loc[gained_over(table)]
-    rows = table[~table["run"].isin(CONTROLS)]
+def no_gain(table: Table) -> list[str]:
+    """The encoders that are not above the control in an evaluation, each with those evaluations."""
+    if table.control is None:
+        return []
+    control = table.rows.set_index("run").loc[table.control]
     behind = {
-        row["run"]: [e.replace("_", " ") for e in evaluations if row[e] <= control[e]]
-        for _, row in rows.iterrows()
+        row["run"]: [
+            column.title
+            for column in table.columns
+            if column.metric == "top1" and row[column.name] <= control[column.name]
+        ]
+        for _, row in table.rows.iterrows()
+        if row["run"] not in CONTROLS
     }
     return [f"{run} ({', '.join(found)})" for run, found in behind.items() if found]
 
 
-def note(table: pd.DataFrame, evaluations: list[str]) -> str:
+def note(table: Table) -> str:
     """What every number of the table rests on, in one sentence; says so where commits are mixed."""
-    commits = sorted({word for value in table["commit"] for word in str(value).split()})
+    commits = sorted({word for value in table.rows["commit"] for word in str(value).split()})
     texts = [
-        f"n = {int(table['n'].max()):,} test images",
-        f"{int(table['seeds'].max())} seed(s)",
-        "features are averages over patches, whatever the method's own protocol",
-        f"gain is over {GAIN_OVER[gained_over(table)]}",
+        *table.texts,
+        "frozen features are averages over patches, whatever the method's own protocol",
         "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
-        f"data version {', '.join(sorted(table['data_version'].unique()))}",
-        f"machine {', '.join(sorted(table['machine'].unique()))}",
         f"commit {', '.join(commits)}",
     ]
+    if table.control is not None:
+        texts.insert(-1, f"gain is over {GAIN_OVER[table.control]}")
     text = "; ".join(texts) + "."
-    if behind := no_gain(table, evaluations):
-        text += f" NO GAIN over {CONTROLS[gained_over(table)]} in this time: {', '.join(behind)}."
+    if behind := no_gain(table):
+        assert table.control is not None
+        text += f" NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(behind)}."
     if len(commits) > 1:
         text += " MIXED COMMITS: the rows were not all made by the same code."
     if any(commit.endswith("+") for commit in commits):
@@ -145,12 +206,12 @@ def note(table: pd.DataFrame, evaluations: list[str]) -> str:
     return text
 
 
-def markdown(title: str, table: pd.DataFrame, evaluations: list[str]) -> str:
+def markdown(table: Table) -> str:
     """The table with its title and note, as Markdown."""
-    shown = display(table, evaluations)
+    shown = display(table)
     lines = ["| " + " | ".join(shown.columns) + " |", "|---|" + "---:|" * (len(shown.columns) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
-    return f"# {title}\n\n" + "\n".join(lines) + f"\n\n{note(table, evaluations)}\n"
+    return f"# {table.title}\n\n" + "\n".join(lines) + f"\n\n{note(table)}\n"
 
 
 def _title(row: Any) -> str:
@@ -163,7 +224,7 @@ def _known(value: float, form: str) -> str:
     return "-" if pd.isna(value) else f"{value:{form}}" if value else "0"
 
 
-def _accuracy(row: Any, evaluation: str) -> str:
+def _value(row: Any, evaluation: str) -> str:
     value = row[evaluation]
     if pd.isna(value):
         return "-"
@@ -189,7 +250,7 @@ def main() -> None:
     shown.add_argument("folder", type=Path, help="for example results/mini")
     write = commands.add_parser("write", help="write tables from results")
     write.add_argument("results", type=Path, nargs="+", help="results of evaluations, JSON")
-    write.add_argument("--tables", required=True, help="JSON list of {name, title, evaluations}")
+    write.add_argument("--tables", required=True, help="JSON list of the config's tables")
     write.add_argument("--out", type=Path, required=True, help="folder for the tables")
     options = parser.parse_args()
     if options.command == "show":
@@ -197,10 +258,10 @@ def main() -> None:
         return
     results = read_results(options.results)
     for spec in json.loads(options.tables):
-        table = tabulate(results, spec["evaluations"])
+        table = tabulate(results, spec)
         path = options.out / f"{spec['name']}.csv"
-        write_text(path, table.to_csv(index=False, float_format="%.4f"))
-        write_text(path.with_suffix(".md"), markdown(spec["title"], table, spec["evaluations"]))
+        write_text(path, table.rows.to_csv(index=False, float_format="%.4f"))
+        write_text(path.with_suffix(".md"), markdown(table))
 
 
 if __name__ == "__main__":

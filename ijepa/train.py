@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ijepa import distributed, methods
 from ijepa.checkpoint import resume, save, save_encoder
+from ijepa.collapse import rankme
 from ijepa.config import RunConfig, read
 from ijepa.data.loader import (
     EvaluationViews,
@@ -246,8 +247,8 @@ def first_views(images: Images, size: int) -> Tensor:
 def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[str, float]:
     """Two numbers that fall when features collapse, of mean-pooled features.
 
-    ``feature_std``: standard deviation over images, averaged over features. ``rankme``: the
-    exponential of the entropy of the singular values (Garrido et al., ICML 2023), at most D.
+    ``feature_std``: standard deviation over images, averaged over features. ``rankme``: see
+    ijepa.collapse.
     """
     mode = encoder.training
     encoder.eval()
@@ -256,11 +257,9 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
     encoder.train(mode)
     if not pooled_BD.isfinite().all():  # the next step's loss will say so
         return {"feature_std": math.nan, "rankme": math.nan}
-    values = torch.linalg.svdvals(pooled_BD)
-    p = values / values.sum() + 1e-7
     return {
         "feature_std": pooled_BD.std(0).mean().item(),
-        "rankme": torch.exp(-(p * p.log()).sum()).item(),
+        "rankme": rankme(torch.linalg.svdvals(pooled_BD)).item(),
     }
 
 

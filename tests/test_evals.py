@@ -1,80 +1,163 @@
 """Evaluations beside independent implementations, on features whose answer is known."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 import evals
-from evals import Features, knn, linear_probe, read_about, read_features
-from evals.__main__ import evaluate, wilson
+from evals import feature_statistics, knn, logistic_regression, wilson
+from evals.__main__ import evaluate
 from evals.features import extract
+from evals.subject import Subject
 from ijepa.config import parse
 from ijepa.data.loader import Images
 from ijepa.errors import UserError
-from ijepa.train import train
+from ijepa.train import collapse_monitors, train
+from ijepa.vit import ViT, ViTConfig
+
+STATISTICAL = ["knn", "logistic_regression"]
+"""Classifications that need nothing but features."""
 
 
-def blobs(count: int, seed: int, noise: float = 2.0) -> Features:
-    """Three overlapping clouds in eight dimensions, of very different scales, classes shuffled."""
-    random = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).normal(size=(3, 8))
-    y = random.integers(0, 3, count)
-    x = (centres[y] + noise * random.normal(size=(count, 8))) * 10.0 ** np.arange(-3, 5)
-    return Features(torch.from_numpy(x).float(), torch.from_numpy(y))
+@dataclass(frozen=True)
+class Made(Subject):
+    """Features and labels from memory: two layers, of which the first is noise."""
+
+    data: Path = Path("made")
+    label: str = "class"
+    x: dict[str, Tensor] = field(default_factory=dict)
+    y: dict[str, Tensor] = field(default_factory=dict)
+    classes: int = 3
+    lists: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    def labels(self, split: str) -> Tensor:
+        return self.y[split]
+
+    def features(self, split: str) -> Tensor:
+        noise = torch.randn(self.x[split].shape, generator=torch.Generator().manual_seed(0))
+        return torch.stack([noise, self.x[split]], 1).half()
+
+    def subset(self, name: str) -> Tensor:
+        return self.lists[name]
+
+
+def clouds(
+    train: int = 600, test: int = 300, noise: float = 2.0, scales: Tensor | float = 1.0
+) -> Made:
+    """Three clouds in eight dimensions around fixed centres."""
+    x, y = {}, {}
+    for seed, (split, count) in enumerate({"train": train, "test": test}.items()):
+        random = np.random.default_rng(seed)
+        centres = np.random.default_rng(7).normal(size=(3, 8))
+        y[split] = torch.from_numpy(random.integers(0, 3, count))
+        values = centres[y[split]] + noise * random.normal(size=(count, 8))
+        x[split] = torch.from_numpy(values).float() * scales
+    return Made(x=x, y=y)
+
+
+UNEQUAL = 10.0 ** torch.linspace(-2, 3, 8)
+"""Scales that make a head on features as they are fail; float16 holds them."""
+
+
+def arrays(subject: Made, split: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """What an independent implementation gets: the last layer and the labels."""
+    return subject.features(split)[:, -1].double().numpy(), subject.labels(split).numpy()
+
+
+@pytest.mark.parametrize("name", STATISTICAL)
+def test_an_evaluation_separates_clear_classes_and_not_noise(name: str) -> None:
+    module = evals.load(name)
+    assert module.evaluate(module.Config(), clouds(noise=0.05)).value > 0.99
+    assert module.evaluate(module.Config(), clouds(noise=1e3)).value < 0.45
 
 
 @pytest.mark.parametrize("name", evals.names())
-def test_every_evaluation_separates_clear_classes_and_not_noise(name: str) -> None:
+def test_every_evaluation_has_a_protocol_of_its_own(name: str) -> None:
     module = evals.load(name)
-    train_part, test_part = (blobs(600, seed, noise=0.05) for seed in (0, 1))
-    clear = module.evaluate(module.Config(), unit(train_part), unit(test_part))
-    assert clear.correct.float().mean() > 0.99
-    noise = [unit(blobs(600, seed, noise=1e4)) for seed in (0, 1)]
-    assert module.evaluate(module.Config(), *noise).correct.float().mean() < 0.45
-
-
-def unit(part: Features) -> Features:
-    return Features(part.x / 10.0 ** torch.arange(-3, 5), part.y)
+    assert module.Config() == module.Config()
+    assert set(module.USES) <= {"features", "images", "both"}
+    assert module.USES
 
 
 def test_an_unknown_evaluation_is_refused() -> None:
-    with pytest.raises(UserError, match=r"unknown evaluation 'knnn': known are knn, linear_probe"):
+    with pytest.raises(UserError, match=r"unknown evaluation 'knnn': known are .*knn, linear_pro"):
         evals.load("knnn")
 
 
-def test_knn_agrees_with_a_loop_over_all_pairs() -> None:
-    train_part, test_part = blobs(200, 0), blobs(50, 1)
-    config = knn.Config(num_neighbours=7, temperature=0.2)
-    result = knn.evaluate(config, train_part, test_part)
-    expected = []
-    for x, y in zip(test_part.x.double().numpy(), test_part.y.tolist(), strict=True):
+@pytest.mark.parametrize(
+    ("asked", "known"), [(1024, 32_768), (7, 30)], ids=["at once", "in chunks"]
+)
+def test_knn_agrees_with_a_loop_over_all_pairs(
+    asked: int, known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "ASKED", asked)
+    monkeypatch.setattr(knn, "KNOWN", known)
+    subject = clouds(200, 50)
+    result = knn.evaluate(knn.Config(num_neighbours=7, temperature=0.2), subject)
+    right = 0
+    for x, y in zip(*arrays(subject, "test"), strict=True):
         pairs = [
             (float(x @ t / np.linalg.norm(x) / np.linalg.norm(t)), int(c))
-            for t, c in zip(train_part.x.double().numpy(), train_part.y, strict=True)
+            for t, c in zip(*arrays(subject, "train"), strict=True)
         ]
         votes = np.zeros(3)
         for similarity, c in sorted(pairs, reverse=True)[:7]:
             votes[c] += np.exp(similarity / 0.2)
-        expected.append(int(votes.argmax()) == y)
-    assert result.correct.tolist() == expected
+        right += int(votes.argmax()) == y
+    assert result.value == right / 50
 
 
-def test_the_linear_probe_agrees_with_a_direct_minimisation() -> None:
-    train_part, test_part = blobs(1000, 0), blobs(1000, 1)
-    config = linear_probe.Config(penalties=(1e-2,), tolerance=1e-6, max_iterations=1000)
-    ours = linear_probe.evaluate(config, train_part, test_part).correct.double().mean()
+def test_neighbours_are_found_in_mapped_float16_as_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    known = torch.randn(100, 6, generator=random).half()
+    np.save(tmp_path / "train.npy", known.numpy())
+    mapped = torch.from_numpy(np.load(tmp_path / "train.npy", mmap_mode="c"))
+    monkeypatch.setattr(knn, "ASKED", 4)
+    monkeypatch.setattr(knn, "KNOWN", 13)
+    found = knn.neighbours(mapped, known[:10].float(), 3)
+    similarities, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+    unit = torch.nn.functional.normalize(known.float(), dim=1)
+    expected = (unit[:10] @ unit.T).topk(3)
+    torch.testing.assert_close(similarities, expected.values)
+    assert indices.tolist() == expected.indices.tolist()
+    assert indices[:, 0].tolist() == list(range(10))
 
-    x, y = train_part.x.double().numpy(), train_part.y.numpy()
+
+def test_fewer_known_images_than_neighbours_all_vote() -> None:
+    [(similarities, indices)] = knn.neighbours(torch.eye(3), torch.eye(3), 20)
+    assert similarities.shape == (3, 3)
+    assert indices.sort().values.tolist() == [[0, 1, 2]] * 3
+
+
+def test_logistic_regression_agrees_with_a_direct_minimisation() -> None:
+    subject = clouds(1000, 1000, scales=UNEQUAL)
+    config = logistic_regression.Config(penalties=(1e-2,), tolerance=1e-6, max_iterations=1000)
+    ours = logistic_regression.evaluate(config, subject).value
+
+    x, y = arrays(subject, "train")
+    test_x, test_y = arrays(subject, "test")
     mean, std = x.mean(0), x.std(0)
-    x, test_x = (x - mean) / std, (test_part.x.double().numpy() - mean) / std
+    x, test_x = (x - mean) / std, (test_x - mean) / std
 
-    def loss(flat: np.ndarray) -> float:
+    def loss(flat: NDArray[np.float64]) -> float:
         head = flat.reshape(9, 3)
         logits = x @ head[:8] + head[8]
         chosen = logits[np.arange(len(y)), y]
@@ -83,16 +166,149 @@ def test_the_linear_probe_agrees_with_a_direct_minimisation() -> None:
         )
 
     head = minimize(loss, np.zeros(27), options={"maxiter": 500}).x.reshape(9, 3)
-    theirs = np.mean((test_x @ head[:8] + head[8]).argmax(1) == test_part.y.numpy())
-    assert abs(float(ours) - theirs) <= 0.005
+    theirs = np.mean((test_x @ head[:8] + head[8]).argmax(1) == test_y)
+    assert abs(ours - theirs) <= 0.005
 
 
-def test_the_probe_chooses_its_penalty_without_the_test_images() -> None:
-    train_part, test_part = blobs(500, 0), blobs(100, 1)
-    wrong = Features(test_part.x, (test_part.y + 1) % 3)
-    config = linear_probe.Config()
-    chosen = [linear_probe.evaluate(config, train_part, part).chosen for part in (test_part, wrong)]
+def test_logistic_regression_agrees_with_plain_scikit_learn() -> None:
+    subject = clouds(500, 1000, scales=UNEQUAL)
+    result = logistic_regression.evaluate(logistic_regression.Config(), subject)
+    weight = 1 / (result.chosen["penalty"] * 500)
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=weight, max_iter=1000))
+    theirs = plain.fit(*arrays(subject, "train")).score(*arrays(subject, "test"))
+    assert abs(result.value - theirs) <= 0.005
+    assert result.chosen["converged"]
+
+
+def test_the_penalty_with_the_best_held_out_accuracy_is_chosen() -> None:
+    config = logistic_regression.Config(penalties=(1e3, 1e-3))
+    chosen = logistic_regression.evaluate(config, clouds(noise=0.5)).chosen
+    assert chosen["penalty"] == 1e-3
+    assert chosen["held_out_top1"]["1000.0"] < chosen["held_out_top1"]["0.001"]
+
+
+def test_the_penalty_is_chosen_without_the_test_images() -> None:
+    subject = clouds()
+    wrong = Made(x=subject.x, y={**subject.y, "test": (subject.y["test"] + 1) % 3})
+    config = logistic_regression.Config()
+    chosen = [logistic_regression.evaluate(config, s).chosen for s in (subject, wrong)]
     assert chosen[0] == chosen[1]
+
+
+def test_what_is_said_of_a_test_image_does_not_depend_on_the_others() -> None:
+    subject = clouds(scales=UNEQUAL)
+    head = logistic_regression.fit(
+        logistic_regression.Config(), subject.x["train"], subject.y["train"]
+    )
+    together = head.predict(subject.x["test"])
+    assert together.tolist() == [int(head.predict(x[None])) for x in subject.x["test"]]
+
+
+def test_a_class_too_rare_for_the_selection_is_learnt_all_the_same() -> None:
+    x = torch.eye(4)[torch.arange(400) % 3]
+    x[0] = torch.tensor([0.0, 0, 0, 50])
+    y = torch.arange(400) % 3
+    y[0] = 3
+    config = logistic_regression.Config(selection_images=30)
+    assert logistic_regression.fit(config, x, y).predict(x).tolist() == y.tolist()
+
+
+def test_a_fifth_of_each_class_is_held_out_and_one_of_a_few() -> None:
+    y = torch.tensor([0] * 11 + [1] * 2 + [2])
+    assert y[logistic_regression.a_fifth(y)].tolist() == [0, 0, 1]
+
+
+def test_one_class_is_not_enough() -> None:
+    subject = Made(x={"train": torch.eye(4)}, y={"train": torch.ones(4, dtype=torch.int64)})
+    with pytest.raises(UserError, match=r"all 4 training images are of class \[1\]"):
+        logistic_regression.fit(
+            logistic_regression.Config(), subject.x["train"], subject.y["train"]
+        )
+
+
+def test_a_fit_that_memory_cannot_hold_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic_regression, "physical_memory", lambda: 10_000)
+    with pytest.raises(UserError, match="use linear_probe"):
+        logistic_regression.evaluate(logistic_regression.Config(), clouds())
+
+
+@pytest.mark.parametrize("name", STATISTICAL)
+def test_a_label_beyond_the_classes_is_named(name: str) -> None:
+    subject, module = clouds(), evals.load(name)
+    subject.y["train"][5] = 3
+    with pytest.raises(UserError, match="train image 5 of made has class 3, but there are 3"):
+        module.evaluate(module.Config(), subject)
+
+
+@pytest.mark.parametrize("name", [*STATISTICAL, "feature_statistics"])
+def test_features_that_are_no_numbers_are_refused(name: str) -> None:
+    subject, module = clouds(), evals.load(name)
+    subject.x["train"][5, 3] = torch.nan
+    with pytest.raises(UserError, match="not finite numbers"):
+        module.evaluate(module.Config(), subject)
+
+
+def statistics_of(x: Tensor, **settings: int) -> evals.Result:
+    subject = Made(x={"train": x}, y={"train": torch.zeros(len(x), dtype=torch.int64)})
+    return feature_statistics.evaluate(feature_statistics.Config(**settings), subject)
+
+
+def test_rankme_counts_equal_directions() -> None:
+    x = torch.zeros(90, 12)
+    x[torch.arange(90), torch.arange(90) % 3] = 1.0
+    result = statistics_of(x)
+    assert result.metric == "rankme"
+    assert result.n == 90
+    assert result.value == pytest.approx(3, abs=0.01)
+    assert result.chosen["dead_features"] == 9 / 12
+    assert result.chosen["norm"] == 1
+
+
+def test_the_interval_of_rankme_is_as_wide_as_other_samples_say() -> None:
+    def sample(seed: int) -> Tensor:
+        random = torch.Generator().manual_seed(seed)
+        lengths = 1 + 0.5 * torch.randn(400, 1, generator=random)
+        spread = torch.arange(1, 33) ** -0.5
+        return (1 + torch.randn(400, 32, generator=random) * spread) * lengths
+
+    result = statistics_of(sample(0), resamples=400)
+    low, high = result.interval
+    others = [statistics_of(sample(seed), resamples=40) for seed in range(1, 41)]
+    values = torch.tensor([other.value for other in others])
+    assert low < result.value < high
+    assert (high - low) / 3.92 == pytest.approx(values.std().item(), rel=0.4)
+
+
+def test_rankme_is_that_of_the_training_log() -> None:
+    config = ViTConfig(image_size=16, patch_size=4, dim=24, depth=1, num_heads=2)
+    torch.manual_seed(0)
+    encoder = ViT(config)
+    images = torch.randn(50, 3, 16, 16)
+    with torch.no_grad():
+        pooled = encoder.patches(encoder(images)).mean(1)
+    logged = collapse_monitors(encoder, images, "float32")
+    result = statistics_of(pooled)
+    assert result.value == pytest.approx(logged["rankme"], rel=0.002)
+    assert result.chosen["feature_std"] == pytest.approx(logged["feature_std"], rel=0.002)
+
+
+def test_mean_cosine_is_that_of_all_pairs() -> None:
+    x = clouds(train=40, noise=0.5).x["train"].half().float()
+    unit = torch.nn.functional.normalize(x)
+    pairs = [float(unit[i] @ unit[j]) for i in range(40) for j in range(40) if i != j]
+    assert statistics_of(x).chosen["cosine"] == pytest.approx(np.mean(pairs), abs=1e-4)
+
+
+def test_statistics_are_of_as_many_images_as_asked_for() -> None:
+    x = clouds(train=100).x["train"]
+    assert statistics_of(x, images=30).n == 30
+    assert statistics_of(x, images=30) == statistics_of(x, images=30)
+    assert statistics_of(x, images=30).value != statistics_of(x, images=30, seed=1).value
+
+
+def test_features_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(UserError, match="features that are not all 0"):
+        statistics_of(torch.zeros(10, 4))
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (3, 7), (4225, 10_000)])
@@ -104,10 +320,11 @@ def test_the_interval_is_that_of_scipy(right: int, n: int) -> None:
 def test_a_result_says_what_where_and_by_whom(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    encoder, features = tmp_path / "encoder.safetensors", tmp_path / "features.safetensors"
+    encoder, features = tmp_path / "encoder.safetensors", tmp_path / "features" / "about.json"
     train(parse(raw_run), data, tmp_path / "work", encoder)
     extract(encoder, data, 32, features)
-    evaluate("knn", {"num_neighbours": 5}, features, tmp_path / "knn.json")
+    subject = Subject(data, "class", features_of=features)
+    evaluate("knn", {"num_neighbours": 5}, subject, tmp_path / "knn.json")
     result = json.loads((tmp_path / "knn.json").read_text())
     assert result["n"] == 32
     assert result["interval"][0] <= result["value"] <= result["interval"][1]
@@ -118,20 +335,27 @@ def test_a_result_says_what_where_and_by_whom(
 
 
 def test_features_stand_in_the_order_of_their_labels(data: Path, tmp_path: Path) -> None:
-    extract(None, data, 32, tmp_path / "pixels.safetensors")
+    extract(None, data, 32, tmp_path / "about.json")
+    subject = Subject(data, "class", features_of=tmp_path / "about.json")
     for split in ("train", "test"):
-        images, features = (
-            Images(data, split),
-            read_features(tmp_path / "pixels.safetensors", split),
-        )
-        assert features.y.tolist() == images.labels.tolist()
+        images, x_NLD = Images(data, split), subject.features(split)
+        assert x_NLD.shape == (len(images), 1, 3 * 32 * 32)
+        assert subject.labels(split).tolist() == images.labels["class"].tolist()
         last = np.asarray(images[len(images) - 1]).reshape(-1) / 255
-        np.testing.assert_allclose(features.x[-1], last, atol=1e-6)
-    assert read_about(tmp_path / "pixels.safetensors")["encoder"] == "pixels"
+        np.testing.assert_allclose(x_NLD[-1, 0].float(), last, atol=5e-4)
+    assert subject.about()["encoder"] == "pixels"
+
+
+def test_features_of_fewer_images_than_asked_for_are_refused(data: Path, tmp_path: Path) -> None:
+    extract(None, data, 32, tmp_path / "about.json", {"train": 20})
+    some = Subject(data, "class", features_of=tmp_path / "about.json", limit={"train": 20})
+    assert len(some.features("train")) == 20
+    with pytest.raises(UserError, match="features of 20 train images, 128 are asked for"):
+        Subject(data, "class", features_of=tmp_path / "about.json").features("train")
 
 
 def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "encoder.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not an encoder of this project"):
-        extract(tmp_path / "encoder.safetensors", data, 32, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        extract(tmp_path / "encoder.safetensors", data, 32, tmp_path / "out" / "about.json")
+    assert not (tmp_path / "out" / "about.json").exists()

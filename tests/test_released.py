@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from evals.__main__ import evaluate
 from evals.features import extract
+from evals.subject import Subject
 from evals.tables import read_results
 from ijepa import methods, released
 from ijepa.checkpoint import (
@@ -654,8 +655,9 @@ def test_an_imported_encoder_is_evaluated_like_any_other(data: Path, tmp_path: P
     folder.mkdir(parents=True)
     fabricate("mae", tmp_path / "file.pth")
     import_encoder(tmp_path / "file.pth", tmp_path / "encoder.safetensors", num_heads=3)
-    extract(tmp_path / "encoder.safetensors", data, 32, tmp_path / "features.safetensors")
-    evaluate("knn", {}, tmp_path / "features.safetensors", folder / "knn.json")
+    features = tmp_path / "features" / "about.json"
+    extract(tmp_path / "encoder.safetensors", data, 32, features)
+    evaluate("knn", {}, Subject(data, "class", features_of=features), folder / "knn.json")
     table = read_results([folder / "knn.json"])
     assert table["method"].tolist() == ["released"]
     about = json.loads((folder / "knn.json").read_text())["about"]

@@ -1,0 +1,160 @@
+"""What an evaluation may look at: one encoder on one labelled data set.
+
+Shape suffixes: N images, L layers, D features.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ijepa.data.loader import Images
+from ijepa.data.shards import Index, read_index
+from ijepa.errors import UserError
+from ijepa.files import digest, written_whole
+
+if TYPE_CHECKING:
+    from ijepa.vit import ViT
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One encoder on one labelled data set.
+
+    Args:
+        data: Folder of shards.
+        label: Which of the data set's kinds of label is to be predicted.
+        encoder: Encoder file, for evaluations on images.
+        features: ``about.json`` of stored features, for evaluations on features.
+        work: Folder for what a killed evaluation goes on from.
+        identity: A short name for encoder, data, label and protocol: another one starts anew.
+        limit: Of which splits only so many images count, the first ones.
+    """
+
+    data: Path
+    label: str
+    encoder: Path | None = None
+    features_of: Path | None = None
+    work: Path | None = None
+    identity: str = ""
+    limit: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def index(self) -> Index:
+        """What the shards hold; raises UserError where they have no such label."""
+        index = read_index(self.data)
+        if self.label not in index.labels:
+            known = ", ".join(index.labels) or "none: its images have no labels"
+            raise UserError(f"{self.data} has no label {self.label!r}; it has {known}")
+        return index
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the label has."""
+        classes = self.index.labels[self.label]
+        return len(classes) if isinstance(classes, list) else classes
+
+    def images(self, split: str) -> Images:
+        """The images of a split, by number."""
+        if split not in self.index.splits:
+            raise UserError(
+                f"{self.data} has no split {split!r}; it has {', '.join(self.index.splits)}"
+            )
+        return Images(self.data, split)
+
+    def labels(self, split: str) -> Tensor:
+        """Class numbers, [N] int64."""
+        labels = self.images(split).labels[self.label]
+        return torch.from_numpy(labels[: self.limit.get(split, len(labels))])
+
+    def subset(self, name: str) -> Tensor:
+        """Numbers of the training images that stand in an official list, such as ``1pct``."""
+        subsets = self.images("train").subsets
+        if name not in subsets:
+            known = ", ".join(subsets) or "none"
+            raise UserError(
+                f"{self.data} has no subset {name!r}; it has {known}: put the official list beside "
+                "the raw files and make the shards again"
+            )
+        numbers = torch.from_numpy(subsets[name])
+        return numbers[numbers < len(self.labels("train"))]
+
+    def features(self, split: str) -> Tensor:
+        """Pooled features of the last layers, shallow to deep, [N, L, D] float16.
+
+        They are mapped: only what is used is read, and a slice is to be made float32.
+        """
+        assert self.features_of is not None, "this evaluation was not given features"
+        x_NLD = np.load(self.features_of.with_name(f"{split}.npy"), mmap_mode="c")
+        count = len(self.labels(split))
+        if len(x_NLD) < count:
+            raise UserError(
+                f"{self.features_of.parent} has features of {len(x_NLD)} {split} images, {count} "
+                "are asked for: delete the folder and extract them again"
+            )
+        return torch.from_numpy(x_NLD[:count])
+
+    def network(self) -> "ViT":
+        """The encoder, on the CPU; a new one at every call."""
+        return self._loaded()[0]
+
+    def _loaded(self) -> tuple["ViT", dict[str, Any]]:
+        # Not at the top: timm takes seconds, and evaluations of stored features need none of it.
+        from ijepa.checkpoint import load_encoder
+
+        if self.encoder is None:
+            raise UserError("raw pixels have no encoder: evaluate them on features")
+        return load_encoder(self.encoder)
+
+    def about(self) -> dict[str, Any]:
+        """What is evaluated, and by whom it was made."""
+        if self.features_of is not None:
+            about: dict[str, Any] = json.loads(self.features_of.read_text(encoding="utf-8"))
+            return about
+        assert self.encoder is not None
+        return {
+            "encoder": digest(self.encoder)[:12],
+            **self._loaded()[1],
+            "dataset": self.index.dataset,
+            "data_version": self.index.version(),
+        }
+
+    def resume(self) -> dict[str, Any] | None:
+        """What ``checkpoint`` kept of the same evaluation, if it was interrupted."""
+        if self.work is None or not (path := self.work / "checkpoint.pt").exists():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state["state"] if state["identity"] == self.identity else None
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep tensors and plain data for ``resume``, whole or not at all."""
+        if self.work is not None:
+            with written_whole(self.work / "checkpoint.pt") as part:
+                torch.save({"identity": self.identity, "state": state}, part)
+
+
+def finite(x: Tensor) -> Tensor:
+    """The same features; raises UserError where one of them is not a finite number."""
+    if not x.isfinite().all():
+        raise UserError(
+            "some of the features are not finite numbers: their encoder is damaged or diverged, "
+            "evaluate another one"
+        )
+    return x
+
+
+def checked_labels(subject: Subject, split: str) -> Tensor:
+    """Class numbers [N]; raises UserError where one is none of the classes."""
+    y = subject.labels(split)
+    if wrong := ((y < 0) | (y >= subject.num_classes)).nonzero().flatten().tolist():
+        raise UserError(
+            f"{split} image {wrong[0]} of {subject.data} has {subject.label} {int(y[wrong[0]])}, "
+            f"but there are {subject.num_classes} classes, from 0 on: mend the labels and make the "
+            "shards again"
+        )
+    return y

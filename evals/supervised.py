@@ -1,0 +1,429 @@
+"""Training a classifier on augmented images: what fine-tuning and the attentive probe share.
+
+Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, N patches, L blocks,
+D features, K classes.
+"""
+
+import contextlib
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from timm.data.auto_augment import NAME_TO_OP, auto_augment_transform, rand_augment_transform
+from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from evals.subject import Subject, checked_labels
+from ijepa.data.loader import EvaluationViews, Images, Steps, evaluation_batches, stack
+from ijepa.data.transforms import (
+    INTERPOLATIONS,
+    MEAN,
+    Crop,
+    augment,
+    normalise,
+    to_array,
+)
+from ijepa.errors import UserError
+from ijepa.optim import Optim, clip, learning_rate, trained
+from ijepa.precision import kernels, precision
+from ijepa.randomness import generator
+from ijepa.vit import ViT
+
+CHECKPOINT_SECONDS = 300.0
+"""How much a killed training loses at most: an epoch is one step for some and hours for others."""
+
+CROP = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
+"""Timm's training crop, which MAE's fine-tuning and V-JEPA's probe take as it is."""
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """The image with so many bits a channel; none make it black, which Pillow 13 refuses to draw.
+
+    RandAugment of magnitude 9 with deviation 0.5 asks for none now and then.
+    """
+    if bits == 0:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
+
+
+for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+    NAME_TO_OP[_name] = posterize
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a classifier learns: AdamW, warm-up, half a cosine, augmented images, soft targets.
+
+    ``base_lr`` is for 256 images: a batch learns at base_lr * batch / 256, also where a data set
+    has fewer than ``batch_size`` images and all of them are one batch. ``min_lr`` is not scaled.
+    ``auto_augment`` is timm's string for RandAugment or AutoAugment, null for neither.
+    ``random_erase`` is a probability; what is erased becomes normal noise. ``mixup`` and ``cutmix``
+    are the parameters of their beta distributions, 0 for none; where both are used, a coin decides
+    for each batch. ``clip`` bounds the norm of all gradients. ``accumulate`` parts of the batch are
+    computed one after the other; what is learned does not depend on it.
+    """
+
+    epochs: int
+    warmup_epochs: float
+    batch_size: int
+    base_lr: float
+    min_lr: float
+    weight_decay: float
+    auto_augment: str | None
+    random_erase: float
+    clip: float | None
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    crop: Crop = CROP
+    accumulate: int = 1
+    seed: int = 0
+    num_workers: int = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}: it must be at least 1")
+        if not 0 < self.base_lr < math.inf:
+            raise ValueError(f"base_lr is {self.base_lr}: it must be finite and above 0")
+        for name in ("min_lr", "weight_decay", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be finite and not below 0"
+                )
+        if not 0 <= self.random_erase <= 1:
+            raise ValueError(
+                f"random_erase is {self.random_erase}: it is a probability, within [0, 1]"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}: it must lie in [0, 1)")
+        for name in ("seed", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
+        self.optim(self.batch_size)
+        self.policy(224)
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}: mixup and cutmix pair images, so that it must "
+                "be even"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def optim(self, batch_size: int) -> Optim:
+        """The schedule for batches of this size; raises ValueError for what cannot be one."""
+        return Optim(
+            batch_size=batch_size,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            lr=self.base_lr * batch_size / 256,
+            start_lr=0.0,
+            final_lr=self.min_lr,
+            weight_decay=(self.weight_decay, self.weight_decay),
+            counted_from=0,
+            clip=self.clip,
+            accumulate=self.accumulate,
+        )
+
+    def policy(self, size: int) -> Callable[[Image.Image], Image.Image] | None:
+        """What ``auto_augment`` does to an image of ``size`` pixels, with timm's settings."""
+        if self.auto_augment is None:
+            return None
+        settings: dict[str, Any] = {
+            "translate_const": int(size * 0.45),
+            "img_mean": tuple(round(255 * mean) for mean in MEAN),
+            "interpolation": INTERPOLATIONS[self.crop.interpolation],
+        }
+        is_rand = self.auto_augment.startswith("rand")
+        make: Any = rand_augment_transform if is_rand else auto_augment_transform
+        try:
+            policy: Callable[[Image.Image], Image.Image] = make(self.auto_augment, settings)
+        except (AssertionError, ValueError):
+            raise ValueError(
+                f"auto_augment is {self.auto_augment!r}, which timm does not know: allowed are "
+                "such as rand-m9-mstd0.5-inc1 and original, or null"
+            ) from None
+        return policy
+
+
+class Classifier(nn.Module):
+    """An encoder and a head on the features of its patches; a frozen encoder stays as it is."""
+
+    def __init__(self, encoder: ViT, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images_BCHW: Tensor, coins_BL2: Tensor | None = None) -> Tensor:
+        """Logits [B, K]; ``coins_BL2`` are uniform numbers for stochastic depth in training."""
+        patches_BND = self.encoder.patches(self.encoder(images_BCHW, coins_BL2=coins_BL2))
+        logits_BK: Tensor = self.head(patches_BND)
+        return logits_BK
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set training mode, but for an encoder that is frozen."""
+        super().train(mode)
+        self.encoder.train(mode and any(p.requires_grad for p in self.encoder.parameters()))
+        return self
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Where timm's layer-wise decay finds the embedding and the blocks; all else is the last.
+
+        It finds relative positions in the last layer, as in BEiT's fine-tuning.
+        """
+        return {
+            "stem": r"^encoder\.(?:cls_token|pos_embed|patch_embed)",
+            "blocks": r"^encoder\.blocks\.(\d+)",
+        }
+
+
+@dataclass(frozen=True)
+class LabelledViews(Dataset[tuple[NDArray[np.uint8], int]]):
+    """Augmented images and their labels; an item's key is (epoch, place in ``numbers``).
+
+    The augmentation depends on seed, epoch and the image's number alone.
+    """
+
+    config: TrainingConfig
+    images: Images
+    labels: Tensor
+    numbers: Tensor
+    size: int
+
+    @cached_property
+    def policy(self) -> Callable[[Image.Image], Image.Image] | None:
+        """RandAugment or AutoAugment, if any."""
+        return self.config.policy(self.size)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
+        epoch, place = key
+        number = int(self.numbers[place])
+        draws = np.random.default_rng((self.config.seed, epoch, number))
+        view, _ = augment(self.images[number], self.size, self.config.crop, draws)
+        if self.policy is not None:
+            with seeded(self.config.seed, "augment", epoch, number):
+                view = self.policy(view)
+        return to_array(view), int(self.labels[number])
+
+
+def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
+    """Bytes [B, H, W, C] and labels [B]."""
+    views, labels = zip(*items, strict=True)
+    return stack(list(views)), torch.tensor(labels)
+
+
+@contextlib.contextmanager
+def seeded(*key: int | str) -> Iterator[None]:
+    """Let the generators that timm draws from depend on a key alone; then they are as before."""
+    seed = generator(*key).initial_seed()
+    python, numpy = random.getstate(), np.random.get_state()
+    # A loader's worker may not touch the GPU; there it counts as not initialised.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def train(
+    config: TrainingConfig,
+    subject: Subject,
+    numbers: Tensor | None,
+    model: Classifier,
+    groups: list[dict[str, Any]],
+    what: str,
+) -> dict[str, Any]:
+    """Train ``model`` on training images; tell its batch, its rate and the mean loss of each epoch.
+
+    It goes on from the subject's checkpoint where that is of the same training, even a finished
+    one. On a CPU a training that was killed ends bit-identical to an undisturbed one.
+
+    Args:
+        config: The protocol.
+        subject: The data, and where checkpoints are.
+        numbers: Which training images, None for all of them.
+        model: It ends on the device.
+        groups: The optimizer's groups of parameters: a rate is multiplied by its ``lr_scale``.
+        what: The name on the bar.
+    """
+    labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
+    numbers = torch.arange(len(labels)) if numbers is None else numbers
+    batch_size = min(config.batch_size, len(numbers))
+    batch_size -= batch_size % 2 if config.mixes else 0
+    if not batch_size:
+        raise UserError(
+            f"{subject.data}: {len(numbers)} training images are too few to train on"
+            + (" with mixup or cutmix, which pair them" if config.mixes else "")
+        )
+    per_epoch = len(numbers) // batch_size
+    num_steps = config.epochs * per_epoch
+    optim = config.optim(batch_size)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    identity = hashlib.sha256(repr((what, config, numbers.tolist())).encode()).hexdigest()
+    first, losses = resume(subject, identity, model, optimizer)
+
+    views = LabelledViews(
+        config, subject.images("train"), labels, numbers, model.encoder.config.image_size
+    )
+    batches = DataLoader(
+        views,
+        batch_sampler=Steps(len(numbers), batch_size, first, num_steps, config.seed),
+        num_workers=config.num_workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    depth = model.encoder.config.depth
+    saved_at = time.monotonic()
+    with tqdm(total=num_steps, initial=first, desc=what, unit="step", mininterval=2) as bar:
+        for step, (images_BHWC, labels_B) in enumerate(batches, start=first):
+            lr = learning_rate(optim, step, num_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            images_BCHW, targets_BK = mixed(
+                config,
+                normalise(images_BHWC.to(device, non_blocking=True)),
+                labels_B.to(device, non_blocking=True),
+                subject.num_classes,
+                step,
+            )
+            # Drawn for the whole batch, so that accumulation changes nothing.
+            coins_BL2 = torch.rand(
+                batch_size, depth, 2, generator=generator(config.seed, "drop_path", step)
+            ).to(device)
+
+            loss = 0.0
+            whole = (images_BCHW, targets_BK, coins_BL2)
+            for images, targets, coins in zip(
+                *(tensor.chunk(config.accumulate) for tensor in whole), strict=True
+            ):
+                with precision(config.precision, device):
+                    logits = model(images, coins)
+                part = F.cross_entropy(logits.float(), targets) * (len(images) / batch_size)
+                with kernels(config.precision, device):
+                    part.backward()
+                loss += part.item()
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss of {what} is {loss} at step {step}: lower base_lr, or set "
+                    "precision: float32"
+                )
+            clip(model, optim)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            if step % per_epoch == 0:
+                losses.append(0.0)
+            losses[-1] += loss / per_epoch
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if step + 1 == num_steps or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                checkpoint(subject, identity, model, optimizer, step + 1, losses)
+                saved_at = time.monotonic()
+    return {
+        "batch_size": batch_size,
+        "lr": optim.lr,
+        "train_loss": [round(loss, 4) for loss in losses],
+    }
+
+
+def mixed(
+    config: TrainingConfig, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """The images of a batch erased and mixed, and soft targets [B, K]; depends on (seed, step)."""
+    smoothing, device = config.label_smoothing, str(images_BCHW.device)
+    with seeded(config.seed, "mixed", step):
+        if config.random_erase:
+            erase: Any = RandomErasing(config.random_erase, mode="pixel", device=device)  # type: ignore[no-untyped-call]
+            images_BCHW = erase(images_BCHW)
+        if config.mixes:
+            mix: Any = Mixup(  # type: ignore[no-untyped-call]
+                config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=num_classes
+            )
+            images_BCHW, targets_BK = mix(images_BCHW, labels_B)
+        else:
+            targets_BK = mixup_target(labels_B, num_classes, smoothing=smoothing)  # type: ignore[no-untyped-call]
+    return images_BCHW, targets_BK
+
+
+def checkpoint(
+    subject: Subject,
+    identity: str,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    losses: list[float],
+) -> None:
+    """Keep the state after ``step`` updates; a frozen encoder's weights are no part of it."""
+    subject.checkpoint(
+        {
+            "training": identity,
+            "step": step,
+            "weights": {name: weight.detach() for name, weight in trained(model)},
+            "optimizer": optimizer.state_dict(),
+            "losses": losses,
+        }
+    )
+
+
+@torch.no_grad()
+def resume(
+    subject: Subject, identity: str, model: Classifier, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[float]]:
+    """The number of updates done and the epochs' losses; 0 and none without a checkpoint.
+
+    An evaluation may train several classifiers one after the other: what another one left does not
+    count.
+    """
+    state = subject.resume()
+    if state is None or state.get("training") != identity:
+        return 0, []
+    for name, weight in trained(model):
+        weight.copy_(state["weights"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["losses"]
+
+
+@torch.no_grad()
+def correct(
+    config: TrainingConfig, subject: Subject, model: Classifier, split: str, numbers: Tensor
+) -> Tensor:
+    """Which of the images ``numbers`` of a split the model classifies rightly, bool."""
+    device = next(model.parameters()).device
+    model.eval()
+    views = EvaluationViews(
+        subject.images(split), model.encoder.config.image_size, subject.index.view
+    )
+    batches = evaluation_batches(
+        Subset(views, numbers.tolist()),
+        -(-config.batch_size // config.accumulate),
+        config.num_workers,
+    )
+    predictions = [torch.empty(0, dtype=torch.int64)]  # of no images, no answers
+    for images_BHWC in tqdm(batches, desc=f"classify {split}", unit="batch", mininterval=2):
+        with precision(config.precision, device):
+            logits = model(normalise(images_BHWC.to(device)))
+        predictions.append(logits.argmax(1).cpu())
+    return torch.cat(predictions) == subject.labels(split)[numbers]

@@ -1,0 +1,167 @@
+"""Batches of pooled features with their labels, for what is trained on a frozen encoder.
+
+They come from stored features, or through the encoder from images, which it then sees in other
+augmented views in every epoch.
+
+Shape suffixes: B images, L layers, shallow to deep, D features, C channels, H and W pixels.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from evals.subject import Subject
+from ijepa.data.loader import EvaluationViews, TrainingViews, View, evaluation_batches, gather
+from ijepa.data.transforms import Crop, normalise
+from ijepa.errors import UserError
+from ijepa.precision import precision
+from ijepa.randomness import generator
+
+if TYPE_CHECKING:
+    from ijepa.vit import ViT
+
+CHUNK = 128
+"""Images that the encoder takes at a time, whatever the batch: a batch of 16384 fits no memory."""
+
+HELD_BYTES = 2 * 10**9
+"""Stored features that take less than this as float32 are held; of others a batch at a time is."""
+
+
+@torch.no_grad()
+def pooled(network: "ViT", images_BCHW: Tensor, layers: int) -> Tensor:
+    """The patches' average after each of the last ``layers`` blocks, [B, L, D] float32.
+
+    Each passes the final LayerNorm first (I-JEPA, section A.2, as VISSL does it). A network with
+    fewer blocks gives them all.
+    """
+    with precision("auto", images_BCHW.device):
+        outputs = network.outputs(images_BCHW)
+        next(outputs)  # the embeddings
+        last = deque(outputs, maxlen=layers)
+        x_BLD = torch.stack([network.patches(network.norm(x)).float().mean(1) for x in last], 1)
+    if not x_BLD.isfinite().all():
+        raise UserError(
+            "the encoder's features are not finite: its weights are damaged or diverged"
+        )
+    return x_BLD
+
+
+def epoch_batches(numbers: Tensor, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """The image numbers of each batch of an epoch: all of ``numbers`` in the epoch's own order.
+
+    The remainder that does not fill a batch is left out, as in pretraining.
+    """
+    order = torch.randperm(len(numbers), generator=generator(seed, "order", epoch))
+    return list(numbers[order[: len(order) // batch_size * batch_size]].split(batch_size))
+
+
+class Source(Protocol):
+    """Where features [B, L, D] float32 and labels [B] come from, on the device asked for."""
+
+    num_layers: int
+    dim: int
+
+    def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of each batch, a batch being numbers of training images."""
+
+    def evaluation(self, split: str, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of these images of a split in order, some at a time."""
+
+
+class Stored:
+    """Features that were extracted once: every epoch sees the same, those of the whole image.
+
+    Raises UserError at once where one is not finite.
+    """
+
+    def __init__(self, subject: Subject, layers: int, device: torch.device) -> None:
+        self.features, self.labels, self.device = {}, {}, device
+        for split in ("train", "test"):
+            x_NLD = subject.features(split)[:, -layers:]
+            for first, chunk in enumerate(x_NLD.split(4096)):
+                if len(bad := (~chunk.isfinite()).flatten(1).any(1).nonzero()):
+                    raise UserError(
+                        f"the features of {split} image {first * 4096 + int(bad[0])} are not "
+                        "finite: its encoder is damaged or diverged"
+                    )
+            if x_NLD.numel() * 4 < HELD_BYTES:
+                x_NLD = x_NLD.to(device, torch.float32)
+            self.features[split], self.labels[split] = x_NLD, subject.labels(split)
+        _, self.num_layers, self.dim = self.features["train"].shape
+
+    def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The features do not depend on the epoch."""
+        return self._batches("train", batches)
+
+    def evaluation(self, split: str, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """See Source."""
+        return self._batches(split, numbers.split(1024))
+
+    def _batches(self, split: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for numbers in batches:
+            x_BLD = self.features[split][numbers.to(self.features[split].device)]
+            yield (
+                x_BLD.to(self.device, torch.float32),
+                self.labels[split][numbers].to(self.device),
+            )
+
+
+class Encoded:
+    """Images through the frozen encoder: training images in augmented views, others as they are.
+
+    What a training image looks like is a function of (seed, epoch, its number).
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        layers: int,
+        device: torch.device,
+        crop: Crop,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        self.subject, self.device, self.num_workers = subject, device, num_workers
+        self.network = subject.network().to(device).eval()
+        self.num_layers = min(layers, len(self.network.blocks))
+        self.dim = self.network.config.dim
+        self.size = self.network.config.image_size
+        self.views = TrainingViews(subject.images("train"), [View(self.size, crop)], seed)
+
+    def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See Source."""
+        keys = [
+            [(epoch, number) for number in chunk.tolist()]
+            for numbers in batches
+            for chunk in numbers.split(CHUNK)
+        ]
+        items = iter(
+            DataLoader(
+                self.views,
+                batch_sampler=keys,
+                num_workers=self.num_workers,
+                collate_fn=gather,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+        labels = self.subject.labels("train")
+        for numbers in batches:
+            parts = [self._encode(next(items).views[0]) for _ in numbers.split(CHUNK)]
+            yield torch.cat(parts), labels[numbers].to(self.device)
+
+    def evaluation(self, split: str, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images as the data set has them evaluated, centre or all."""
+        views = EvaluationViews(self.subject.images(split), self.size, self.subject.index.view)
+        images = evaluation_batches(
+            Subset(views, numbers.tolist()), CHUNK, num_workers=self.num_workers
+        )
+        labels = self.subject.labels(split)[numbers].split(CHUNK)
+        for images_BHWC, y_B in zip(images, labels, strict=True):
+            yield self._encode(images_BHWC), y_B.to(self.device)
+
+    def _encode(self, images_BHWC: Tensor) -> Tensor:
+        return pooled(self.network, normalise(images_BHWC.to(self.device)), self.num_layers)
