@@ -1,6 +1,7 @@
 # make reproduce | make test | make setup | make lint | make lock. Everything runs in .venv.
 
 CONFIG ?= config/mini.yaml
+DATASET ?= cifar10
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
@@ -44,8 +45,8 @@ lock:
 
 # Mend: only missing or damaged shards are written, and results stay up to date.
 shards: setup
-	python -m ijepa.data.shards fetch cifar10 --raw data/raw/cifar10
-	python -m ijepa.data.shards build cifar10 --raw data/raw/cifar10 --out data/shards/cifar10
+	python -m ijepa.data.shards fetch $(DATASET) --raw data/raw/$(DATASET)
+	python -m ijepa.data.shards build $(DATASET) --raw data/raw/$(DATASET) --out data/shards/$(DATASET)
 
 clean:
 	rm -rf .venv .snakemake work logs

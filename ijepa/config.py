@@ -91,8 +91,8 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
         },
         where,
     )
-    num_images = register.load(run.dataset).splits["train"]
-    if run.recipe.optim.batch_size > num_images:
+    num_images = register.load(run.dataset).splits.get("train")
+    if num_images is not None and run.recipe.optim.batch_size > num_images:
         raise UserError(
             f"{where}.recipe.optim.batch_size: {run.recipe.optim.batch_size} is more than the "
             f"{num_images} training images of {run.dataset}: choose a smaller batch"

@@ -1,6 +1,7 @@
 """The workflow plans what it should and refuses what it cannot do. (.ci/run runs it whole.)"""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -23,12 +24,18 @@ ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]
 
 
-def plan(config: dict[str, Any], folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+REGISTER = ROOT / "data" / "datasets.yaml"
+
+
+def plan(
+    config: dict[str, Any], folder: Path, *more: str, register: Path = REGISTER
+) -> subprocess.CompletedProcess[str]:
     """What Snakemake says of a config, with all results in a folder of their own."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [*SNAKEMAKE, "--directory", str(folder), "--configfile", str(path), *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = {**os.environ, "IJEPA_REGISTER": str(register)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
 
 @pytest.fixture
@@ -75,7 +82,6 @@ def test_a_mistake_in_a_recipe_stops_before_the_first_job(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
     mini["runs"][0]["recipe"]["optim"]["learning_rate"] = 1
-    mini["evaluations"][1]["config"] = {}
     done = plan(mini, tmp_path, "--snakefile", str(ROOT / "Snakefile"))
     assert done.returncode != 0
     assert "runs.ijepa.recipe.optim.learning_rate: unknown key" in done.stdout + done.stderr
@@ -142,20 +148,20 @@ def test_published_weights_come_into_the_table_without_pretraining(
         "dataset": "tiny",
         "seeds": [0],
         "released": [{**weights, "licence": "Apache-2.0", "layout": "dino", "num_heads": 1}],
-        "images": {"train": 100, "test": 20},
+        "images": {"tiny": {"train": 100, "test": 20}},
         "evaluations": [{"name": "knn", "config": {"num_neighbours": 5}}],
         "tables": [{"name": "tiny", "title": "Tiny", "evaluations": ["knn"]}],
     }
-    refused = plan(config, tmp_path)
+    refused = plan(config, tmp_path, register=tiny / "datasets.yaml")
     assert refused.returncode != 0
     assert "SHA-256" in refused.stdout + refused.stderr
     assert "MissingOutputException" not in refused.stdout + refused.stderr
     assert not (tmp_path / "data" / "weights" / "published").exists()
-    done = plan(config, tmp_path)
+    done = plan(config, tmp_path, register=tiny / "datasets.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Apache-2.0" in done.stdout + done.stderr
     assert sum(server.sent[1:]) == server.sent[0]
     table = (tmp_path / "results" / "released" / "tables" / "tiny.md").read_text()
     assert "| published |" in table
-    assert "n = 20 test images" in table
+    assert "n = 20 images of tiny" in table
     assert (tmp_path / "results" / "released" / "report.html").exists()

@@ -1,14 +1,17 @@
-# From an encoder to features, once, and from features to one result each.
+# From an encoder to features, once for each data set, and to one result each.
 
 
 rule extract_features:
     input:
         encoder=lambda wc: f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors",
-        data=f"data/shards/{config['dataset']}/index.json",
+        data="data/shards/{dataset}/index.json",
     output:
-        f"{RESULTS}/features/{{run}}/seed{{seed}}.safetensors",
+        # The arrays lie beside it, where Snakemake does not delete what a killed job has written.
+        f"{RESULTS}/features/{{run}}/seed{{seed}}/{{dataset}}/about.json",
     log:
-        f"logs/{RESULTS}/extract_features/{{run}}-{{seed}}.log",
+        f"logs/{RESULTS}/extract_features/{{run}}-{{seed}}-{{dataset}}.log",
+    wildcard_constraints:
+        run=r"(?!pixels/)[a-z0-9_]+",
     conda:
         "../../environment.yml"
     threads: workflow.cores
@@ -16,7 +19,7 @@ rule extract_features:
         mem_mb=4000,
     params:
         encoder=lambda wc, input: input.encoder or "pixels",
-        images=json.dumps(config.get("images", {})),
+        images=lambda wc: json.dumps(limit(wc.dataset)),
     shell:
         "python -m evals.features {params.encoder} --data $(dirname {input.data}) --out {output}"
         " --images {params.images:q} 2>&1 | tee {log}"
@@ -25,27 +28,36 @@ rule extract_features:
 use rule extract_features as extract_pixels with:
     input:
         encoder=[],
-        data=f"data/shards/{config['dataset']}/index.json",
+        data="data/shards/{dataset}/index.json",
     output:
-        f"{RESULTS}/features/pixels/seed0.safetensors",
+        f"{RESULTS}/features/pixels/seed0/{{dataset}}/about.json",
     log:
-        f"logs/{RESULTS}/extract_features/pixels.log",
+        f"logs/{RESULTS}/extract_features/pixels-{{dataset}}.log",
 
 
 rule evaluate:
     input:
-        f"{RESULTS}/features/{{run}}/seed{{seed}}.safetensors",
+        unpack(subject_of),
     output:
         f"{RESULTS}/evaluations/{{run}}/seed{{seed}}/{{evaluation}}.json",
     log:
         f"logs/{RESULTS}/evaluate/{{run}}-{{seed}}-{{evaluation}}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    # On features two of them side by side are done sooner than one after the other.
+    threads: lambda wc: 1 if uses(wc.run, wc.evaluation) == "features" else workflow.cores
     resources:
-        mem_mb=4000,
+        mem_mb=2500,
     params:
-        config=lambda wc: json.dumps(EVALUATIONS[wc.evaluation]),
+        name=lambda wc: EVALUATIONS[wc.evaluation]["evaluation"],
+        label=lambda wc: EVALUATIONS[wc.evaluation]["label"],
+        given=lambda wc, input: " ".join(
+            f"--{key} {path}" for key, path in input.items() if key != "data"
+        ),
+        config=lambda wc: json.dumps(protocol(wc.run, wc.evaluation)),
+        images=lambda wc: json.dumps(limit(EVALUATIONS[wc.evaluation]["dataset"])),
+        work=lambda wc: f"work/{config['name']}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",
     shell:
-        "python -m evals {wildcards.evaluation} --features {input} --config {params.config:q}"
-        " --out {output} 2>&1 | tee {log}"
+        "python -m evals {params.name} --data $(dirname {input.data}) --label {params.label}"
+        " {params.given} --config {params.config:q} --images {params.images:q}"
+        " --work {params.work} --out {output} 2>&1 | tee {log}"

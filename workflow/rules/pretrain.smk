@@ -21,9 +21,9 @@ rule freeze_run:
 rule pretrain:
     input:
         run=f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
-        data=f"data/shards/{config['dataset']}/index.json",
+        data=lambda wc: f"data/shards/{RUNS[wc.run]['dataset']}/index.json",
         tokens=lambda wc: (
-            f"data/shards/{config['dataset']}/tokens/{TOKENS[wc.run]}.json"
+            f"data/shards/{RUNS[wc.run]['dataset']}/tokens/{TOKENS[wc.run]}.json"
             if wc.run in TOKENS
             else []
         ),

@@ -3,12 +3,7 @@
 
 rule tabulate:
     input:
-        [
-            f"{RESULTS}/evaluations/{run}/seed{seed}/{evaluation}.json"
-            for run, seeds in ENCODERS.items()
-            for seed in seeds
-            for evaluation in EVALUATIONS
-        ],
+        WANTED,
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{kind}}", table=TABLES, kind=["csv", "md"]),
     log:
@@ -17,7 +12,7 @@ rule tabulate:
         "../../environment.yml"
     params:
         folder=lambda wc, output: Path(output[0]).parent,
-        tables=json.dumps(config["tables"]),
+        tables=json.dumps(SPECS),
     shell:
         "python -m evals.tables write {input} --tables {params.tables:q} --out {params.folder}"
         " 2>&1 | tee {log}"
@@ -27,15 +22,10 @@ rule report:
     input:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
         evaluations=rules.tabulate.input,
-        logs=[
-            f"{RESULTS}/runs/{run}/seed{seed}/train.jsonl"
-            for run in RUNS
-            for seed in SEEDS
-        ],
+        logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
         features=[
-            f"{RESULTS}/features/{run}/seed{seeds[0]}.safetensors"
-            for run, seeds in ENCODERS.items()
-            if run != "pixels"
+            f"{RESULTS}/features/{run}/{seed}/{config['dataset']}/about.json"
+            for run, seed in NEIGHBOURS
         ],
         data=f"data/shards/{config['dataset']}/index.json",
     output:
@@ -46,7 +36,7 @@ rule report:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output[0]).parent,
-        tables=json.dumps(config["tables"]),
+        tables=json.dumps(SPECS),
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {input.evaluations}"

@@ -11,8 +11,10 @@ rule fetch:
         "logs/fetch/{dataset}.log",
     conda:
         "../../environment.yml"
+    params:
+        raw=lambda wc: raw_folder(wc.dataset),
     shell:
-        "python -m ijepa.data.shards fetch {wildcards.dataset} --raw $(dirname {output})"
+        "python -m ijepa.data.shards fetch {wildcards.dataset} --raw {params.raw:q}"
         " 2>&1 | tee {log}"
 
 
@@ -26,17 +28,18 @@ rule build_shards:
         "logs/build_shards/{dataset}.log",
     conda:
         "../../environment.yml"
+    threads: workflow.cores
+    params:
+        raw=lambda wc: raw_folder(wc.dataset),
     shell:
-        "python -m ijepa.data.shards build {wildcards.dataset} --raw $(dirname {input})"
+        "python -m ijepa.data.shards build {wildcards.dataset} --raw {params.raw:q}"
         " --out $(dirname {output}) 2>&1 | tee {log}"
 
 
 rule tokenise:
     input:
+        # Its weights are the user's: the plan names them where they are missing, as raw files.
         index="data/shards/{dataset}/index.json",
-        weights=lambda wc: config.get("tokenizers", {})
-        .get(wc.tokenizer, {})
-        .get("weights", []),
     output:
         "data/shards/{dataset}/tokens/{tokenizer}.npy",
         "data/shards/{dataset}/tokens/{tokenizer}.json",
