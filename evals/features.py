@@ -29,7 +29,6 @@ from ijepa.data.shards import read_index, verify
 from ijepa.data.transforms import normalise
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest, write_json
-from ijepa.precision import precision
 from ijepa.provenance import here
 from ijepa.vit import ViT
 
@@ -107,8 +106,11 @@ def _extract_split(
     ) as bar:
         for images_BHWC in left if done < count else ():
             x_BLD = _features(network, images_BHWC, device)
-            if not x_BLD.isfinite().all():
-                raise UserError(f"the encoder's features of {path.stem} images are not finite")
+            if not x_BLD.isfinite().all():  # in float32 they were, or pooled would have said so
+                raise UserError(
+                    f"features of {path.stem} images are too large for float16: the encoder has no "
+                    "final LayerNorm, or its weights are damaged"
+                )
             if rows is None:
                 rows = open_memmap(path, "w+", np.float16, (count, *x_BLD.shape[1:]))
             rows[done : done + len(x_BLD)] = x_BLD.numpy()
@@ -126,8 +128,7 @@ def _extract_split(
 def _features(network: ViT | None, images_BHWC: Tensor, device: torch.device) -> Tensor:
     if network is None:
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
-    with precision("auto", device):
-        return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS).half().cpu()
+    return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS).half().cpu()
 
 
 def main() -> None:

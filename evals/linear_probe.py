@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from evals import Result, Uses, top1
 from evals.heads import Heads, Optimizer
-from evals.subject import Subject
+from evals.subject import Subject, checked_labels
 from evals.views import Encoded, Source, Stored, epoch_batches
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
@@ -178,14 +178,8 @@ def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
 
     Raises UserError where there are too few of either, or labels beyond the classes.
     """
-    for split in ("train", "test"):
-        labels = subject.labels(split)
-        if len(wrong := labels[(labels < 0) | (labels >= subject.num_classes)]):
-            raise UserError(
-                f"a {split} image has label {int(wrong[0])}, but there are {subject.num_classes} "
-                "classes, from 0 on: mend the labels and make the shards again"
-            )
-    images = len(subject.labels("train"))
+    labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
+    images = len(labels)
     order = torch.randperm(images, generator=generator(config.seed, "held out"))
     count = min(int(config.held_out * images), config.max_held_out)
     held_out, kept = order[:count].sort().values, order[count:].sort().values

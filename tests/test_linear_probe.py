@@ -208,7 +208,9 @@ def test_mistakes_are_named_before_any_training() -> None:
         evaluate(dataclasses.replace(SHORT, batch_size=361), subject)
     with pytest.raises(UserError, match=r"held_out is 0.001: of 400 training images that is none"):
         evaluate(dataclasses.replace(SHORT, held_out=0.001), subject)
-    with pytest.raises(UserError, match=r"a test image has label 10, but there are 10 classes"):
+    with pytest.raises(
+        UserError, match=r"test image 1 of .* has class 10, but there are 10 classes"
+    ):
         evaluate(
             SHORT, dataclasses.replace(subject, y={**subject.y, "test": torch.tensor([3, 10])})
         )

@@ -99,7 +99,9 @@ def test_a_changed_label_is_named_and_mended(tiny: Path, copy: Path) -> None:
 def test_missing_shards_are_all_named(copy: Path) -> None:
     (copy / "train-00000.tar").unlink()
     (copy / "train-00002.json").unlink()
-    with pytest.raises(UserError, match=r"train-00000\.tar is missing; .*train-00002\.json is miss"):
+    with pytest.raises(
+        UserError, match=r"train-00000\.tar is missing; .*train-00002\.json is miss"
+    ):
         shards.verify(copy, ["train"])
     shards.verify(copy, ["test"])
 
