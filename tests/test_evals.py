@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import evals
-from evals import feature_statistics, knn, logistic_regression, wilson
+from evals import feature_statistics, features, knn, logistic_regression, wilson
 from evals.__main__ import evaluate
 from evals.features import extract
 from evals.subject import Subject
@@ -344,6 +344,52 @@ def test_features_stand_in_the_order_of_their_labels(data: Path, tmp_path: Path)
         last = np.asarray(images[len(images) - 1]).reshape(-1) / 255
         np.testing.assert_allclose(x_NLD[-1, 0].float(), last, atol=5e-4)
     assert subject.about()["encoder"] == "pixels"
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the images that were left, and ends with the same bytes."""
+    extract(None, data, 32, tmp_path / "whole" / "about.json")
+    monkeypatch.setattr(features, "BATCH_SIZE", 16)
+    monkeypatch.setattr(features, "SECONDS_BETWEEN_NOTES", 0)
+    real, sizes = features._features, list[int]()
+
+    def dying(*args: Any) -> Tensor:
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        sizes.append(len(args[1]))
+        return real(*args)
+
+    monkeypatch.setattr(features, "_features", dying)
+    with pytest.raises(KeyboardInterrupt):
+        extract(None, data, 32, tmp_path / "part" / "about.json")
+    assert not (tmp_path / "part" / "about.json").exists()
+    monkeypatch.setattr(features, "_features", lambda *a: sizes.append(len(a[1])) or real(*a))
+    extract(None, data, 32, tmp_path / "part" / "about.json")
+    assert sum(sizes) == 128 + 32
+    for split in ("train", "test"):
+        ends = [(tmp_path / end / f"{split}.npy").read_bytes() for end in ("whole", "part")]
+        assert ends[0] == ends[1]
+
+
+def test_features_of_another_encoder_or_data_set_are_refused(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        raw_run |= {"seed": seed}
+        raw_run["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
+        train(parse(raw_run), data, tmp_path / "work", tmp_path / str(seed) / "encoder.safetensors")
+    about = tmp_path / "features" / "about.json"
+    extract(tmp_path / "0" / "encoder.safetensors", data, 32, about, {"train": 40, "test": 20})
+    other = tmp_path / "1" / "encoder.safetensors"
+    subject = Subject(data, "class", encoder=other, features_of=about)
+    with pytest.raises(UserError, match=r"has features of encoder \w+, but .* is another one"):
+        evaluate("low_shot", {"per_class": 1}, subject, tmp_path / "out.json")
+    told = json.loads(about.read_text())
+    about.write_text(json.dumps(told | {"data_version": "0" * 12}))
+    with pytest.raises(UserError, match=r"has features of tiny 000000000000, but .* is tiny"):
+        evaluate("knn", {}, Subject(data, "class", features_of=about), tmp_path / "out.json")
 
 
 def test_features_of_fewer_images_than_asked_for_are_refused(data: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from ijepa.data import sources
+from ijepa.data import register, shards, sources
+from ijepa.data.loader import Images
 from ijepa.data.register import Dataset
+from ijepa.data.shards import read_index
 from ijepa.data.sources import Entry
 from ijepa.errors import UserError
 
@@ -86,6 +88,7 @@ def summary(entries: list[Entry], dataset: Dataset) -> list[tuple[str, int]]:
 # ImageNet-1k
 
 IMAGENET = make("imagenet", 3)
+IMAGENET_SOURCE = sources.load("imagenet")
 WNIDS = ["n01440764", "n01443537", "n02084071"]
 TRAIN = {wnid: [f"{wnid}_{number}.JPEG" for number in (9, 10)] for wnid in WNIDS}
 VAL = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 5)]
@@ -269,6 +272,36 @@ def test_listed_images_that_are_not_there_are_counted_and_named(folders: Path) -
     expected = rf"10percent\.txt names 2 images that are not there, such as {WNIDS[0]}_77, "
     with pytest.raises(UserError, match=expected):
         fetched(IMAGENET, folders, "train")
+
+
+def test_official_archives_become_shards_that_know_their_subset(
+    official: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: archives as they were downloaded, shards, images with labels by number."""
+    write_list(official, "1percent.txt", [names[1] for names in TRAIN.values()])
+    entry = IMAGENET.model_dump(exclude={"name"}) | {"shard_size": 4}
+    (official / "datasets.yaml").write_text(json.dumps({"miniature": entry}))
+    monkeypatch.setattr(register, "REGISTER", official / "datasets.yaml")
+    IMAGENET_SOURCE.fetch(IMAGENET, official)
+    shards.build("miniature", official, official / "out", num_workers=1)
+    images = Images(official / "out", "train")
+    assert images.labels["class"].tolist() == [0, 0, 1, 1, 2, 2]
+    (few,) = images.subsets.values()
+    listed = {picture(names[1]) for names in TRAIN.values()}
+    tars = [path.read_bytes() for path in images.paths]
+    starts = [place for places in images.places for place in places.tolist()]
+    owner = [0] * 4 + [1] * 2
+    assert {tars[owner[n]][starts[n][0] :][: starts[n][1]] for n in few.tolist()} == listed
+    assert read_index(official / "out").labels == {"class": 3}
+
+
+def test_a_list_that_the_register_asks_for_is_missed_in_time(official: Path) -> None:
+    """Before pretraining, not after it."""
+    dataset = make("imagenet", 3, options={"subsets": ["1pct"]})
+    (told,) = IMAGENET_SOURCE.missing(dataset, official)
+    assert "1percent.txt (the official list" in told
+    write_list(official, "1percent.txt", [names[0] for names in TRAIN.values()])
+    assert IMAGENET_SOURCE.missing(dataset, official) == []
 
 
 # ImageNet-22k
