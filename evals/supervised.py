@@ -42,8 +42,12 @@ from ijepa.precision import kernels, precision
 from ijepa.randomness import generator
 from ijepa.vit import ViT
 
-CHECKPOINT_SECONDS = 300.0
-"""How much a killed training loses at most: an epoch is one step for some and hours for others."""
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
+"""A checkpoint is written no more often than this, and takes no larger share of the time.
+
+An epoch is one step for some trainings and hours for others, a checkpoint a megabyte or eight
+gigabytes.
+"""
 
 CROP = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
 """Timm's training crop, which MAE's fine-tuning and V-JEPA's probe take as it is."""
@@ -296,7 +300,7 @@ def train(
         pin_memory=device.type == "cuda",
     )
     depth = model.encoder.config.depth
-    saved_at = time.monotonic()
+    save_at = time.monotonic() + CHECKPOINT_SECONDS
     with tqdm(total=num_steps, initial=first, desc=what, unit="step", mininterval=2) as bar:
         for step, (images_BHWC, labels_B) in enumerate(batches, start=first):
             lr = learning_rate(optim, step, num_steps)
@@ -339,9 +343,11 @@ def train(
             losses[-1] += loss / per_epoch
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
-            if step + 1 == num_steps or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+            if step + 1 == num_steps or time.monotonic() >= save_at:
+                begun = time.monotonic()
                 checkpoint(subject, identity, model, optimizer, step + 1, losses)
-                saved_at = time.monotonic()
+                took = time.monotonic() - begun
+                save_at = begun + took + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
     return {
         "batch_size": batch_size,
         "lr": optim.lr,

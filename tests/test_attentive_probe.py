@@ -1,5 +1,6 @@
 """The attentive probe: what it computes, and a training that leaves the encoder as it is."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def test_a_killed_probe_ends_bit_identical(tmp_path: Path, monkeypatch: pytest.M
     whole = subject(tmp_path / "whole")
     undisturbed = evaluate(SMALL, whole)
     monkeypatch.setattr(supervised, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(supervised, "CHECKPOINT_SHARE", math.inf)
     with pytest.raises(Killed):
         evaluate(SMALL, subject(tmp_path / "killed", lives=4))
     second = subject(tmp_path / "killed")

@@ -1,5 +1,6 @@
 """Fine-tuning: the recipe's arithmetic, and a training that learns and can be killed."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,7 @@ def test_a_killed_training_ends_bit_identical(
 ) -> None:
     whole = weights_after(SMALL, subject(tmp_path / "whole"))
     monkeypatch.setattr(supervised, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(supervised, "CHECKPOINT_SHARE", math.inf)
     with pytest.raises(Killed):
         evaluate(SMALL, subject(tmp_path / "killed", lives=steps))
     second = subject(tmp_path / "killed")

@@ -14,7 +14,7 @@ rule extract_features:
         run=r"(?!pixels/)[a-z0-9_]+",
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=4000,
     params:
@@ -44,8 +44,7 @@ rule evaluate:
         f"logs/{RESULTS}/evaluate/{{run}}-{{seed}}-{{evaluation}}.log",
     conda:
         "../../environment.yml"
-    # On features two of them side by side are done sooner than one after the other.
-    threads: lambda wc: 1 if uses(wc.run, wc.evaluation) == "features" else workflow.cores
+    threads: lambda wc: 1 if uses(wc.run, wc.evaluation) == "features" else THREADS
     resources:
         mem_mb=2500,
     params:

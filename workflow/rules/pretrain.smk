@@ -35,7 +35,7 @@ rule pretrain:
         f"logs/{RESULTS}/pretrain/{{run}}-{{seed}}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=4000,
     params:

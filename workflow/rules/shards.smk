@@ -47,7 +47,7 @@ rule tokenise:
         "logs/tokenise/{dataset}-{tokenizer}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=4000,
     params:
