@@ -1,0 +1,172 @@
+# What the config asks for: runs, evaluations and tables, and the files that they need.
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = f"results/{config['name']}"
+SEEDS = config["seeds"]
+# Cores of a job that trains or runs a network: two jobs with one thread each are done sooner than one
+# after the other with two, where networks are small.
+THREADS = config.get("threads", workflow.cores)
+EVALUATIONS = {
+    item["name"]: {
+        "evaluation": item["name"],
+        "dataset": config["dataset"],
+        "label": "class",
+        "uses": "features",
+        "config": {},
+        "config_of": {},
+        **item,
+    }
+    for item in config["evaluations"]
+}
+TABLES = [table["name"] for table in config["tables"]]
+
+RUNS = {
+    run["name"]: {
+        "dataset": config["dataset"],
+        **({"vit": config["vit"]} if "vit" in config else {}),
+        **run,
+    }
+    for run in config.get("runs", [])
+}
+RELEASED = {weights["name"]: weights for weights in config.get("released", [])}
+# The two controls: the first run's network as it was initialised, and raw pixels. They are in
+# every table that does not name its runs.
+CONTROLS = ["pixels"]
+if RUNS:
+    FIRST = next(iter(RUNS.values()))
+    RECIPE = FIRST.get("recipe", {})
+    UNTRAINED = {**RECIPE.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
+    RUNS["random_init"] = {**FIRST, "recipe": {**RECIPE, "optim": UNTRAINED}}
+    CONTROLS.append("random_init")
+# The tokenizer whose ids a run predicts, if it has one: they are computed once for the data set.
+TOKENS = {
+    name: run["recipe"]["tokenizer"]
+    for name, run in RUNS.items()
+    if "tokenizer" in run.get("recipe", {})
+}
+MADE_IN = {run: f"{RESULTS}/runs" for run in RUNS} | {
+    run: f"{RESULTS}/released" for run in RELEASED
+}
+SEEDS_OF = {run: SEEDS for run in RUNS} | {run: [0] for run in [*RELEASED, "pixels"]}
+
+
+def uses(run, evaluation):
+    """What an evaluation of an encoder works on; raw pixels have no network to run."""
+    asked = EVALUATIONS[evaluation]["uses"]
+    return "features" if run == "pixels" and asked == "both" else asked
+
+
+def protocol(run, evaluation):
+    """The settings of an evaluation, with what differs for this encoder."""
+    item = EVALUATIONS[evaluation]
+    return {**item["config"], **item["config_of"].get(run, {})}
+
+
+def limit(dataset):
+    """Of which splits only so many images are evaluated."""
+    return config.get("images", {}).get(dataset, {})
+
+
+def subject_of(wc):
+    """The files that an evaluation works on."""
+    dataset = EVALUATIONS[wc.evaluation]["dataset"]
+    made_of = uses(wc.run, wc.evaluation)
+    files = {"data": f"data/shards/{dataset}/index.json"}
+    if made_of != "images":
+        files["features"] = (
+            f"{RESULTS}/features/{wc.run}/seed{wc.seed}/{dataset}/about.json"
+        )
+    if made_of != "features":
+        files["encoder"] = (
+            f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors"
+        )
+    return files
+
+
+def results_of(table):
+    """The evaluations that fill a table."""
+    runs = table.get("runs", [*dict.fromkeys([*RUNS, *RELEASED, *CONTROLS])])
+    return [
+        f"{RESULTS}/evaluations/{run}/seed{seed}/{evaluation}.json"
+        for run in runs
+        for seed in SEEDS_OF[run]
+        for evaluation in table["evaluations"]
+        if run != "pixels" or uses(run, evaluation) == "features"
+    ]
+
+
+def raw_folder(dataset):
+    """Where the raw files of a data set lie, or are brought to."""
+    return config.get("raw", {}).get(dataset, f"data/raw/{dataset}")
+
+
+TITLES = {name: item["title"] for name, item in EVALUATIONS.items() if "title" in item}
+SPECS = [{**table, "titles": TITLES} for table in config["tables"]]
+WANTED = sorted({result for table in config["tables"] for result in results_of(table)})
+# What the report shows of: encoders trained here, and those with features of the data set that
+# they are trained on.
+SHOWN = {tuple(Path(result).parts[-3:]) for result in WANTED}
+TRAINED = sorted({(run, seed) for run, seed, _ in SHOWN if run in RUNS})
+NEIGHBOURS = sorted(
+    {
+        (run, seed)
+        for run, seed, result in SHOWN
+        if run != "pixels"
+        and uses(run, Path(result).stem) != "images"
+        and EVALUATIONS[Path(result).stem]["dataset"] == config["dataset"]
+    }
+)
+DATASETS = sorted(
+    {RUNS[run]["dataset"] for run, _ in TRAINED}
+    | {EVALUATIONS[Path(result).stem]["dataset"] for *_, result in SHOWN}
+)
+
+
+def missing_raw_files(datasets):
+    """What must be brought by hand for data sets whose shards are not made yet."""
+    asked = [
+        f"{dataset}={raw_folder(dataset)}"
+        for dataset in datasets
+        if not Path(f"data/shards/{dataset}/index.json").exists()
+    ]
+    return (
+        run_module("ijepa.data.shards", "missing", *asked).splitlines() if asked else []
+    )
+
+
+def missing_weights():
+    """What must be brought by hand for token caches that are not made yet."""
+    wanted = {
+        (TOKENS[run], RUNS[run]["dataset"]) for run, _ in TRAINED if run in TOKENS
+    }
+    return [
+        f"{tokenizer}: {weights} (its weights: python -m ijepa.data.tokens {tokenizer} --help)"
+        for tokenizer, dataset in sorted(wanted)
+        if (weights := config.get("tokenizers", {}).get(tokenizer, {}).get("weights"))
+        and not Path(weights).exists()
+        and not Path(f"data/shards/{dataset}/tokens/{tokenizer}.json").exists()
+    ]
+
+
+def run_module(module, *arguments, **options):
+    """The output of a command of this project, or its error as one of Snakemake's."""
+    env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env=env, text=True, capture_output=True, **options)
+    if done.returncode:
+        raise WorkflowError(done.stderr.strip() or f"{module} failed")
+    return done.stdout.strip()
+
+
+# Said when a plan is made, and an error before the first job.
+MISSING = (
+    [*missing_raw_files(DATASETS), *missing_weights()]
+    if workflow.is_main_process
+    else []
+)
+if MISSING:
+    logger.warning("\n".join(["Files that you must bring:", *MISSING]))
