@@ -154,9 +154,10 @@ def test_one_split_of_imagenet_may_be_an_archive_and_the_other_folders(
 
 def test_imagenet_says_at_once_all_that_is_missing(tmp_path: Path, official: Path) -> None:
     source = sources.load("imagenet")
-    train, val = source.missing(IMAGENET, tmp_path)
+    train, val, devkit = source.missing(IMAGENET, tmp_path)
     assert "ILSVRC2012_img_train.tar" in train
     assert "ILSVRC2012_img_val.tar" in val
+    assert "ILSVRC2012_devkit_t12.tar.gz" in devkit
     with pytest.raises(UserError, match=r"img_train\.tar .*image-net.*img_val\.tar "):
         source.fetch(IMAGENET, tmp_path)
     (official / "ILSVRC2012_devkit_t12.tar.gz").unlink()

@@ -39,7 +39,9 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
         if not (raw / archive).exists() and not (raw / FOLDERS[split]).is_dir()
     ]
     devkit = raw / f"{DEVKIT}.tar.gz"
-    if _archives(raw) and not devkit.exists() and not (raw / DEVKIT).is_dir():
+    only_folders = all((raw / folder).is_dir() for folder in FOLDERS.values())
+    needs_devkit = _archives(raw) or not only_folders
+    if needs_devkit and not devkit.exists() and not (raw / DEVKIT).is_dir():
         paths.append(f"{devkit} (the classes of the images in archives, {ORIGIN})")
     lists = [SUBSETS[subset] for subset in dataset.options.get("subsets", [])]
     return paths + [
