@@ -69,8 +69,7 @@ onstart:
     hold_folder()
     if MISSING:
         raise WorkflowError(
-            "\n".join(["Files that you must bring:", *MISSING])
-            + "\nOr say in the config's `raw:` where they lie."
+            f"{MISSING}\nOr say in the config's `raw:` where they lie."
         )
     # Every value of every run and evaluation, before the first job: hours must not end in a typo.
     run_module("evals.benchmark", input=yaml.safe_dump(dict(config)))

@@ -65,7 +65,14 @@ class Subject:
             raise UserError(
                 f"{self.data} has no split {split!r}; it has {', '.join(self.index.splits)}"
             )
-        return Images(self.data, split)
+        if split not in self._images:
+            self._images[split] = Images(self.data, split)
+        return self._images[split]
+
+    @cached_property
+    def _images(self) -> dict[str, Images]:
+        """Splits that were asked for: ImageNet's places and labels take seconds to parse."""
+        return {}
 
     def labels(self, split: str) -> Tensor:
         """Class numbers, [N] int64."""

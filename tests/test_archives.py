@@ -12,18 +12,9 @@ import pytest
 
 from ijepa.data import archives
 from ijepa.errors import UserError
+from tests.tars import tar_of
 
 FILES = {"a/one.jpg": b"1" * 700, "a/two.jpg": b"22", "three.jpg": b""}
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(content), 1_000_000_000
-            tar.addfile(info, io.BytesIO(content))
-    return file.getvalue()
 
 
 def write_archive(path: Path, files: dict[str, bytes]) -> None:

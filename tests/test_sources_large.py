@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from ijepa.data.register import Dataset
 from ijepa.data.shards import read_index
 from ijepa.data.sources import Entry
 from ijepa.errors import UserError
+from tests.tars import tar_of
 
 
 def picture(name: str) -> bytes:
@@ -29,16 +29,6 @@ def picture(name: str) -> bytes:
     colour = tuple(hashlib.md5(name.encode()).digest()[:3])
     Image.new("RGB", (4, 4), colour).save(file, "jpeg")
     return file.getvalue() + name.encode()
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(content), 1_000_000_000
-            tar.addfile(info, io.BytesIO(content))
-    return file.getvalue()
 
 
 def pictures(names: Iterable[str], folder: str = "") -> dict[str, bytes]:

@@ -40,19 +40,18 @@ class Images:
             name: np.array([label for shard in shards for label in shard.labels[name]], np.int64)
             for name in shards[0].labels
         }
-        starts = [0, *accumulate(len(places) for places in self.places)]
+        self.ends = list(accumulate(len(places) for places in self.places))
         self.subsets = {
             name: np.array(
                 [
                     start + place
-                    for start, shard in zip(starts, shards, strict=False)
+                    for start, shard in zip([0, *self.ends[:-1]], shards, strict=True)
                     for place in shard.subsets.get(name, [])
                 ],
                 np.int64,
             )
             for name in sorted({name for shard in shards for name in shard.subsets})
         }
-        self.ends = list(accumulate(len(places) for places in self.places))
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:

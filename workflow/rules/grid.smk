@@ -169,4 +169,5 @@ MISSING = (
     else []
 )
 if MISSING:
-    logger.warning("\n".join(["Files that you must bring:", *MISSING]))
+    MISSING = "\n".join(["Files that you must bring:", *MISSING])
+    logger.warning(MISSING)

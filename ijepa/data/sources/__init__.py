@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from ijepa.data.register import Dataset
 from ijepa.errors import UserError
 
@@ -65,3 +67,14 @@ def load(name: str) -> Source:
         raise UserError(f"unknown source {name!r}: known are {', '.join(names())}")
     module: Source = importlib.import_module(f"{__name__}.{name}")
     return module
+
+
+def check_classes(dataset: Dataset, path: Path, label: str, numbers: np.ndarray) -> None:
+    """Raise UserError if a file has labels outside the classes of the register."""
+    num_classes = dataset.num_classes(label)
+    if num_classes is not None and (outside := np.flatnonzero(numbers >= num_classes)).size:
+        first = outside[0]
+        raise UserError(
+            f"{path}: image {first} has {label} {numbers[first]}, datasets.yaml has {num_classes} "
+            "classes from 0 on: bring the official file, or correct the classes"
+        )

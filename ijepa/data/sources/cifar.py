@@ -12,28 +12,25 @@ import codecs
 import hashlib
 import io
 import json
-import logging
 import pickle
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.request
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ijepa.data.origins import bring, download, fault
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
-from ijepa.errors import REMEDIES, UserError
-from ijepa.files import digest, written_whole
+from ijepa.data.sources import Entry, check_classes
+from ijepa.errors import UserError
+from ijepa.files import written_whole
 
 PIXELS = 3 * 32 * 32
 PYTHON_LABELS = {1: ["labels"], 2: ["coarse_labels", "fine_labels"]}
@@ -45,20 +42,6 @@ PICKLE_NAMES = {
     "dtype": np.dtype,
     "encode": codecs.encode,
 }
-TIMEOUT_SECONDS = 20
-FAILURES = (
-    OSError,
-    EOFError,
-    HTTPException,
-    zlib.error,
-    tarfile.TarError,
-    pickle.UnpicklingError,
-    subprocess.CalledProcessError,
-    UserError,
-)
-"""How an origin may fail: a connection that breaks off, at whatever layer, or other bytes."""
-
-log = logging.getLogger(__name__)
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
@@ -125,78 +108,6 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return file.getvalue()
 
 
-def bring(
-    dataset: Dataset,
-    raw: Path,
-    names: list[str],
-    origins: Iterable[Mapping[str, str]],
-    kinds: Mapping[str, Callable[[str], None]],
-) -> None:
-    """Let one origin after the other bring files, until all are in ``raw`` as they must be.
-
-    ``kinds`` is what to call with an origin's address. Raises UserError that tells what each origin
-    gave, if files are missing or have other checksums after the last one.
-    """
-    raw.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for origin in origins:
-        if not _faults(dataset, raw, names):
-            return
-        ((kind, address),) = origin.items()
-        if kind not in kinds:
-            raise UserError(
-                f"datasets.yaml: {dataset.name}: origin {kind!r} is unknown to the source "
-                f"{dataset.source}: known are {', '.join(kinds)}"
-            )
-        log.info("fetching %s from %s", dataset.title, address)
-        try:
-            kinds[kind](address)
-        except FAILURES as error:
-            if isinstance(error, OSError) and error.errno in REMEDIES:
-                raise  # a full or unwritable disk is no fault of the origin
-            failures.append(f"{address}: {error}")
-            log.warning("%s failed: %s", address, error)
-    if faults := _faults(dataset, raw, names):
-        found = [f"{name} {fault}" for name, fault in faults.items()]
-        raise UserError(
-            f"{raw}: {', '.join(faults)} could not be had with the checksums of datasets.yaml "
-            f"({'; '.join(failures + found)}). Put the official files there by hand, or run again "
-            "with a network"
-        )
-
-
-def fault(dataset: Dataset, path: Path) -> str | None:
-    """What is wrong with a raw file, in words: that it is missing, or its checksum."""
-    if not path.exists():
-        return "is missing"
-    expected = dataset.checksums.get(path.name)
-    if expected is None:
-        return None
-    algorithm = expected.partition(":")[0]
-    found = f"{algorithm}:{digest(path, algorithm)}"
-    return None if found == expected else f"has {found}, expected {expected}"
-
-
-def download(address: str, file: IO[bytes]) -> None:
-    """Write what an address gives to a file, and go back to the file's beginning."""
-    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
-        size = int(response.headers.get("Content-Length", 0))
-        with tqdm.wrapattr(response, "read", total=size, desc="download", mininterval=1) as reader:
-            shutil.copyfileobj(reader, file, 1 << 20)
-    file.seek(0)
-
-
-def check_classes(dataset: Dataset, path: Path, label: str, numbers: np.ndarray) -> None:
-    """Raise UserError if a file has labels outside the classes of the register."""
-    num_classes = dataset.num_classes(label)
-    if num_classes is not None and (outside := np.flatnonzero(numbers >= num_classes)).size:
-        first = outside[0]
-        raise UserError(
-            f"{path}: image {first} has {label} {numbers[first]}, datasets.yaml has {num_classes} "
-            "classes from 0 on: bring the official file, or correct the classes"
-        )
-
-
 def _batches(dataset: Dataset) -> list[str]:
     """The binary files that the register has checksums of; else the two of CIFAR-100."""
     return [n for n in dataset.checksums if n.endswith(".bin")] or ["train.bin", "test.bin"]
@@ -218,11 +129,6 @@ def _labels(dataset: Dataset) -> list[str]:
             f"with the names of the label bytes in their order; known are {list(dataset.labels)}"
         )
     return list(labels)
-
-
-def _faults(dataset: Dataset, raw: Path, names: list[str]) -> dict[str, str]:
-    found = {name: fault(dataset, raw / name) for name in names}
-    return {name: words for name, words in found.items() if words}
 
 
 def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:

@@ -20,9 +20,9 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from ijepa.data.origins import bring, download, fault
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
-from ijepa.data.sources.cifar import bring, check_classes, download, fault
+from ijepa.data.sources import Entry, check_classes
 from ijepa.errors import UserError
 from ijepa.files import written_whole
 

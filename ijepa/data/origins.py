@@ -1,0 +1,100 @@
+"""Where raw files may be had: one origin after the other, until all files are there."""
+
+import logging
+import pickle
+import shutil
+import subprocess
+import tarfile
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from ijepa.data.register import Dataset
+from ijepa.errors import REMEDIES, UserError
+from ijepa.files import digest
+
+TIMEOUT_SECONDS = 20
+FAILURES = (
+    OSError,
+    EOFError,
+    HTTPException,
+    zlib.error,
+    tarfile.TarError,
+    pickle.UnpicklingError,
+    subprocess.CalledProcessError,
+    UserError,
+)
+"""How an origin may fail: a connection that breaks off, at whatever layer, or other bytes."""
+
+log = logging.getLogger(__name__)
+
+
+def bring(
+    dataset: Dataset,
+    raw: Path,
+    names: list[str],
+    origins: Iterable[Mapping[str, str]],
+    kinds: Mapping[str, Callable[[str], None]],
+) -> None:
+    """Let one origin after the other bring files, until all are in ``raw`` as they must be.
+
+    ``kinds`` is what to call with an origin's address. Raises UserError that tells what each origin
+    gave, if files are missing or have other checksums after the last one.
+    """
+    raw.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for origin in origins:
+        if not _faults(dataset, raw, names):
+            return
+        ((kind, address),) = origin.items()
+        if kind not in kinds:
+            raise UserError(
+                f"datasets.yaml: {dataset.name}: origin {kind!r} is unknown to the source "
+                f"{dataset.source}: known are {', '.join(kinds)}"
+            )
+        log.info("fetching %s from %s", dataset.title, address)
+        try:
+            kinds[kind](address)
+        except FAILURES as error:
+            if isinstance(error, OSError) and error.errno in REMEDIES:
+                raise  # a full or unwritable disk is no fault of the origin
+            failures.append(f"{address}: {error}")
+            log.warning("%s failed: %s", address, error)
+    if faults := _faults(dataset, raw, names):
+        found = [f"{name} {fault}" for name, fault in faults.items()]
+        raise UserError(
+            f"{raw}: {', '.join(faults)} could not be had with the checksums of datasets.yaml "
+            f"({'; '.join(failures + found)}). Put the official files there by hand, or run again "
+            "with a network"
+        )
+
+
+def fault(dataset: Dataset, path: Path) -> str | None:
+    """What is wrong with a raw file, in words: that it is missing, or its checksum."""
+    if not path.exists():
+        return "is missing"
+    expected = dataset.checksums.get(path.name)
+    if expected is None:
+        return None
+    algorithm = expected.partition(":")[0]
+    found = f"{algorithm}:{digest(path, algorithm)}"
+    return None if found == expected else f"has {found}, expected {expected}"
+
+
+def download(address: str, file: IO[bytes]) -> None:
+    """Write what an address gives to a file, and go back to the file's beginning."""
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+        size = int(response.headers.get("Content-Length", 0))
+        with tqdm.wrapattr(response, "read", total=size, desc="download", mininterval=1) as reader:
+            shutil.copyfileobj(reader, file, 1 << 20)
+    file.seek(0)
+
+
+def _faults(dataset: Dataset, raw: Path, names: list[str]) -> dict[str, str]:
+    found = {name: fault(dataset, raw / name) for name in names}
+    return {name: words for name, words in found.items() if words}
