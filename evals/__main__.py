@@ -12,7 +12,7 @@ import torch
 
 from evals import configure, load, names
 from evals.subject import Subject
-from ijepa.data.shards import verify
+from ijepa.data.shards import read_index, verify
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest, write_json
 from ijepa.provenance import here
@@ -91,9 +91,31 @@ def main() -> None:
         raw = json.loads(options.config)
     except json.JSONDecodeError as error:
         raise UserError(f"--config is not JSON: {error}") from None
-    given = {"features": options.features, "encoder": options.encoder}
+    given = {"features": options.features, "images": options.encoder}
+    allowed = load(options.name).USES
     if not any(given.values()):
         raise UserError("give --features, or --encoder, or both")
+    for path in given.values():
+        if path is not None and not path.exists():
+            raise UserError(f"{path} does not exist: make it first, or give another")
+    uses = "both" if all(given.values()) else next(name for name in given if given[name])
+    if uses not in allowed and not (uses == "both" and set(allowed) & set(given)):
+        raise UserError(
+            f"{options.name} uses {' or '.join(allowed)}, it was given {uses}: give --features for "
+            "features, --encoder for images"
+        )
+    index = read_index(options.data)
+    if not isinstance(options.images, dict) or not all(
+        isinstance(count, int) and count > 0 for count in options.images.values()
+    ):
+        raise UserError(f'--images {options.images!r}: give counts by split, as {{"train": 2000}}')
+    if unknown := options.images.keys() - index.splits.keys():
+        raise UserError(
+            f"--images names {', '.join(sorted(unknown))}; {options.data} has the splits "
+            f"{', '.join(index.splits)}"
+        )
+    if not isinstance(raw, dict):
+        raise UserError(f"--config {raw!r}: give keys and values")
     verify(options.data)
     subject = Subject(
         options.data,

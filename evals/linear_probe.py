@@ -43,6 +43,10 @@ class Config:
     ``milestones``, in epochs; ``cosine`` goes from the full rate in the first epoch towards a
     hundredth, which would be the rate of the epoch after the last, and has no milestones.
 
+    ``whiten`` adds heads on whitened features, which the papers do not have: a linear head all the
+    same, but one that SGD brings to its optimum in a few epochs where the others' features are too
+    ill-conditioned for it. For stored features only.
+
     ``layers`` is how many of the last layers are concatenated, or as many as there are. ``crop`` is
     for images only: stored features have no augmented views. ``held_out`` is the share of the
     training images, ``max_held_out`` at most, on which the head is chosen.
@@ -56,6 +60,7 @@ class Config:
     learning_rates: tuple[float, ...] = (0.001, 0.01, 0.05, 0.1)
     weight_decays: tuple[float, ...] = (5e-4, 0.0)
     layers: int = 4
+    whiten: bool = False
     held_out: float = 0.1
     max_held_out: int = 10_000
     crop: Crop = field(
@@ -125,8 +130,16 @@ def evaluate(config: Config, subject: Subject) -> Result:
     held_out, kept = divide(config, subject)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source: Source
+    moments = None
     if subject.features_of is not None:
         source = Stored(subject, config.layers, device)
+        if config.whiten:
+            moments = source.moments(kept)
+    elif config.whiten:
+        raise UserError(
+            "whiten is true, but there are no stored features to take the covariance of: set "
+            "uses: features, or whiten: false"
+        )
     else:
         source = Encoded(
             subject, config.layers, device, config.crop, config.seed, config.num_workers
@@ -138,6 +151,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
         source.dim,
         subject.num_classes,
         config.seed,
+        moments,
     ).to(device)
     train(config, subject, source, heads, kept)
 

@@ -93,6 +93,20 @@ class Stored:
             self.features[split], self.labels[split] = x_NLD, subject.labels(split)
         _, self.num_layers, self.dim = self.features["train"].shape
 
+    def moments(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [L D] and covariance [L D, L D] of some training images' features, float64."""
+        width = self.num_layers * self.dim
+        total = torch.zeros(width, dtype=torch.float64, device=self.device)
+        products = torch.zeros(width, width, dtype=torch.float64, device=self.device)
+        middle = next(self._batches("train", [numbers[:1024]]))[0].flatten(1).mean(0)
+        for x_BLD, _ in self._batches("train", numbers.split(4096)):
+            # Products about the middle in float32, their sums in float64: no digits are lost.
+            x_BD = x_BLD.flatten(1) - middle
+            total += x_BD.sum(0, dtype=torch.float64)
+            products += x_BD.T @ x_BD
+        mean = total / len(numbers)
+        return mean + middle, products / len(numbers) - mean.outer(mean)
+
     def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The features do not depend on the epoch."""
         return self._batches("train", batches)

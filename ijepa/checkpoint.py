@@ -127,7 +127,8 @@ def load_encoder(path: Path) -> tuple[ViT, dict[str, Any]]:
         raise UserError(f"{path} does not exist: pretrain it first") from None
     except (SafetensorError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not an encoder of this project ({error}): pretrain it again"
+            f"{path} is not an encoder of this project ({error}): pretrain it again, or take in a "
+            "published file with python -m ijepa.checkpoint import"
         ) from None
     encoder = ViT(ViTConfig(**about["run"]["vit"]), Variant(**about.get("variant", {})))
     try:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import evals
 from evals import feature_statistics, features, knn, logistic_regression, wilson
-from evals.__main__ import evaluate
+from evals.__main__ import evaluate, main
 from evals.features import extract
 from evals.subject import Subject
 from ijepa.config import parse
@@ -408,3 +408,28 @@ def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an encoder of this project"):
         extract(tmp_path / "encoder.safetensors", data, 32, tmp_path / "out" / "about.json")
     assert not (tmp_path / "out" / "about.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["knn", "--features", "none.json"], "none.json does not exist: make it first"),
+        (["knn", "--encoder", "{encoder}"], "knn uses features, it was given images"),
+        (["finetune", "--features", "{features}"], "finetune uses images, it was given features"),
+        (["knn", "--features", "{features}", "--images", "[1]"], r"--images \[1\]: give counts"),
+        (["knn", "--features", "{features}", "--images", '{{"test": -1}}'], "give counts by split"),
+        (["knn", "--features", "{features}", "--images", '{{"trian": 5}}'], "--images names trian"),
+        (["knn", "--features", "{features}", "--config", "[]"], r"--config \[\]: give keys"),
+    ],
+)
+def test_what_the_command_cannot_evaluate_is_one_clear_error(
+    given: list[str], message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"features": tmp_path / "about.json", "encoder": tmp_path / "encoder.safetensors"}
+    for path in places.values():
+        path.touch()
+    arguments = [argument.format(**places) for argument in given]
+    out = ["--data", str(data), "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr("sys.argv", ["evals", *arguments, *out])
+    with pytest.raises(UserError, match=message):
+        main()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.heads import Head, Heads, Optimizer, Stack
+from evals.heads import Head, Heads, Optimizer, Stack, Whitening
 
 LAYERS, DIM, CLASSES, BATCH = 3, 6, 5, 20
 RATES, DECAYS = (0.5, 0.02), (0.0, 0.03)
@@ -47,7 +47,7 @@ def alone(heads: Heads, number: int) -> nn.Sequential:
     with torch.no_grad():
         linear.weight.copy_(stack.weight_SCD[which])
         linear.bias.copy_(stack.bias_SC[which])
-    if not stack.batch_norm:
+    if stack.norm == "none":
         return nn.Sequential(linear)
     return nn.Sequential(nn.BatchNorm1d(dim, dtype=torch.double), linear)
 
@@ -126,7 +126,7 @@ def assert_like(heads: Heads, number: int, module: nn.Sequential) -> None:
     assert isinstance(stack, Stack)
     ours: list[Tensor | None] = [stack.weight_SCD[which], stack.bias_SC[which]]
     theirs = [module[-1].weight, module[-1].bias]
-    if stack.batch_norm:
+    if stack.norm == "batch":
         ours += [stack.scale_SD[which], stack.shift_SD[which]]
         ours += [stack.statistics.running_mean, stack.statistics.running_var]
         norm = module[0]
@@ -163,3 +163,16 @@ def test_a_diverging_head_leaves_the_others_as_they_are() -> None:
     assert beside.finite().tolist() == [head.lr == 0.5 for head in beside.grid]
     for name, values in heads.named_parameters():
         assert values[:2].equal(dict(beside.named_parameters())[name][:2])
+
+
+def test_whitened_features_are_uncorrelated_and_of_variance_1() -> None:
+    random = torch.Generator().manual_seed(0)
+    turned_DD = torch.linalg.qr(torch.randn(18, 18, generator=random).double()).Q
+    x_BD = (
+        torch.randn(500, 18, generator=random).double() * torch.logspace(-1, 1, 18) @ turned_DD + 5
+    )
+    white_BD = Whitening(x_BD.mean(0), x_BD.T.cov(correction=0)).double()(x_BD)
+    torch.testing.assert_close(white_BD.mean(0), torch.zeros(18).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        white_BD.T.cov(correction=0), torch.eye(18).double(), rtol=0, atol=0.02
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from evals import views
 from evals.linear_probe import PRESETS, Config, divide, evaluate
 from evals.subject import Subject
-from evals.views import Encoded, epoch_batches, pooled
+from evals.views import Encoded, Stored, epoch_batches, pooled
 from ijepa.data.loader import Images
 from ijepa.data.transforms import Crop, augment, normalise
 from ijepa.errors import UserError
@@ -81,7 +81,7 @@ def test_the_probe_agrees_with_logistic_regression() -> None:
     regression = LogisticRegression(max_iter=500).fit(scaler.transform(train), subject.y["train"])
     theirs = regression.score(scaler.transform(test), subject.y["test"])
     assert ours.value == pytest.approx(theirs, abs=0.005)
-    assert ours.chosen["batch_norm"]
+    assert ours.chosen["norm"] == "batch"
     assert ours.n == 8000
 
 
@@ -90,7 +90,7 @@ def test_what_is_chosen_does_not_depend_on_the_test_labels() -> None:
     result = evaluate(SHORT, subject)
     wrong = {**subject.y, "test": (subject.y["test"] + 1) % CLASSES}
     other = evaluate(SHORT, dataclasses.replace(subject, y=wrong))
-    same = ("features", "batch_norm", "lr", "weight_decay", "held_out_top1")
+    same = ("features", "norm", "lr", "weight_decay", "held_out_top1")
     assert [result.chosen[key] for key in same] == [other.chosen[key] for key in same]
     assert other.value < 0.1 < result.value
     assert other.value == pytest.approx(other.chosen["test_top1"], abs=1e-4)
@@ -348,3 +348,48 @@ def test_a_probe_on_images_learns_and_goes_on_where_it_was_killed(
         with pytest.raises(KeyboardInterrupt):
             evaluate(config, resumed)
     assert evaluate(config, resumed) == expected
+
+
+def ill_conditioned(train: int, test: int) -> InMemory:
+    """Clouds that differ along the smallest 8 of 24 variances, down to a millionth of the first."""
+    random = np.random.default_rng(1)
+    turned, _ = np.linalg.qr(random.normal(size=(24, 24)))
+    scale, centres = np.geomspace(30, 0.03, 24), random.normal(size=(CLASSES, 8))
+    x, y = {}, {}
+    for split, count in (("train", train), ("test", test)):
+        y[split] = torch.from_numpy(random.integers(0, CLASSES, count))
+        cloud = random.normal(size=(count, 24))
+        cloud[:, -8:] += centres[y[split]]
+        x[split] = torch.from_numpy((cloud * scale) @ turned + 2).float()[:, None]
+    return InMemory(Path("shards"), "class", features_of=Path("about.json"), x=x, y=y)
+
+
+def test_heads_on_whitened_features_find_what_scikit_learn_finds_after_convergence() -> None:
+    subject = ill_conditioned(6000, 4000)
+    config = dataclasses.replace(
+        SHORT, schedule="cosine", milestones=(), epochs=30, batch_size=128, learning_rates=(0.5,)
+    )
+    plain = evaluate(config, subject)
+    ours = evaluate(dataclasses.replace(config, whiten=True), subject)
+
+    train, test = (subject.x[split][:, 0].double().numpy() for split in ("train", "test"))
+    regression = LogisticRegression(solver="newton-cholesky", C=1e6)
+    theirs = regression.fit(train, subject.y["train"]).score(test, subject.y["test"])
+    assert ours.chosen["norm"] == "white"
+    assert ours.value == pytest.approx(theirs, abs=0.01)
+    assert plain.value < theirs - 0.05
+
+
+def test_the_moments_of_stored_features_are_those_of_numpy() -> None:
+    subject = clouds(5000, 10, layers=2)
+    numbers = torch.arange(1, 5000, 3)
+    mean, covariance = Stored(subject, 2, CPU).moments(numbers)
+    x = subject.x["train"][numbers].flatten(1).double().numpy()
+    np.testing.assert_allclose(mean.numpy(), x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(covariance.numpy(), np.cov(x.T, bias=True), rtol=1e-3, atol=1e-5)
+
+
+def test_images_are_not_whitened(data: Path) -> None:
+    config = dataclasses.replace(SHORT, whiten=True)
+    with pytest.raises(UserError, match="whiten is true, but there are no stored features"):
+        evaluate(config, OnImages(data, "class"))

@@ -169,6 +169,22 @@ def test_a_half_downloaded_imagenet_is_named(official: Path) -> None:
         fetched(IMAGENET, official, "train")
 
 
+def test_a_damaged_list_of_classes_is_named(official: Path) -> None:
+    fetched(IMAGENET, official, "train")
+    meta = official / "ILSVRC2012_devkit_t12/data/meta.mat"
+    meta.write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(UserError, match=r"meta\.mat is damaged or no list of classes"):
+        fetched(IMAGENET, official, "train")
+
+
+def test_a_list_in_another_encoding_is_named(official: Path) -> None:
+    write_list(official, "1percent.txt", [names[0] for names in TRAIN.values()])
+    path = official / "1percent.txt"
+    path.write_bytes(path.read_bytes() + b"n\xff\xfe_1.JPEG\n")
+    with pytest.raises(UserError, match=r"1percent\.txt, line 4: .* names an image of no class"):
+        fetched(IMAGENET, official, "train")
+
+
 def test_validation_images_that_are_not_sorted_into_classes_are_refused(folders: Path) -> None:
     for path in list((folders / "val").glob("*/*")):
         path.rename(folders / "val" / path.name)

@@ -75,6 +75,8 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     table: dict[str, dict[str, int]] = {}
     for number, scene in enumerate(_scenes(path)):
         where = f"{path}: scene {number}"
+        if not isinstance(scene, dict):
+            raise UserError(f"{where} is {scene!r}, no scene: fetch it again")
         name = scene.get("image_filename")
         if scene.get("split") != OFFICIAL_SPLITS[split]:
             raise UserError(
@@ -92,7 +94,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     if strangers := images - table.keys():
         raise UserError(
             f"{path} has no scene for {folder / min(strangers)} (and {len(strangers) - 1} others): "
-            "remove them, or fetch the scenes again"
+            "remove these images, or fetch the scenes again"
         )
     if not table:
         raise UserError(f"{path} has no scenes: fetch it again")

@@ -114,7 +114,13 @@ def _devkit_file(raw: Path, name: str) -> Path:
 
 def _wordnet_ids(meta: Path) -> dict[int, str]:
     """The WordNet ID of each ILSVRC2012_ID that is a class of images, not one of their parents."""
-    synsets = loadmat(meta, squeeze_me=True)["synsets"]
+    try:
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
+        raise UserError(
+            f"{meta} is damaged or no list of classes ({error}): bring {DEVKIT}.tar.gz again, "
+            f"delete {meta.parents[1]} and fetch again"
+        ) from None
     return {
         int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
         for synset in np.atleast_1d(synsets)
@@ -168,7 +174,7 @@ def _from_val_archive(archive: Path, raw: Path, classes: list[str]) -> Iterator[
     """Line n of the ground truth says what ILSVRC2012_ID image number n has."""
     truth = _devkit_file(raw, "ILSVRC2012_validation_ground_truth.txt")
     wordnet_ids = _wordnet_ids(_devkit_file(raw, "meta.mat"))
-    lines = truth.read_text(encoding="utf-8").split()
+    lines = truth.read_text(encoding="utf-8", errors="replace").split()
     images = []
     for path, offset, size in tar_entries(archive):
         name = PurePosixPath(path).name
@@ -213,7 +219,9 @@ def _read_list(path: Path, classes: list[str]) -> set[str]:
     """Names of images without their ending; each class must have some."""
     stems: set[str] = set()
     without = set(classes)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+    ):
         stem = line.strip().removesuffix(".JPEG")
         wnid = stem.partition("_")[0]
         if wnid not in classes:

@@ -54,7 +54,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     path = _first(_list_files(raw, split))
     num_classes = dataset.num_classes("class")
     assert num_classes is not None
-    with path.open(encoding="utf-8") as lines, _finder(raw) as find:
+    with path.open(encoding="utf-8", errors="replace") as lines, _finder(raw) as find:
         for number, line in enumerate(lines, start=1):
             name, _, label = line.strip().rpartition(" ")
             if not label.isdecimal() or int(label) >= num_classes:
