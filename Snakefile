@@ -47,6 +47,8 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     freeze_run,
+    # Its launcher only waits for the job that trains.
+    pretrain,
 
 
 wildcard_constraints:

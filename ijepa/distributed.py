@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.errors import UserError
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others; the first one may be verifying 150 GB of shards."""
+TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others; one may be copying or verifying 150 GB of shards."""
 
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -69,7 +69,14 @@ def shared(method: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return method
     # Buffers are equal everywhere by themselves: what enters them was added up.
-    return DistributedDataParallel(method, forward_sync_buffers=False)
+    # After its first step DDP sorts the gradients anew, by when they come, and from three processes
+    # on the order of a sum tells in its last digit: a resumed run would not end bit-identical.
+    # Looking for unused parameters keeps it from that. A GPU makes no such promise anyway.
+    return DistributedDataParallel(
+        method,
+        forward_sync_buffers=False,
+        find_unused_parameters=not torch.cuda.is_available(),
+    )
 
 
 def gradients_shared(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
@@ -86,6 +93,13 @@ def total(values: Tensor) -> Tensor:
     if distributed.is_initialized():
         distributed.all_reduce(values)
     return values
+
+
+def any_of(fact: bool, device: torch.device) -> bool:
+    """Whether something holds for at least one of the processes, on every one of them."""
+    if not distributed.is_initialized():
+        return fact
+    return bool(total(torch.tensor(float(fact), device=device)))
 
 
 def same(number: int) -> bool:

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,11 +44,27 @@ from ijepa.provenance import here
 from ijepa.vit import ViT
 
 NUM_MONITORED = 512
+PATIENCE = 120
+"""Seconds that several processes wait for the last writer of their folder to end."""
 """Images whose features are watched for collapse."""
 
 
+class Stopped(Exception):
+    """Training was asked to stop; a checkpoint has all that was done."""
+
+
+def never() -> bool:
+    """Training that nobody stops."""
+    return False
+
+
 def train(
-    run: RunConfig, data: Path, work: Path, out: Path, world: World = distributed.ALONE
+    run: RunConfig,
+    data: Path,
+    work: Path,
+    out: Path,
+    world: World = distributed.ALONE,
+    stopping: Callable[[], bool] = never,
 ) -> None:
     """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
 
@@ -58,6 +74,9 @@ def train(
 
     The processes of a ``world`` share each batch, and end with the weights that one process would
     have, up to rounding. The first one reads the data through, logs and writes.
+
+    Raises Stopped, after a checkpoint, at the end of a step by which ``stopping`` is true for any
+    of them.
     """
     here()  # the commit that runs is that of the start, whatever is committed meanwhile
     with contextlib.ExitStack() as held:
@@ -68,13 +87,13 @@ def train(
         made_of = [run.identity(), index.version(), *([tokens.sha256[:12]] if tokens else [])]
         work = work / "-".join(made_of)
         if world.rank == 0:
-            held.enter_context(alone(work, wait=world.size == 1))
+            held.enter_context(alone(work, None if world.size == 1 else PATIENCE))
             writable(out.parent)
         distributed.wait()
         facts = {"data_version": index.version()}
         if tokens:
             facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
-        _train(run, data, tokens.ids if tokens else None, facts, work, out, world)
+        _train(run, data, tokens.ids if tokens else None, facts, work, out, world, stopping)
         distributed.wait()
 
 
@@ -86,6 +105,7 @@ def _train(
     work: Path,
     out: Path,
     world: World,
+    stopping: Callable[[], bool],
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe, optim = run.recipe, run.recipe.optim
@@ -193,9 +213,12 @@ def _train(
                 if done % run.monitor_every < run.log_every or done == num_steps:
                     record |= collapse_monitors(method.encoder, monitored, run.precision)
                 log.write(json.dumps(record) + "\n")
-            if world.rank == 0 and done % run.checkpoint_every == 0:
+            stop = distributed.any_of(stopping(), device) and done < num_steps
+            if world.rank == 0 and (done % run.checkpoint_every == 0 or stop):
                 log.flush()
                 save(work / "checkpoint.pt", method, optimizer, done)
+            if stop:
+                raise Stopped(f"stopped after step {done} of {num_steps}, which is saved")
 
     if world.rank > 0:
         return
@@ -264,29 +287,38 @@ def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[s
 
 
 @contextlib.contextmanager
-def alone(work: Path, wait: bool = True) -> Iterator[None]:
+def alone(work: Path, patience: float | None = None) -> Iterator[None]:
     """Hold the run's folder, after any other process that trains the same run has ended.
 
-    Without ``wait`` another process is an error: those that wait for this one would give up.
+    After ``patience`` seconds another process is an error: those that wait for this one would give
+    up. A job that was put back into a queue may find its former self still on its way out.
     A job whose Snakemake was killed goes on; a second start waits for it and takes over from its
     last checkpoint. The lock goes with its process, however that ends: none is ever left behind.
     """
     writable(work)
     with (work / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(file):
             file.seek(0)
-            if not wait:
-                raise UserError(
-                    f"{work} is being trained by process {file.read()}: wait for it, or end it"
-                ) from None
-            print(f"{work} is being trained by process {file.read()}: waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            other = f"{work} is being trained by process {file.read()}"
+            print(f"{other}: waiting for it", flush=True)
+            until = math.inf if patience is None else time.monotonic() + patience
+            while not locked(file):
+                if time.monotonic() > until:
+                    raise UserError(f"{other}: wait for it, or end it")
+                time.sleep(0.2)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def locked(file: IO[str]) -> bool:
+    """Whether the lock on a file is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def writable(folder: Path) -> None:

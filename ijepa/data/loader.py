@@ -5,6 +5,7 @@ Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels.
 
 import io
 import mmap
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -165,7 +166,12 @@ class Steps(Sampler[list[tuple[int, int]]]):
 def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> DataLoader[Any]:
     """One Item for each step, whose views are bytes [B, H, W, C] and whose tokens are [B, N]."""
     return DataLoader(
-        views, batch_sampler=steps, num_workers=num_workers, collate_fn=gather, pin_memory=_gpu()
+        views,
+        batch_sampler=steps,
+        num_workers=num_workers,
+        collate_fn=gather,
+        pin_memory=_gpu(),
+        worker_init_fn=undisturbed,
     )
 
 
@@ -176,6 +182,16 @@ def evaluation_batches(
     return DataLoader(
         views, batch_size, num_workers=num_workers, collate_fn=stack, pin_memory=_gpu()
     )
+
+
+def undisturbed(_worker: int) -> None:
+    """Let a worker ignore what is meant for the process that it works for.
+
+    Slurm sends its signals to every process of a job; without workers none could save its state.
+    A worker whose process is gone ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def gather(items: list[Item]) -> Item:

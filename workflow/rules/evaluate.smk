@@ -16,7 +16,7 @@ rule extract_features:
         "../../environment.yml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         encoder=lambda wc, input: input.encoder or "pixels",
         images=lambda wc: json.dumps(limit(wc.dataset)),
@@ -46,7 +46,7 @@ rule evaluate:
         "../../environment.yml"
     threads: lambda wc: 1 if uses(wc.run, wc.evaluation) == "features" else THREADS
     resources:
-        mem_mb=2500,
+        mem_mb=lambda wc, attempt: 2500 * attempt,
     params:
         name=lambda wc: EVALUATIONS[wc.evaluation]["evaluation"],
         label=lambda wc: EVALUATIONS[wc.evaluation]["label"],

@@ -1,6 +1,7 @@
 # What the config asks for: runs, evaluations and tables, and the files that they need.
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ RESULTS = f"results/{config['name']}"
 SEEDS = config["seeds"]
 # Cores of a job that trains or runs a network: two jobs with one thread each are done sooner than one
 # after the other with two, where networks are small.
-THREADS = config.get("threads", workflow.cores)
+THREADS = config.get("threads", workflow.cores or 8)
 EVALUATIONS = {
     item["name"]: {
         "evaluation": item["name"],
@@ -28,6 +29,7 @@ RUNS = {
     run["name"]: {
         "dataset": config["dataset"],
         **({"vit": config["vit"]} if "vit" in config else {}),
+        "gpus": 1,
         **run,
     }
     for run in config.get("runs", [])
@@ -97,6 +99,44 @@ def results_of(table):
         for evaluation in table["evaluations"]
         if run != "pixels" or uses(run, evaluation) == "features"
     ]
+
+
+# What a profile may say of pretraining jobs (workflow/profiles/slurm); by default they are processes
+# of this machine.
+LAUNCH = {
+    "cluster": "local",
+    "gpus_per_node": 8,
+    "cpus_per_gpu": 10,
+    "gb_per_gpu": 55,
+    "save_seconds": 120,
+    "poll_seconds": 10,
+    "stage": "",
+    "setup": "",
+}
+
+
+def launch_options(gpus, resources, threads):
+    """The options of ijepa.launch, from a run's GPUs and the profile's resources."""
+    options = {
+        "cluster": resources.cluster,
+        "gpus": gpus,
+        "threads": threads,
+        "partition": resources.get("slurm_partition", ""),
+        "account": resources.get("slurm_account", ""),
+        "minutes": resources.get("runtime", 1440),
+        "gpus-per-node": resources.gpus_per_node,
+        "cpus-per-gpu": resources.cpus_per_gpu,
+        "gb-per-gpu": resources.gb_per_gpu,
+        "save-seconds": resources.save_seconds,
+        "poll": resources.poll_seconds,
+        "stage": resources.stage,
+        "setup": resources.setup,
+    }
+    return " ".join(
+        f"--{key} {shlex.quote(str(value))}"
+        for key, value in options.items()
+        if value != ""
+    )
 
 
 def raw_folder(dataset):

@@ -12,7 +12,7 @@ rule freeze_run:
         run=lambda wc: {
             key: value
             for key, value in {**RUNS[wc.run], "seed": int(wc.seed)}.items()
-            if key != "name"
+            if key not in ("name", "gpus")
         },
     script:
         "../scripts/freeze_run.py"
@@ -31,15 +31,20 @@ rule pretrain:
         # Checkpoints are not declared: they lie in work/, where Snakemake does not delete them.
         encoder=f"{RESULTS}/runs/{{run}}/seed{{seed}}/encoder.safetensors",
         log=f"{RESULTS}/runs/{{run}}/seed{{seed}}/train.jsonl",
+        job=f"{RESULTS}/runs/{{run}}/seed{{seed}}/job.json",
     log:
         f"logs/{RESULTS}/pretrain/{{run}}-{{seed}}.log",
     conda:
         "../../environment.yml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        **LAUNCH,
+        mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         work=f"work/{config['name']}/{{run}}/seed{{seed}}",
+        launch=lambda wc, resources, threads: launch_options(
+            RUNS[wc.run]["gpus"], resources, threads
+        ),
     shell:
-        "python -m ijepa.train {input.run} --data $(dirname {input.data}) --work {params.work}"
-        " --out {output.encoder} 2>&1 | tee {log}"
+        "python -m ijepa.launch {input.run} --data $(dirname {input.data}) --work {params.work}"
+        " --out {output.encoder} {params.launch} 2>&1 | tee {log}"

@@ -1,7 +1,5 @@
 # From an address to WebDataset shards with an index, and to the tokens of their images.
 
-import shlex
-
 
 rule fetch:
     output:
@@ -28,7 +26,7 @@ rule build_shards:
         "logs/build_shards/{dataset}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: workflow.cores or 8
     params:
         raw=lambda wc: raw_folder(wc.dataset),
     shell:
@@ -49,7 +47,7 @@ rule tokenise:
         "../../environment.yml"
     threads: THREADS
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         settings=lambda wc: " ".join(
             f"--{name} {shlex.quote(str(value))}"

@@ -1,0 +1,160 @@
+"""One pretraining as a job: what runs on the nodes that ``ijepa.launch`` has asked for.
+
+Slurm says beforehand that a job is to end: SIGUSR2 before its time limit and where it is preempted,
+SIGTERM where it is cancelled (or preempted on a cluster that sends nothing else). After either the
+processes finish the step they are in, and the first one writes a checkpoint. After SIGUSR2 it then
+puts the job back into the queue. After SIGTERM it waits for the end: of a cancelled job there is
+none but that, and a preempted one Slurm itself puts back.
+"""
+
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import submitit
+
+from ijepa import slurm
+from ijepa.files import write_json
+
+BEGUN = "IJEPA_JOB_BEGUN"
+"""The variable that says when a job of the cluster began, in seconds since 1970."""
+SECONDS_BETWEEN_NOTES = 2.0
+"""How much of its time a killed job may not have noted."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The function that submitit calls in each process; it is pickled, so it holds plain data.
+
+    Args:
+        run: YAML file of the run.
+        data: Folder of shards.
+        state: Folder for checkpoints, for the finished encoder and for the notes of the time used.
+        threads: Of each process on the CPU.
+        gpus: In all; for the notes.
+        stage: Folder on each node's own disk to which the shards are copied first.
+    """
+
+    run: Path
+    data: Path
+    state: Path
+    threads: int
+    gpus: int
+    stage: Path | None = None
+
+    def __call__(self) -> None:
+        """Train, from the last checkpoint on, until the encoder is there or a signal says stop."""
+        asked = Signals()
+        environment = submitit.JobEnvironment()
+        join(environment)
+        notes = None
+        if environment.global_rank == 0:
+            notes = Notes(self.state / "attempts", environment.job_id, self.gpus)
+            notes.start()
+
+        import torch
+
+        from ijepa import distributed, train
+        from ijepa.config import read
+        from ijepa.data.staging import staged
+
+        torch.set_num_threads(self.threads)
+        with distributed.joined() as world:
+            data = self.data
+            if self.stage is not None:
+                data = staged(data, self.stage, world.local_rank == 0, distributed.wait)
+            out = self.state / "encoder.safetensors"
+            try:
+                train.train(read(self.run), data, self.state, out, world, asked.stop)
+            except train.Stopped as stopped:
+                print(f"{stopped}", file=sys.stderr, flush=True)
+            else:
+                if notes is not None:
+                    notes.write()
+                return
+        leave(environment, asked)
+
+
+class Signals:
+    """Notes the signals that ask for an end, instead of ending; submitit's handlers give way."""
+
+    def __init__(self) -> None:
+        self.requeue = self.end = False
+        signal.signal(signal.SIGUSR2, self._note)
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR2:
+            self.requeue = True
+        else:
+            self.end = True
+
+    def stop(self) -> bool:
+        """Whether this process was asked to end."""
+        return self.requeue or self.end
+
+
+def join(environment: Any) -> None:
+    """Say in torchrun's variables which process this is, and where the first one is."""
+    os.environ |= {
+        "RANK": str(environment.global_rank),
+        "WORLD_SIZE": str(environment.num_tasks),
+        "LOCAL_RANK": str(environment.local_rank),
+    }
+    if environment.num_tasks > 1:
+        first = environment.hostnames[0]
+        slurms = environment.cluster == "slurm"
+        os.environ["MASTER_ADDR"] = slurm.address(first) if slurms else "127.0.0.1"
+        # The same on every node, another one for every job.
+        port = random.Random(environment.job_id).randint(20_000, 60_000)
+        os.environ["MASTER_PORT"] = str(port)
+
+
+def leave(environment: Any, asked: Signals) -> None:
+    """End a job whose state is saved, as its end was asked for."""
+    if environment.cluster != "slurm":
+        if asked.requeue and not asked.end:
+            environment._requeue(0)
+        sys.exit(128 + signal.SIGTERM)
+    if asked.requeue and not asked.end and environment.global_rank == 0:
+        environment._requeue(0)
+    # An exit code would make it a failed job, which Slurm does not start again.
+    while True:
+        time.sleep(1)
+
+
+class Notes(threading.Thread):
+    """A thread that writes when the process began and until when it has lived, for GPU-hours."""
+
+    def __init__(self, folder: Path, job: str, gpus: int) -> None:
+        super().__init__(daemon=True)
+        self.lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        number = sum(1 for _ in folder.glob(f"{job}-*.json"))
+        self.path = folder / f"{job}-{number}.json"
+        self.told = {
+            "job": job,
+            "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+            "gpus": gpus,
+            "begun": float(os.environ.get(BEGUN, psutil.Process().create_time())),
+        }
+
+    def run(self) -> None:
+        """Write, now and again."""
+        while True:
+            self.write()
+            time.sleep(SECONDS_BETWEEN_NOTES)
+
+    def write(self) -> None:
+        """Write that the process lives."""
+        with self.lock:
+            write_json(self.path, self.told | {"ended": time.time()})

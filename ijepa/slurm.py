@@ -1,0 +1,237 @@
+"""What Slurm says, and what is asked of it, through its own commands."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ijepa.errors import UserError
+
+LIVE = {
+    "PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "RESIZING", "CONFIGURING",
+    "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT",
+}  # fmt: skip
+"""States in which a job has not ended; "" (nothing is known of it yet) is none of Slurm's."""
+
+LOST = {"PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
+"""Ends that say nothing against the job: it may be submitted again."""
+
+
+class State(NamedTuple):
+    """What a job is, and the signal that ended it, if one did."""
+
+    name: str
+    signal: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks for. ``minutes`` of time; ``delay`` seconds between a signal and the end.
+
+    ``gpus`` in all, ``gpus_per_node`` on each node, one process for each; 0 GPUs are one process.
+    """
+
+    partition: str | None
+    account: str | None
+    minutes: int
+    gpus: int
+    gpus_per_node: int
+    cpus_per_gpu: int
+    gb_per_gpu: int
+    delay: int = 120
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that have so many GPUs together."""
+        return -(-self.gpus // self.gpus_per_node) if self.gpus_per_node else 1
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes on each node."""
+        return max(1, self.gpus // self.nodes)
+
+    def check(self) -> None:
+        """Raise UserError for what this cluster will never run, before anything waits in a queue.
+
+        Each limit that can be named is; the controller itself (``sbatch --test-only``) has the
+        last word.
+        """
+        installed()
+        if self.gpus_per_node and self.gpus % self.nodes:
+            raise UserError(
+                f"gpus is {self.gpus}: with {self.gpus_per_node} on a node they do not fill "
+                f"{self.nodes} nodes evenly: ask for a multiple of gpus_per_node"
+            )
+        if self.minutes * 60 < 2 * self.delay:
+            raise UserError(
+                f"runtime is {self.minutes} minutes, and save_seconds {self.delay}: a job would be "
+                "told to save before it has begun: raise runtime, or lower save_seconds"
+            )
+        self._check_partition()
+        self._check_account()
+        options = [f"--{key}={value}" for key, value in self.options().items()]
+        done = _run("sbatch", "--test-only", *options, "--wrap", "true")
+        if done.returncode:
+            raise UserError(
+                f"Slurm refuses {' '.join(options)}: {done.stderr.strip()}: mend the profile"
+            )
+
+    def options(self) -> dict[str, str]:
+        """As sbatch's options."""
+        options = {
+            "nodes": str(self.nodes),
+            "ntasks-per-node": str(self.tasks_per_node),
+            "time": str(self.minutes),
+            "cpus-per-task": str(self.cpus_per_gpu),
+            "mem": f"{self.gb_per_gpu * self.tasks_per_node}G",
+        }
+        if self.gpus:
+            options["gpus-per-node"] = str(self.tasks_per_node)
+        if self.partition:
+            options["partition"] = self.partition
+        if self.account:
+            options["account"] = self.account
+        return options
+
+    def _check_partition(self) -> None:
+        if not self.partition:
+            return
+        found = _rows("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l")
+        if not found:
+            known = sorted({row[0] for row in _rows("sinfo", "-h", "-o", "%R")})
+            raise UserError(
+                f"slurm_partition: {self.partition!r} is unknown here; there are {', '.join(known)}"
+            )
+        gpus = [int(n) for row in found for n in re.findall(r"gpu(?::\w+)?:(\d+)", row[1])]
+        if self.gpus and self.tasks_per_node > max(gpus, default=0):
+            raise UserError(
+                f"gpus_per_node: {self.tasks_per_node} is more than a node of partition "
+                f"{self.partition} has ({max(gpus, default=0)}): lower it"
+            )
+        nodes = sum(int(row[0]) for row in found)
+        if self.nodes > nodes:
+            raise UserError(
+                f"gpus: {self.gpus} take {self.nodes} nodes of {self.gpus_per_node}, partition "
+                f"{self.partition} has {nodes}: ask for fewer GPUs"
+            )
+        limits = [minutes(row[2]) for row in found]
+        if None not in limits and self.minutes > max(limit for limit in limits if limit):
+            raise UserError(
+                f"runtime: {self.minutes} minutes are more than partition {self.partition} allows "
+                f"({found[0][2]}): lower it; a job that runs out of time saves and goes on"
+            )
+
+    def _check_account(self) -> None:
+        if not self.account:
+            return
+        asked = ("sacctmgr", "-n", "-P", "show", "assoc", f"user={os.environ.get('USER') or _me()}")
+        known = sorted({row[0] for row in _rows(*asked, "format=account")})
+        if known and self.account not in known:
+            raise UserError(
+                f"slurm_account: {self.account!r} is none of yours; you have {', '.join(known)}"
+            )
+
+
+def installed() -> None:
+    """Raise UserError where there is no Slurm."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "there is no Slurm on this machine (no sbatch in PATH): log in to the cluster, or use "
+            "--profile workflow/profiles/local"
+        )
+
+
+def state(job: str) -> State:
+    """What a job is; an empty name where nobody knows it, or nobody answers."""
+    now = _run("squeue", "-h", "-j", job, "-o", "%T")
+    if now.stdout.strip() in LIVE:
+        return State(now.stdout.strip())
+    if now.returncode and "Invalid job id" not in now.stderr:
+        return State("")  # the controller does not answer: nothing is known
+    # Accounting also knows the signal, and jobs that the controller has forgotten.
+    ended = _rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
+    if not ended:
+        return State(now.stdout.strip())
+    name, code = ended[-1][0].split()[0], ended[-1][1]
+    return State(name, int(code.partition(":")[2] or 0))
+
+
+def find(comment: str) -> str | None:
+    """The live job of this user with this comment, if there is one."""
+    for number, name, told in _rows("squeue", "-h", "--me", "-o", "%A|%T|%k"):
+        if told == comment and name in LIVE:
+            return number
+    return None
+
+
+def leftovers(folder: str) -> list[str]:
+    """Live jobs that a killed Snakemake submitted in a folder: its rules', not pretraining's."""
+    rows = _rows("squeue", "-h", "--me", "-o", "%A|%T|%Z|%k")
+    return [
+        job
+        for job, name, where, told in rows
+        if name in LIVE and where == folder and told.startswith("rule_")
+    ]
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """End jobs; those that have ended already are no error."""
+    _run("scancel", *jobs)
+
+
+def gpu_seconds(jobs: Iterable[str]) -> dict[str, tuple[float, float, int]]:
+    """Of each job the seconds, the GPU-seconds and the times it was started.
+
+    Every start of a requeued job counts (``-D``); steps repeat their job's allocation and do not
+    (``-X``); of AllocTRES ``gres/gpu`` is the sum over models.
+    """
+    found: dict[str, tuple[float, float, int]] = {}
+    asked = ",".join(jobs)
+    if not asked:
+        return found
+    columns = "JobIDRaw,ElapsedRaw,AllocTRES"
+    for job, elapsed, tres in _rows("sacct", "-D", "-X", "-n", "-P", "-j", asked, "-o", columns):
+        gpus = re.search(r"(?:^|,)gres/gpu=(\d+)", tres)
+        seconds = float(elapsed or 0)
+        before = found.get(job, (0.0, 0.0, 0))
+        found[job] = (
+            before[0] + seconds,
+            before[1] + seconds * (int(gpus[1]) if gpus else 0),
+            before[2] + (seconds > 0),
+        )
+    return found
+
+
+def address(node: str) -> str:
+    """Where a node is reached: its name, unless the cluster's configuration has another address."""
+    done = _run("scontrol", "show", "node", node, "-o")
+    found = re.search(r"NodeAddr=(\S+)", done.stdout)
+    return found[1] if found else node
+
+
+def minutes(limit: str) -> int | None:
+    """Slurm's [days-]hours:minutes:seconds in minutes; None for none."""
+    if limit == "infinite":
+        return None
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, mins, _ = [0] * (3 - len(parts)) + parts
+    return int(days or 0) * 1440 + hours * 60 + mins
+
+
+def _rows(*command: str) -> list[list[str]]:
+    done = _run(*command)
+    return [line.strip().split("|") for line in done.stdout.splitlines() if line.strip()]
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _me() -> str:
+    import getpass
+
+    return getpass.getuser()
