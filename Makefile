@@ -1,4 +1,4 @@
-# make reproduce | make test | make setup | make lint | make lock. Everything runs in .venv.
+# make reproduce | make test | make test-slurm | make setup | make lint | make lock. Everything runs in .venv.
 
 CONFIG ?= config/mini.yaml
 DATASET ?= cifar10
@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
 
-.PHONY: reproduce setup test lint lock shards clean
+.PHONY: reproduce setup test test-slurm lint lock shards clean
 
 reproduce: setup
 	snakemake --profile workflow/profiles/local --configfile $(CONFIG)
@@ -27,6 +27,10 @@ setup: .venv/complete
 
 test: setup
 	python -m pytest
+
+# A real Slurm on this machine, from Debian's packages (root installs them; else it says that it skips).
+test-slurm: setup
+	python -m pytest -m slurm tests/slurm
 
 lint: setup
 	ruff format --check .

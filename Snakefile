@@ -47,6 +47,8 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     freeze_run,
+    # Slurm's accounting is asked where Slurm is.
+    gpu_hours,
     # Its launcher only waits for the job that trains.
     pretrain,
 
@@ -64,11 +66,13 @@ rule all:
     default_target: True
     input:
         expand(f"{RESULTS}/tables/{{table}}.md", table=TABLES),
+        f"{RESULTS}/tables/gpu_hours.md",
         f"{RESULTS}/report.html",
 
 
 onstart:
     hold_folder()
+    check_cluster()
     if MISSING:
         raise WorkflowError(
             f"{MISSING}\nOr say in the config's `raw:` where they lie."

@@ -47,7 +47,9 @@ def check(benchmark: dict[str, Any]) -> None:
                 f"runs.{run['name']}.seed: a run has none of its own, or the rows of a table could "
                 "not be compared: set seeds for the whole config"
             )
-        raw = {key: value for key, value in {**shared, **run}.items() if key not in ("name", "gpus")}
+        raw = {
+            key: value for key, value in {**shared, **run}.items() if key not in ("name", "gpus")
+        }
         parsed = config.parse(raw, f"runs.{run['name']}")
         if (tokens_of := parsed.recipe.tokens) is not None:
             if "tokenizer" not in run.get("recipe", {}):

@@ -111,6 +111,13 @@ def same(number: int) -> bool:
     return len(set(found)) == 1
 
 
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an error says only that another of the processes is gone; gloo has no type for it."""
+    return isinstance(error, distributed.DistError) or any(
+        word in str(error) for word in ("gloo", "Connection reset by peer", "Broken pipe")
+    )
+
+
 def mean(scalars: dict[str, Tensor]) -> dict[str, float]:
     """The means of named scalars over all processes, on every one of them."""
     stacked = torch.stack([value.detach().float() for value in scalars.values()])

@@ -1,8 +1,9 @@
 """What went wrong on the user's side, and how a command says so."""
 
+import contextlib
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 
@@ -16,19 +17,27 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     Anything else is a fault of this software and keeps its traceback.
     """
     try:
-        command()
+        with in_one_line():
+            command()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """End the process with one line for a user's error, or for a disk's that has a remedy."""
+    try:
+        yield
     except UserError as error:
         # A loader's worker sends its error as the text of a traceback, whose last line says it all.
         sys.exit(f"error: {str(error).strip().splitlines()[-1].split('UserError: ')[-1]}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except OSError as error:
         if error.errno in REMEDIES:
             sys.exit(
                 f"error: {error.filename or 'output'}: {error.strerror}: {REMEDIES[error.errno]}"
             )
         raise
-    sys.exit(0)
 
 
 REMEDIES = {

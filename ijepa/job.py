@@ -23,10 +23,13 @@ import psutil
 import submitit
 
 from ijepa import slurm
+from ijepa.errors import in_one_line
 from ijepa.files import write_json
 
 BEGUN = "IJEPA_JOB_BEGUN"
 """The variable that says when a job of the cluster began, in seconds since 1970."""
+SECONDS_FOR_THE_CAUSE = 1800
+"""How long Slurm may take to notice that a node is gone (SlurmdTimeout), with room to spare."""
 SECONDS_BETWEEN_NOTES = 2.0
 """How much of its time a killed job may not have noted."""
 
@@ -53,6 +56,10 @@ class Pretraining:
 
     def __call__(self) -> None:
         """Train, from the last checkpoint on, until the encoder is there or a signal says stop."""
+        with in_one_line():
+            self._train()
+
+    def _train(self) -> None:
         asked = Signals()
         environment = submitit.JobEnvironment()
         join(environment)
@@ -77,6 +84,14 @@ class Pretraining:
                 train.train(read(self.run), data, self.state, out, world, asked.stop)
             except train.Stopped as stopped:
                 print(f"{stopped}", file=sys.stderr, flush=True)
+            except RuntimeError as error:
+                if world.size == 1 or not distributed.lost_another(error):
+                    raise
+                # It, or its node, tells why: the first to end with an error decides what is said of
+                # the job, and whether Slurm starts it again.
+                print("another process of this job is gone", file=sys.stderr, flush=True)
+                time.sleep(SECONDS_FOR_THE_CAUSE)
+                raise
             else:
                 if notes is not None:
                     notes.write()

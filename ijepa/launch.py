@@ -333,7 +333,7 @@ def failure(launch: Launch, job: Job, end: slurm.State) -> str:
         line
         for path in logs
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.startswith(("error: ", "ijepa.errors.UserError: ")) or "No such file" in line
+        if line.startswith("error: ") or "No such file" in line
     ]
     if end.name == "CANCELLED":
         return f"job {job.number} was cancelled; what it has saved is kept"
@@ -342,7 +342,7 @@ def failure(launch: Launch, job: Job, end: slurm.State) -> str:
             f"job {job.number} ended as {end.name} without a word in {job.log().parent}: are "
             "this folder and this environment on a disk that the nodes see too?"
         )
-    told = f": {lines[0].partition(': ')[2]}" if lines else ""
+    told = f": {lines[0].removeprefix('error: ')}" if lines else ""
     return f"job {job.number} ended as {end.name}{told} (logs: {job.log().parent})"
 
 

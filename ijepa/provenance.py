@@ -1,5 +1,6 @@
 """Where a number comes from: the commit, the machine, the versions."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -21,6 +22,8 @@ def here() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": metadata.version("timm"),
+        # The number of the cluster's job, by which its accounting knows the cost.
+        **({"job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
     }
 
 

@@ -1,14 +1,16 @@
 """What Slurm says, and what is asked of it, through its own commands."""
 
-import os
+import argparse
+import getpass
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ijepa.errors import UserError
+from ijepa.errors import UserError, run_command
 
 LIVE = {
     "PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "RESIZING", "CONFIGURING",
@@ -127,7 +129,7 @@ class Request:
     def _check_account(self) -> None:
         if not self.account:
             return
-        asked = ("sacctmgr", "-n", "-P", "show", "assoc", f"user={os.environ.get('USER') or _me()}")
+        asked = ("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}")
         known = sorted({row[0] for row in _rows(*asked, "format=account")})
         if known and self.account not in known:
             raise UserError(
@@ -222,6 +224,18 @@ def minutes(limit: str) -> int | None:
     return int(days or 0) * 1440 + hours * 60 + mins
 
 
+def main() -> None:
+    """End what a killed Snakemake has left in a folder, and wait until it is gone."""
+    parser = argparse.ArgumentParser(prog="python -m ijepa.slurm", description=main.__doc__)
+    parser.add_argument("folder", help="where Snakemake was started")
+    folder = parser.parse_args().folder
+    installed()
+    while jobs := leftovers(folder):
+        print(f"ending jobs of a Snakemake that was killed: {' '.join(jobs)}", flush=True)
+        cancel(jobs)
+        time.sleep(2)
+
+
 def _rows(*command: str) -> list[list[str]]:
     done = _run(*command)
     return [line.strip().split("|") for line in done.stdout.splitlines() if line.strip()]
@@ -231,7 +245,5 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _me() -> str:
-    import getpass
-
-    return getpass.getuser()
+if __name__ == "__main__":
+    run_command(main)

@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from ijepa import train
+from ijepa.data.loader import Images, Steps, TrainingViews, View, training_batches
+from ijepa.data.transforms import Crop
 from tests.conftest import raw_run_of
 from tests.several_runs import sgd
 from tests.test_methods import METHODS, batch, distance, make, part
@@ -108,3 +110,23 @@ def test_groups_of_masks_do_not_depend_on_the_division_of_the_batch() -> None:
     assert lengths == {float(method(whole)["context_patches"])}
     mean = torch.stack([scalars["loss"] for scalars in parts]).mean()
     torch.testing.assert_close(mean, method(whole)["loss"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_ranks_and_workers_share_an_epoch_without_losses_or_duplicates(
+    ranks: int, num_workers: int, data: Path
+) -> None:
+    """128 images in shards of 48, 48 and 32, in batches of 120 or less: what is left is told."""
+    batch_size = 40 // ranks * ranks
+    per_epoch = 128 // batch_size
+    views = TrainingViews(Images(data, "train"), [View(8, Crop(scale=(0.9, 1.0)))], seed=0)
+    seen: list[bytes] = []
+    expected: list[tuple[int, int]] = []
+    for rank in range(ranks):
+        steps = Steps(128, batch_size, 0, per_epoch, seed=0, part=rank, num_parts=ranks)
+        expected += [key for batch in steps for key in batch]
+        for item in training_batches(views, steps, num_workers):
+            seen += [view.numpy().tobytes() for view in item.views[0]]
+    assert len(set(expected)) == len(expected) == batch_size * per_epoch > 128 - batch_size
+    assert sorted(seen) == sorted(views[key].views[0].tobytes() for key in expected)

@@ -10,7 +10,7 @@ RESULTS = f"results/{config['name']}"
 SEEDS = config["seeds"]
 # Cores of a job that trains or runs a network: two jobs with one thread each are done sooner than one
 # after the other with two, where networks are small.
-THREADS = config.get("threads", workflow.cores or 8)
+THREADS = config.get("threads", workflow.cores)
 EVALUATIONS = {
     item["name"]: {
         "evaluation": item["name"],

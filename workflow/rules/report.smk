@@ -41,3 +41,21 @@ rule report:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {input.evaluations}"
         " --tables {params.tables:q} --out {output} 2>&1 | tee {log}"
+
+
+rule gpu_hours:
+    input:
+        evaluations=WANTED,
+        # Which jobs there were; of released weights there are none.
+        jobs=[f"{RESULTS}/runs/{run}/{seed}/job.json" for run, seed in TRAINED],
+    output:
+        csv=f"{RESULTS}/tables/gpu_hours.csv",
+        md=f"{RESULTS}/tables/gpu_hours.md",
+    log:
+        f"logs/{RESULTS}/gpu_hours.log",
+    conda:
+        "../../environment.yml"
+    params:
+        results=RESULTS,
+    shell:
+        "python -m evals.gpu_hours {params.results} --out {output.csv} 2>&1 | tee {log}"

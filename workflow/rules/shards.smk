@@ -26,7 +26,7 @@ rule build_shards:
         "logs/build_shards/{dataset}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 8
+    threads: workflow.cores
     params:
         raw=lambda wc: raw_folder(wc.dataset),
     shell:

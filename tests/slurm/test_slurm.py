@@ -1,0 +1,295 @@
+"""On a real Slurm: jobs that are disturbed end as undisturbed ones, and none runs twice.
+
+``make test-slurm``. The tests are in the order in which they use the cluster.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from evals.gpu_hours import tabulate
+from ijepa import slurm
+from ijepa.checkpoint import load_encoder
+from tests.conftest import raw_run_of
+from tests.slurm.conftest import CLUSTER
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
+
+LAUNCH = [
+    *(sys.executable, "-m", "ijepa.launch"),
+    *("--cluster", "slurm", "--partition", "gpu", "--account", "lab", "--poll", "1"),
+    *("--gpus", "4", "--gpus-per-node", "2", "--cpus-per-gpu", "1", "--gb-per-gpu", "2"),
+]
+
+
+def eventually(what: Callable[[], Any], seconds: float = 120) -> Any:
+    """What is true of it at last."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := what():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"not so within {seconds} seconds: {what}")
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A command in a session of its own, as another terminal would have it."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def long_run(steps: int) -> dict[str, Any]:
+    """A run of I-JEPA that takes a while; it saves by itself only now and then."""
+    raw = raw_run_of("ijepa")
+    raw["recipe"]["optim"]["epochs"] = steps * raw["recipe"]["optim"]["batch_size"] / 128
+    return {**raw, "log_every": 10, "monitor_every": 50, "checkpoint_every": 25}
+
+
+def launch(raw: dict[str, Any], data: Path, folder: Path) -> list[str]:
+    """What is typed to pretrain in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(raw))
+    files = {"data": data, "work": folder / "work", "out": folder / "out" / "encoder.safetensors"}
+    options = [word for key, path in files.items() for word in (f"--{key}", str(path))]
+    return [*LAUNCH, str(folder / "run.yaml"), *options, "--minutes", "2", "--save-seconds", "20"]
+
+
+def starts(job: str) -> pd.DataFrame:
+    """Every start of a job that accounting knows, with its end and its begin in seconds."""
+    columns = "State,Start,End,ElapsedRaw"
+    told = subprocess.run(
+        ["sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", columns],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
+    ).stdout
+    rows = [line.split("|") for line in told.splitlines()]
+    return pd.DataFrame(rows, columns=columns.split(","))
+
+
+def live() -> list[str]:
+    """Numbers of the jobs that have not ended."""
+    shown = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True)
+    return shown.stdout.split()
+
+
+def saved(folder: Path) -> int:
+    """The step that the run's log has come to."""
+    found = list(folder.glob("work/*/*/train.jsonl"))
+    lines = found[0].read_text().splitlines() if found else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
+    data: Path, tmp_path: Path
+) -> None:
+    """Told to requeue, preempted, its launcher killed, its node lost; then it is finished."""
+    raw = long_run(steps=400)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    command = launch(raw, data, calm)
+    assert start(command, calm / "log").wait(300) == 0, (calm / "log").read_text()
+
+    command = launch(raw, data, rough)
+    launcher = start(command, rough / "log")
+    (job,) = eventually(lambda: saved(rough) and live())
+    slurm_says = ["scancel", "--signal=USR2", job]
+    subprocess.run(slurm_says, check=True)
+    eventually(lambda: len(starts(job)) == 2)
+
+    before = saved(rough)
+    eventually(lambda: saved(rough) > before)
+    launcher.kill()
+    # Not of the launcher's account: whoever is more urgent takes the nodes.
+    urgent = ["sbatch", "-p", "urgent", "-A", "lab", "-N2", "--gpus-per-node=2", "-t1"]
+    subprocess.run([*urgent, "--mem=100", "--wrap", "sleep 2"], check=True)
+    eventually(lambda: len(starts(job)) == 3)
+
+    launcher = start(command, rough / "log")
+    eventually(lambda: f"job {job} works on this run" in (rough / "log").read_text())
+    before = saved(rough)
+    eventually(lambda: saved(rough) > before)
+    lose_a_node()
+    eventually(lambda: slurm.state(job).name == "PENDING")
+    subprocess.run([CLUSTER, "up"], check=True, capture_output=True)
+    assert launcher.wait(300) == 0, (rough / "log").read_text()
+
+    ends = [load_encoder(folder / "out" / "encoder.safetensors")[0] for folder in (calm, rough)]
+    for ours, theirs in zip(*(end.state_dict().values() for end in ends), strict=True):
+        assert torch.equal(ours, theirs)
+    told = json.loads((rough / "out" / "job.json").read_text())
+    assert [one["number"] for one in told["jobs"]] == [job]
+    assert len(told["attempts"]) >= 4
+    spans = [(one["begun"], one["ended"]) for one in told["attempts"]]
+    assert all(end <= begin + 1 for (_, end), (begin, _) in pairwise(spans))
+
+
+def lose_a_node() -> None:
+    """End a node's daemon and all that it has started, as a power cut would."""
+    folder = Path(os.environ["SLURMLAB_DIR"])
+    for status in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            command = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ")
+            environment = status.read_bytes()
+        except OSError:
+            continue
+        ours = f"SLURMLAB_OWNER={folder}".encode() in environment
+        of_node = b"SLURMD_NODENAME=a100-1" in environment or b"-N a100-1" in command
+        if of_node and (ours or b"slurmstepd" in command or b"submitit" in command):
+            os.kill(int(status.parent.name), signal.SIGKILL)
+
+
+def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_from_what_it_saved(
+    data: Path, tmp_path: Path
+) -> None:
+    command = launch(long_run(steps=400), data, tmp_path)
+    launcher = start(command, tmp_path / "log")
+    eventually(lambda: saved(tmp_path))
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(60) == 130
+    eventually(lambda: not live())
+    assert "stopped after step" in logs(tmp_path)
+
+    launcher = start(command, tmp_path / "log")
+    (job,) = eventually(live)
+    eventually(lambda: re.search(r"pretrain ijepa: +[1-9]", logs(tmp_path, job)))
+    os.killpg(launcher.pid, signal.SIGTERM)
+    assert launcher.wait(60) == 143
+    eventually(lambda: not live())
+
+
+def logs(folder: Path, job: str = "*") -> str:
+    """What the first processes of a run's jobs have written."""
+    return "".join(path.read_text() for path in folder.glob(f"work/*/submitit/{job}_0_log.err"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--partition", "nope"], "slurm_partition: 'nope' is unknown here; there are gpu, urgent"),
+        (["--account", "nope"], "slurm_account: 'nope' is none of yours; you have lab"),
+        (["--gpus-per-node", "4"], "gpus_per_node: 4 is more than a node of partition gpu has"),
+        (["--gpus", "6"], "gpus: 6 take 3 nodes of 2, partition gpu has 2"),
+        (["--gpus", "3"], "gpus is 3: with 2 on a node they do not fill 2 nodes evenly"),
+        (["--minutes", "3"], "runtime is 3 minutes, and save_seconds 120"),
+        (["--gb-per-gpu", "900"], "Slurm refuses .*--mem=1800G.*: mend the profile"),
+    ],
+)
+def test_what_the_cluster_will_never_run_is_refused_at_once(options: list[str], told: str) -> None:
+    done = subprocess.run([*LAUNCH, "--check", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(f"error: {told}", done.stderr), done.stderr
+    assert not live()
+
+
+def test_a_job_that_fails_says_why_and_a_node_without_the_environment_too(
+    data: Path, tmp_path: Path
+) -> None:
+    raw = raw_run_of("ijepa")
+    raw["recipe"]["optim"]["batch_size"] = 30
+    failing = start(launch(raw, data, tmp_path / "batch"), tmp_path / "batch.log")
+    bare = [*launch(raw_run_of("mae"), data, tmp_path / "bare"), "--setup", "exit 127"]
+    without = start(bare, tmp_path / "bare.log")
+    assert (failing.wait(90), without.wait(90)) == (1, 1)
+    assert "batch_size is 30: it must be a multiple of 4" in (tmp_path / "batch.log").read_text()
+    assert "ended as FAILED" in (tmp_path / "bare.log").read_text()
+
+
+@pytest.fixture
+def workflow(tiny: Path, tmp_path: Path) -> list[str]:
+    """Mini's first run on four GPUs with two evaluations, by the real profile, edited as a user's.
+
+    Nothing waits long for anything: this cluster answers at once.
+    """
+    mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+    run = mini["runs"][0]
+    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 30, "warmup_epochs": 1}
+    run["recipe"]["masking"]["group_size"] = 16
+    config = {
+        "name": "slurm",
+        "dataset": "tiny",
+        "vit": {**mini["vit"], "dim": 64, "depth": 2},
+        "seeds": [0],
+        "raw": {"tiny": str(tiny / "raw")},
+        "runs": [{**run, "gpus": 4, "checkpoint_every": 50, "precision": "float32"}],
+        "evaluations": [{"name": "knn"}],
+        "tables": [
+            {"name": "table", "title": "A table", "evaluations": ["knn"], "runs": ["ijepa"]}
+        ],
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    profile["default-resources"] |= {"runtime": 5, "mem_mb": "1000 * attempt"}
+    profile["set-resources"]["pretrain"] |= {
+        "runtime": 4,
+        "gpus_per_node": 2,
+        "cpus_per_gpu": 1,
+        "gb_per_gpu": 2,
+        "save_seconds": 20,
+        "poll_seconds": 1,
+    }
+    for rule in ("extract_features", "evaluate"):
+        profile["set-resources"][rule] |= {"runtime": 5}
+    profile |= {
+        "retries": 1,
+        "latency-wait": 5,
+        "slurm-init-seconds-before-status-checks": 1,
+        "seconds-between-status-checks": 2,
+    }
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
+    command = [sys.executable, "-m", "snakemake", "--profile", str(tmp_path / "profile")]
+    return [*command, "--directory", str(tmp_path), "--configfile", str(tmp_path / "config.yaml")]
+
+
+def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
+    workflow: list[str], tmp_path: Path
+) -> None:
+    snakemake = start(workflow, tmp_path / "log")
+    eventually(lambda: list(tmp_path.glob("work/slurm/ijepa/*/*/*/train.jsonl")), 180)
+    os.killpg(snakemake.pid, signal.SIGKILL)
+    (pretraining,) = live()
+
+    assert start(workflow, tmp_path / "log").wait(280) == 0, (tmp_path / "log").read_text()
+    record = json.loads((tmp_path / "results/slurm/runs/ijepa/seed0/job.json").read_text())
+    assert [job["number"] for job in record["jobs"]] == [pretraining]
+    table = pd.read_csv(tmp_path / "results/slurm/tables/gpu_hours.csv").set_index("source")
+    assert set(table.rule) == {"pretrain", "extract_features", "evaluate"}
+    trained = table[table.rule == "pretrain"].gpu_hours
+    assert trained["log"] == pytest.approx(trained["slurm"], rel=0.05)
+    assert (table.loc["slurm"].gpu_hours > 0).all()
+    known = slurm.gpu_seconds([pretraining])[pretraining]
+    assert trained["slurm"] * 3600 == pytest.approx(known[1], abs=1e-2)
+    assert len(tabulate(tmp_path / "results/slurm")) == len(table)
+    again = subprocess.run([*workflow, "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+    # A job that fails shows its log here, and is tried again.
+    about = next(tmp_path.glob("results/slurm/features/ijepa/seed0/*/train.npy"))
+    about.write_bytes(b"nothing")
+    (tmp_path / "results/slurm/evaluations/ijepa/seed0/knn.json").unlink()
+    assert start(workflow, tmp_path / "failing").wait(240) == 1
+    shown = (tmp_path / "failing").read_text()
+    assert "Logfile logs/results/slurm/evaluate/ijepa-0-knn.log" in shown
+    assert "Trying to restart job" in shown

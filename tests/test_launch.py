@@ -1,0 +1,235 @@
+"""The launcher on one machine: it finds its job again, ends it, and never starts a second one.
+
+On a real Slurm: tests/slurm.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from ijepa import distributed, launch, slurm
+from ijepa.data.staging import staged
+from ijepa.errors import UserError
+from ijepa.launch import Launch, pretrain
+from ijepa.slurm import Request, minutes
+from tests.conftest import raw_run_of
+from tests.test_train import run, told, weights
+
+ROOT = Path(__file__).parents[1]
+ONE = Request(None, None, 1440, 1, 8, 10, 55)
+
+
+def lasting(steps: int = 300) -> dict[str, Any]:
+    """A run that takes some seconds and saves seldom."""
+    raw = raw_run_of("ijepa")
+    raw["recipe"]["optim"]["epochs"] = steps * raw["recipe"]["optim"]["batch_size"] / 128
+    return {**raw, "checkpoint_every": 1000}
+
+
+def launched(raw: dict[str, Any], data: Path, folder: Path, cluster: str = "local") -> Launch:
+    folder.mkdir(exist_ok=True)
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    out = folder / "out" / "encoder.safetensors"
+    return Launch(path, data, folder / "work", out, cluster, ONE)
+
+
+def start(asked: Launch) -> subprocess.Popen[bytes]:
+    """The launcher in a process group of its own, as a shell starts it."""
+    files = [str(asked.run), "--data", str(asked.data), "--work", str(asked.work)]
+    with (asked.work.parent / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ijepa.launch", *files, "--out", str(asked.out)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def eventually(what: Callable[[], Any], seconds: float = 90) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not so within {seconds} seconds")
+
+
+def steps_of(asked: Launch) -> str:
+    """What the job under way has logged."""
+    return "".join(path.read_text() for path in asked.state.glob("*/train.jsonl"))
+
+
+def processes(asked: Launch) -> list[int]:
+    """Processes of this machine that work on a run."""
+    state = str(asked.state)
+    found = psutil.process_iter(["cmdline", "status"])
+    return [
+        p.pid
+        for p in found
+        if state in " ".join(p.info["cmdline"] or []) and p.info["status"] != "zombie"
+    ]
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a job in this process changes is put back."""
+    for name in distributed.VARIABLES:
+        monkeypatch.setenv(name, "0")
+    kept = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: Path) -> None:
+    raw = raw_run_of("mae")
+    asked = launched(raw, data, tmp_path / "launched", "debug")
+    pretrain(asked)
+    alone = run(raw, data, tmp_path / "alone")
+    assert told(asked.out) == told(alone)
+    assert all(w.equal(weights(alone)[k]) for k, w in weights(asked.out).items())
+    record = json.loads(asked.record.read_text())
+    assert [job["cluster"] for job in record["jobs"]] == ["debug"]
+    (attempt,) = record["attempts"]
+    assert attempt["ended"] > attempt["begun"]
+    assert not asked.state.exists()
+
+
+def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
+    data: Path, tmp_path: Path
+) -> None:
+    raw = lasting()
+    asked = launched(raw, data, tmp_path / "killed")
+    first = start(asked)
+    eventually(lambda: steps_of(asked))
+    first.kill()
+    first.wait()
+    second, third = start(asked), start(asked)
+    assert (second.wait(120), third.wait(120)) == (0, 0)
+    said = (asked.work.parent / "log").read_text()
+    assert "works on this run: waiting for it" in said
+    assert "the launcher before this one has brought the encoder" in said
+    assert len(json.loads(asked.record.read_text())["jobs"]) == 1
+    alone = run(raw, data, tmp_path / "alone")
+    assert all(w.equal(weights(alone)[k]) for k, w in weights(asked.out).items())
+
+
+def test_ctrl_c_saves_and_ends_the_job_and_the_next_start_goes_on(
+    data: Path, tmp_path: Path
+) -> None:
+    asked = launched(lasting(2000), data, tmp_path / "stopped")
+    launcher = start(asked)
+    eventually(lambda: steps_of(asked))
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(60) == 130
+    assert not processes(asked)
+    done = len(steps_of(asked).splitlines())
+    assert list(asked.state.glob("*/checkpoint.pt"))
+
+    launcher = start(asked)
+    eventually(lambda: len(steps_of(asked).splitlines()) > done)
+    launcher.terminate()
+    assert launcher.wait(60) == 143
+    assert not processes(asked)
+    assert [json.loads(line)["step"] for line in steps_of(asked).splitlines()][:5] == [
+        1, 2, 3, 4, 5,
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("place")
+def test_what_a_job_has_made_while_nobody_waited_is_brought_without_a_new_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "deliver", lambda _launch: None)
+        pretrain(asked)
+    assert not asked.out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "submit", lambda _launch: pytest.fail("a second job"))
+        pretrain(asked)
+    assert asked.out.exists()
+
+
+def test_another_run_and_other_shards_have_files_of_their_own(data: Path, tmp_path: Path) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run")
+    name = asked.name()
+    assert launched(raw_run_of("mae"), data, tmp_path / "run").name() == name
+    assert launched({**raw_run_of("mae"), "seed": 1}, data, tmp_path / "run").name() != name
+
+
+def test_a_job_that_fails_says_why(data: Path, tmp_path: Path) -> None:
+    raw = raw_run_of("mae")
+    raw["recipe"]["optim"]["batch_size"] = 1000
+    with pytest.raises(UserError, match=r"job \d+ ended as FAILED: .*batch_size: 1000 is more"):
+        pretrain(launched(raw, data, tmp_path / "run"))
+
+
+def test_without_a_cluster_there_is_one_clear_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no Slurm on this machine .*profiles/local"):
+        pretrain(launched(raw_run_of("mae"), data, tmp_path / "run", "slurm"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "on_a_node", "nodes", "tasks"),
+    [(16, 8, 2, 8), (4, 8, 1, 4), (1, 8, 1, 1), (8, 4, 2, 4)],
+)
+def test_a_run_takes_as_many_nodes_as_its_gpus_need(
+    gpus: int, on_a_node: int, nodes: int, tasks: int
+) -> None:
+    request = Request("gpu", None, 60, gpus, on_a_node, 10, 55)
+    assert (request.nodes, request.tasks_per_node) == (nodes, tasks)
+    assert request.options()["gpus-per-node"] == str(tasks)
+    assert request.options()["mem"] == f"{55 * tasks}G"
+
+
+def test_slurms_limits_are_read() -> None:
+    assert [minutes(text) for text in ("30:00", "1:00:00", "2-12:30:00", "infinite")] == [
+        30, 60, 3630, None,
+    ]  # fmt: skip
+
+
+def test_ends_that_say_nothing_against_a_run_let_it_go_on() -> None:
+    go_on = ["PREEMPTED", "TIMEOUT", "NODE_FAIL"]
+    assert all(launch.may_go_on(slurm.State(name)) for name in go_on)
+    assert launch.may_go_on(slurm.State("FAILED", signal.SIGUSR2))
+    assert not any(launch.may_go_on(slurm.State(name)) for name in ("FAILED", "CANCELLED"))
+
+
+def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> None:
+    waits: list[None] = []
+    copy = staged(data, tmp_path, True, lambda: waits.append(None))
+    files = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
+    assert len(files) == len(list(data.glob("*.tar"))) > 1
+    torn = next(copy.glob("*.tar"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert staged(data, tmp_path, True, lambda: waits.append(None)) == copy
+    assert staged(data, tmp_path, False, lambda: waits.append(None)) == copy
+    again = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
+    assert [name for name in files if files[name] != again[name]] == [torn.name]
+    assert len(waits) == 3
+
+
+def test_a_disk_that_is_too_small_for_the_shards_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10}))
+    with pytest.raises(UserError, match=r"has 0\.0 GB free, the shards of .* take"):
+        staged(data, tmp_path, True, lambda: None)
