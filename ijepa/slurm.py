@@ -188,11 +188,12 @@ def gpu_seconds(jobs: Iterable[str]) -> dict[str, tuple[float, float, int]]:
     """Of each job the seconds, the GPU-seconds and the times it was started.
 
     Every start of a requeued job counts (``-D``); steps repeat their job's allocation and do not
-    (``-X``); of AllocTRES ``gres/gpu`` is the sum over models.
+    (``-X``); of AllocTRES ``gres/gpu`` is the sum over models. Jobs that this machine's accounting
+    does not know, if it has any, are left out.
     """
     found: dict[str, tuple[float, float, int]] = {}
     asked = ",".join(jobs)
-    if not asked:
+    if not asked or shutil.which("sacct") is None:
         return found
     columns = "JobIDRaw,ElapsedRaw,AllocTRES"
     for job, elapsed, tres in _rows("sacct", "-D", "-X", "-n", "-P", "-j", asked, "-o", columns):
