@@ -39,6 +39,8 @@ from ijepa.slurm import Request
 
 FOREVER = 60 * 24 * 365
 """Minutes that a job of this machine may take."""
+MOST_IDLE = 3
+"""How often in a row a job may be lost before it has saved anything."""
 SECONDS_TO_SAVE = 60
 """How long Ctrl-C waits for a job of this machine to write its checkpoint."""
 
@@ -169,7 +171,7 @@ def pretrain(launch: Launch) -> None:
             if told["name"] == launch.name():
                 print("the launcher before this one has brought the encoder", flush=True)
                 return
-        job = attached(launch)
+        job, idle = attached(launch), 0
         while not encoder_of(launch).exists():
             if job is None:
                 job = submit(launch)
@@ -180,7 +182,8 @@ def pretrain(launch: Launch) -> None:
                 break
             if not may_go_on(end):
                 raise UserError(failure(launch, job, end))
-            if progress(launch) == before:
+            idle = idle + 1 if progress(launch) == before else 0
+            if idle == (1 if end.name == "TIMEOUT" else MOST_IDLE):
                 raise UserError(
                     f"job {job.number} ended as {end.name} and no step was saved since it began: "
                     f"give it more than {launch.request.minutes} minutes (runtime), or more than "
@@ -321,9 +324,12 @@ def show(log: Path, seen: int) -> int:
 def may_go_on(end: slurm.State) -> bool:
     """Whether a job's end says nothing against the run: its node, its time, another's priority.
 
-    A signal that comes before the job listens to it ends the process, as a failure.
+    A signal that comes before the job listens to it, or one that nothing can listen to, ends a
+    process, and with it the job as a failure; one that takes too much memory has a state of its
+    own where Slurm watches over it.
     """
-    return end.name in slurm.LOST or end.signal in (signal.SIGUSR2, signal.SIGTERM)
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
+    return end.name in slurm.LOST or (end.name == "FAILED" and end.signal in signals)
 
 
 def failure(launch: Launch, job: Job, end: slurm.State) -> str:

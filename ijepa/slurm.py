@@ -23,7 +23,7 @@ LOST = {"PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
 
 
 class State(NamedTuple):
-    """What a job is, and the signal that ended it, if one did."""
+    """What a job is, and the signal that ended it, or one of its processes, if one did."""
 
     name: str
     signal: int = 0
@@ -58,8 +58,8 @@ class Request:
     def check(self) -> None:
         """Raise UserError for what this cluster will never run, before anything waits in a queue.
 
-        Each limit that can be named is; the controller itself (``sbatch --test-only``) has the
-        last word.
+        Nodes count whether they are up or not: a job may wait for them. (``sbatch --test-only``
+        would refuse it.)
         """
         installed()
         if self.gpus_per_node and self.gpus % self.nodes:
@@ -74,34 +74,11 @@ class Request:
             )
         self._check_partition()
         self._check_account()
-        options = [f"--{key}={value}" for key, value in self.options().items()]
-        done = _run("sbatch", "--test-only", *options, "--wrap", "true")
-        if done.returncode:
-            raise UserError(
-                f"Slurm refuses {' '.join(options)}: {done.stderr.strip()}: mend the profile"
-            )
-
-    def options(self) -> dict[str, str]:
-        """As sbatch's options."""
-        options = {
-            "nodes": str(self.nodes),
-            "ntasks-per-node": str(self.tasks_per_node),
-            "time": str(self.minutes),
-            "cpus-per-task": str(self.cpus_per_gpu),
-            "mem": f"{self.gb_per_gpu * self.tasks_per_node}G",
-        }
-        if self.gpus:
-            options["gpus-per-node"] = str(self.tasks_per_node)
-        if self.partition:
-            options["partition"] = self.partition
-        if self.account:
-            options["account"] = self.account
-        return options
 
     def _check_partition(self) -> None:
         if not self.partition:
             return
-        found = _rows("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l")
+        found = _rows("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l|%c|%m")
         if not found:
             known = sorted({row[0] for row in _rows("sinfo", "-h", "-o", "%R")})
             raise UserError(
@@ -119,6 +96,16 @@ class Request:
                 f"gpus: {self.gpus} take {self.nodes} nodes of {self.gpus_per_node}, partition "
                 f"{self.partition} has {nodes}: ask for fewer GPUs"
             )
+        for key, asked, column, unit in (
+            ("cpus_per_gpu", self.cpus_per_gpu, 3, "CPUs"),
+            ("gb_per_gpu", self.gb_per_gpu * 1024, 4, "MB of memory"),
+        ):
+            have = max(int(row[column].rstrip("+")) for row in found)
+            if asked * self.tasks_per_node > have:
+                raise UserError(
+                    f"{key}: {self.tasks_per_node} on a node take {asked * self.tasks_per_node} "
+                    f"{unit}, a node of partition {self.partition} has {have}: lower it"
+                )
         limits = [minutes(row[2]) for row in found]
         if None not in limits and self.minutes > max(limit for limit in limits if limit):
             raise UserError(
@@ -157,8 +144,10 @@ def state(job: str) -> State:
     ended = _rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
     if not ended:
         return State(now.stdout.strip())
-    name, code = ended[-1][0].split()[0], ended[-1][1]
-    return State(name, int(code.partition(":")[2] or 0))
+    name = ended[-1][0].split()[0]
+    code, _, ended_by = ended[-1][1].partition(":")
+    # srun ends with the number of the signal that has ended one of its processes, or 128 more.
+    return State(name, int(ended_by or 0) or (int(code) % 128 if int(code) > 1 else 0))
 
 
 def find(comment: str) -> str | None:

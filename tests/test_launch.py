@@ -196,8 +196,6 @@ def test_a_run_takes_as_many_nodes_as_its_gpus_need(
 ) -> None:
     request = Request("gpu", None, 60, gpus, on_a_node, 10, 55)
     assert (request.nodes, request.tasks_per_node) == (nodes, tasks)
-    assert request.options()["gpus-per-node"] == str(tasks)
-    assert request.options()["mem"] == f"{55 * tasks}G"
 
 
 def test_slurms_limits_are_read() -> None:
@@ -210,7 +208,29 @@ def test_ends_that_say_nothing_against_a_run_let_it_go_on() -> None:
     go_on = ["PREEMPTED", "TIMEOUT", "NODE_FAIL"]
     assert all(launch.may_go_on(slurm.State(name)) for name in go_on)
     assert launch.may_go_on(slurm.State("FAILED", signal.SIGUSR2))
+    assert launch.may_go_on(slurm.State("FAILED", signal.SIGKILL))
     assert not any(launch.may_go_on(slurm.State(name)) for name in ("FAILED", "CANCELLED"))
+    assert not launch.may_go_on(slurm.State("CANCELLED", signal.SIGTERM))
+
+
+@pytest.mark.usefixtures("place")
+def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    jobs: list[int] = []
+    for end, submitted in (("TIMEOUT", 1), ("NODE_FAIL", launch.MOST_IDLE)):
+        jobs.clear()
+
+        def submit(it: Launch) -> launch.LocalJob:
+            jobs.append(1)
+            return launch.LocalJob(it, "1")
+
+        monkeypatch.setattr(launch, "submit", submit)
+        monkeypatch.setattr(launch, "wait", lambda _it, _job, end=end: slurm.State(end))
+        with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
+            pretrain(asked)
+        assert len(jobs) == submitted
 
 
 def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> None:

@@ -165,3 +165,50 @@ def test_published_weights_come_into_the_table_without_pretraining(
     assert "| published |" in table
     assert "n = 20 images of tiny" in table
     assert (tmp_path / "results" / "released" / "report.html").exists()
+
+
+@pytest.fixture
+def without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All programs of this machine but Slurm's."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for folder in os.environ["PATH"].split(":"):
+        for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            if program.name not in {"sbatch", "sinfo", "squeue", "sacct", "scontrol", "srun"}:
+                (programs / program.name).unlink(missing_ok=True)
+                (programs / program.name).symlink_to(program)
+    monkeypatch.setenv("PATH", str(programs))
+
+
+@pytest.mark.usefixtures("without_slurm")
+@pytest.mark.parametrize("profile", ["slurm", "workflow/profiles/slurm"])
+def test_without_slurm_its_profile_plans_and_else_says_one_clear_error(
+    profile: str, mini: dict[str, Any], tmp_path: Path
+) -> None:
+    done = plan(mini, tmp_path, "-n", "--profile", profile)
+    assert done.returncode == 0, done.stderr
+    assert "slurm_partition=gpu" in done.stdout + done.stderr
+    refused = plan(mini, tmp_path, "--profile", profile)
+    assert refused.returncode != 0
+    said = refused.stdout + refused.stderr
+    assert "there is no Slurm on this machine (no sbatch in PATH)" in said
+    assert "Traceback" not in said
+
+
+def test_the_profile_of_one_machine_with_several_gpus_plans(
+    mini: dict[str, Any], tmp_path: Path
+) -> None:
+    done = plan(mini, tmp_path, "-n", "--profile", "workflow/profiles/gpus")
+    assert done.returncode == 0, done.stderr
+    assert "gpu=1" in done.stdout + done.stderr
+
+
+def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(
+    mini: dict[str, Any], tmp_path: Path
+) -> None:
+    target = "results/mini/runs/ijepa/seed0/run.yaml"
+    mini["runs"][0]["gpus"] = 4
+    done = plan(mini, tmp_path, "-p", target)
+    assert done.returncode == 0, done.stderr
+    frozen = yaml.safe_load((tmp_path / target).read_text())
+    assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}

@@ -146,18 +146,20 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
 
 
 def lose_a_node() -> None:
-    """End a node's daemon and all that it has started, as a power cut would."""
-    folder = Path(os.environ["SLURMLAB_DIR"])
-    for status in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            command = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ")
-            environment = status.read_bytes()
-        except OSError:
-            continue
-        ours = f"SLURMLAB_OWNER={folder}".encode() in environment
-        of_node = b"SLURMD_NODENAME=a100-1" in environment or b"-N a100-1" in command
-        if of_node and (ours or b"slurmstepd" in command or b"submitit" in command):
-            os.kill(int(status.parent.name), signal.SIGKILL)
+    """End a node's daemons and then all that they have started, as a power cut would."""
+    for daemons in (True, False):
+        for status in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                command = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ")
+                environment = status.read_bytes()
+            except OSError:  # it has ended meanwhile
+                continue
+            owned = f"SLURMLAB_OWNER={os.environ['SLURMLAB_DIR']}".encode() in environment
+            daemon = owned and (b"-N a100-1" in command or (b"slurmstepd" in command))
+            task = b"SLURMD_NODENAME=a100-1" in environment and b"submitit" in command
+            of_node = b"a100-1" in command or b"SLURMD_NODENAME=a100-1" in environment
+            if (daemon and of_node) if daemons else task:
+                os.kill(int(status.parent.name), signal.SIGKILL)
 
 
 def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_from_what_it_saved(
@@ -193,7 +195,8 @@ def logs(folder: Path, job: str = "*") -> str:
         (["--gpus", "6"], "gpus: 6 take 3 nodes of 2, partition gpu has 2"),
         (["--gpus", "3"], "gpus is 3: with 2 on a node they do not fill 2 nodes evenly"),
         (["--minutes", "3"], "runtime is 3 minutes, and save_seconds 120"),
-        (["--gb-per-gpu", "900"], "Slurm refuses .*--mem=1800G.*: mend the profile"),
+        (["--gb-per-gpu", "900"], "gb_per_gpu: 2 on a node take 1843200 MB of memory, a node of"),
+        (["--cpus-per-gpu", "20"], "cpus_per_gpu: 2 on a node take 40 CPUs, a node of partition"),
     ],
 )
 def test_what_the_cluster_will_never_run_is_refused_at_once(options: list[str], told: str) -> None:
