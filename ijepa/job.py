@@ -7,6 +7,7 @@ puts the job back into the queue. After SIGTERM it waits for the end: of a cance
 none but that, and a preempted one Slurm itself puts back.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -63,11 +64,14 @@ class Pretraining:
         asked = Signals()
         environment = submitit.JobEnvironment()
         join(environment)
-        notes = None
-        if environment.global_rank == 0:
-            notes = Notes(self.state / "attempts", environment.job_id, self.gpus)
-            notes.start()
+        first = environment.global_rank == 0
+        notes = Notes(self.state / "attempts", environment.job_id, self.gpus) if first else None
+        with notes or contextlib.nullcontext():
+            if not self._finished(environment, asked):
+                leave(environment, asked)
 
+    def _finished(self, environment: Any, asked: "Signals") -> bool:
+        """Whether the encoder is there; else its state is saved."""
         import torch
 
         from ijepa import distributed, train
@@ -84,6 +88,7 @@ class Pretraining:
                 train.train(read(self.run), data, self.state, out, world, asked.stop)
             except train.Stopped as stopped:
                 print(f"{stopped}", file=sys.stderr, flush=True)
+                return False
             except RuntimeError as error:
                 if world.size == 1 or not distributed.lost_another(error):
                     raise
@@ -92,11 +97,7 @@ class Pretraining:
                 print("another process of this job is gone", file=sys.stderr, flush=True)
                 time.sleep(SECONDS_FOR_THE_CAUSE)
                 raise
-            else:
-                if notes is not None:
-                    notes.write()
-                return
-        leave(environment, asked)
+        return True
 
 
 class Signals:
@@ -147,12 +148,13 @@ def leave(environment: Any, asked: Signals) -> None:
         time.sleep(1)
 
 
-class Notes(threading.Thread):
-    """A thread that writes when the process began and until when it has lived, for GPU-hours."""
+class Notes:
+    """Writes when the process began and until when it has lived, for GPU-hours.
+
+    A thread writes it now and again: a process may be killed.
+    """
 
     def __init__(self, folder: Path, job: str, gpus: int) -> None:
-        super().__init__(daemon=True)
-        self.lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         number = sum(1 for _ in folder.glob(f"{job}-*.json"))
         self.path = folder / f"{job}-{number}.json"
@@ -162,14 +164,18 @@ class Notes(threading.Thread):
             "gpus": gpus,
             "begun": float(os.environ.get(BEGUN, psutil.Process().create_time())),
         }
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._write, daemon=True)
 
-    def run(self) -> None:
-        """Write, now and again."""
-        while True:
-            self.write()
-            time.sleep(SECONDS_BETWEEN_NOTES)
+    def __enter__(self) -> None:
+        self.thread.start()
 
-    def write(self) -> None:
-        """Write that the process lives."""
-        with self.lock:
+    def __exit__(self, *_error: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _write(self) -> None:
+        over = False
+        while not over:
+            over = self.over.wait(SECONDS_BETWEEN_NOTES)
             write_json(self.path, self.told | {"ended": time.time()})
