@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ def raw_run_of(method: str) -> dict[str, Any]:
         "monitor_every": 2,
         "checkpoint_every": 3,
     }
+
+
+def eventually(what: Callable[[], Any], seconds: float = 120, every: float = 0.2) -> Any:
+    """What is true of it at last."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := what():
+            return found
+        time.sleep(every)
+    raise AssertionError(f"not so within {seconds} seconds: {what}")
 
 
 @pytest.fixture

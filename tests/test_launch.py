@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ijepa.data.staging import staged
 from ijepa.errors import UserError
 from ijepa.launch import Launch, pretrain
 from ijepa.slurm import Request, minutes
-from tests.conftest import raw_run_of
+from tests.conftest import eventually, raw_run_of
 from tests.test_train import run, told, weights
 
 ROOT = Path(__file__).parents[1]
@@ -56,15 +55,6 @@ def start(asked: Launch) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
-
-
-def eventually(what: Callable[[], Any], seconds: float = 90) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not so within {seconds} seconds")
 
 
 def steps_of(asked: Launch) -> str:
