@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ class Pretraining:
         threads: Of each process on the CPU.
         gpus: In all; for the notes.
         stage: Folder on each node's own disk to which the shards are copied first.
+        visible: CUDA_VISIBLE_DEVICES of the launcher, for processes of its machine.
     """
 
     run: Path
@@ -54,6 +56,7 @@ class Pretraining:
     threads: int
     gpus: int
     stage: Path | None = None
+    visible: str | None = None
 
     def __call__(self) -> None:
         """Train, from the last checkpoint on, until the encoder is there or a signal says stop."""
@@ -72,6 +75,12 @@ class Pretraining:
 
     def _finished(self, environment: Any, asked: "Signals") -> bool:
         """Whether the encoder is there; else its state is saved."""
+        out = self.state / "encoder.safetensors"
+        if out.exists():  # the job was put back into the queue on its last steps
+            return True
+        if self.visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible
+
         import torch
 
         from ijepa import distributed, train
@@ -83,7 +92,6 @@ class Pretraining:
             data = self.data
             if self.stage is not None:
                 data = staged(data, self.stage, world.local_rank == 0, distributed.wait)
-            out = self.state / "encoder.safetensors"
             try:
                 train.train(read(self.run), data, self.state, out, world, asked.stop)
             except train.Stopped as stopped:
@@ -95,7 +103,8 @@ class Pretraining:
                 # It, or its node, tells why: the first to end with an error decides what is said of
                 # the job, and whether Slurm starts it again.
                 print("another process of this job is gone", file=sys.stderr, flush=True)
-                time.sleep(SECONDS_FOR_THE_CAUSE)
+                if environment.cluster == "slurm":
+                    time.sleep(SECONDS_FOR_THE_CAUSE)
                 raise
         return True
 
@@ -141,11 +150,13 @@ def leave(environment: Any, asked: Signals) -> None:
         if asked.requeue and not asked.end:
             environment._requeue(0)
         sys.exit(128 + signal.SIGTERM)
-    if asked.requeue and not asked.end and environment.global_rank == 0:
-        environment._requeue(0)
-    # An exit code would make it a failed job, which Slurm does not start again.
+    # An exit code would make it a failed job, which Slurm does not start again. The signal may come
+    # to this process after it came to another, and the controller may not answer at once.
     while True:
-        time.sleep(1)
+        if asked.requeue and not asked.end and environment.global_rank == 0:
+            with contextlib.suppress(subprocess.SubprocessError):
+                environment._requeue(0)
+        time.sleep(5)
 
 
 class Notes:

@@ -5,8 +5,10 @@ submitit: several nodes of a Slurm cluster, processes of this machine, or this p
 launcher only waits, shows the job's log, and brings encoder and log to their place at the end.
 
 - Killed or cut off from the terminal, it leaves its job alone; the same command finds it again, or
-  takes what it has made meanwhile. There is never a second job on the same files.
-- Ctrl-C, or SIGTERM, ends the job too; it saves what it has first.
+  takes what it has made meanwhile. There is never a second job on the same files. A run that is
+  finished is not trained again: delete its folder in ``work`` for that.
+- Ctrl-C, or SIGTERM, ends the job too. It saves what it has first, if the cluster gives it the time
+  for that (KillWait, 30 seconds as a rule).
 - A job that is preempted, runs out of time or loses its node goes on from its last checkpoint, as
   often as needed (``ijepa.job``).
 """
@@ -19,6 +21,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +42,8 @@ from ijepa.slurm import Request
 
 FOREVER = 60 * 24 * 365
 """Minutes that a job of this machine may take."""
+SECONDS_TO_BE_KNOWN = 120
+"""How long after its submission a job may be unknown to the cluster."""
 MOST_IDLE = 3
 """How often in a row a job may be lost before it has saved anything."""
 SECONDS_TO_SAVE = 60
@@ -115,9 +120,20 @@ class Job:
 class SlurmJob(Job):
     """A job of the cluster."""
 
+    forgotten_since: float | None = None
+
     def ended(self) -> slurm.State | None:
-        """See Job."""
+        """See Job. A job that no accounting has noted is over when it is not known any more."""
         found = slurm.state(self.number)
+        if found.name != slurm.FORGOTTEN:
+            self.forgotten_since = None
+        elif self.forgotten_since is None:
+            self.forgotten_since = time.monotonic()
+            return None
+        else:
+            if time.monotonic() - self.forgotten_since < SECONDS_TO_BE_KNOWN:
+                return None
+            return slurm.State("COMPLETED" if encoder_of(self.launch).exists() else "FAILED")
         return None if found.name in slurm.LIVE or not found.name else found
 
     def cancel(self) -> None:
@@ -144,10 +160,12 @@ class LocalJob(Job):
     def cancel(self) -> None:
         """See Job."""
         if (process := self._process()) is not None:
+            all_of_it = [process, *process.children(recursive=True)]
             process.terminate()
-            gone, _ = psutil.wait_procs([process], timeout=SECONDS_TO_SAVE)
-            if not gone:
-                process.send_signal(signal.SIGINT)
+            _, alive = psutil.wait_procs(all_of_it, timeout=SECONDS_TO_SAVE)
+            for each in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 def encoder_of(launch: Launch) -> Path:
@@ -165,49 +183,49 @@ def pretrain(launch: Launch) -> None:
         launch.request.check()
     # Else an encoder would be trained and could not be put down.
     launch.out.parent.mkdir(parents=True, exist_ok=True)
-    with alone(launch) as waited:
-        if waited and launch.record.exists() and launch.out.exists():
-            told = json.loads(launch.record.read_text(encoding="utf-8"))
-            if told["name"] == launch.name():
-                print("the launcher before this one has brought the encoder", flush=True)
-                return
+    with alone(launch), cancelled_by_signals() as current:
         job, idle = attached(launch), 0
-        while not encoder_of(launch).exists():
-            if job is None:
-                job = submit(launch)
+        while job is not None or not encoder_of(launch).exists():
+            mine = job is None
+            current.job = job = job or submit(launch)
             before = progress(launch)
-            with cancelled_by_signals(job):
-                end = wait(launch, job)
-            if encoder_of(launch).exists():
-                break
+            end = wait(launch, job)
+            number, current.job, job = job.number, None, None
+            # A job that was cancelled before this launcher came says nothing of what is asked now.
+            if encoder_of(launch).exists() or (end.name == "CANCELLED" and not mine):
+                continue
             if not may_go_on(end):
-                raise UserError(failure(launch, job, end))
+                raise UserError(failure(launch, number, end))
             idle = idle + 1 if progress(launch) == before else 0
             if idle == (1 if end.name == "TIMEOUT" else MOST_IDLE):
                 raise UserError(
-                    f"job {job.number} ended as {end.name} and no step was saved since it began: "
+                    f"job {number} ended as {end.name} and no step was saved since it began: "
                     f"give it more than {launch.request.minutes} minutes (runtime), or more than "
                     f"{launch.request.delay} seconds to save (save_seconds)"
                 )
-            print(f"job {job.number} ended as {end.name}: the run goes on", flush=True)
-            job = None
+            print(f"job {number} ended as {end.name}: the run goes on", flush=True)
         deliver(launch)
 
 
 def attached(launch: Launch) -> Job | None:
     """The job of an earlier launcher that still lives, or None."""
-    if launch.cluster == "debug":
-        return None
-    kind = SlurmJob if launch.cluster == "slurm" else LocalJob
-    numbers = [told["number"] for told in jobs(launch) if told["cluster"] == launch.cluster][-1:]
+    noted = jobs(launch)[-1:]
     # A launcher that was killed right after it had submitted has noted nothing.
     if launch.cluster == "slurm" and (live := slurm.find(launch.name())) is not None:
-        numbers = [live]
-    for number in numbers:
-        job = kind(launch, number)
+        noted = [{"cluster": "slurm", "number": live, "host": ""}]
+    for told in noted:
+        if told["cluster"] == "debug":
+            continue
+        if told["cluster"] == "local" and told["host"] != socket.gethostname():
+            raise UserError(
+                f"{launch.state / 'jobs.json'}: the last job of this run is process "
+                f"{told['number']} of {told['host']}: go on there, or, where it has ended, delete "
+                "this file"
+            )
+        job = (SlurmJob if told["cluster"] == "slurm" else LocalJob)(launch, told["number"])
         if job.ended() is None:
-            print(f"job {number} works on this run: waiting for it", flush=True)
-            note(launch, number)
+            print(f"job {job.number} works on this run: waiting for it", flush=True)
+            note(launch, told["cluster"], job.number)
             return job
     return None
 
@@ -225,6 +243,8 @@ def submit(launch: Launch) -> Job:
         request.cpus_per_gpu if launch.cluster == "slurm" else launch.threads,
         gpus,
         launch.stage,
+        # submitit would count a machine's GPUs from 0.
+        None if launch.cluster == "slurm" else os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     executor = submitit.AutoExecutor(launch.state / "submitit", cluster=launch.cluster)
     executor.update_parameters(**parameters(launch, gpus))
@@ -237,7 +257,7 @@ def submit(launch: Launch) -> Job:
         raise UserError(f"Slurm did not take the job: {error}") from None
     finally:
         signal.signal(signal.SIGINT, kept)
-    note(launch, submitted.job_id)
+    note(launch, launch.cluster, submitted.job_id)
     print(f"{launch.cluster} job {submitted.job_id} submitted", flush=True)
     if launch.cluster == "debug":
         submitted.result()
@@ -332,9 +352,10 @@ def may_go_on(end: slurm.State) -> bool:
     return end.name in slurm.LOST or (end.name == "FAILED" and end.signal in signals)
 
 
-def failure(launch: Launch, job: Job, end: slurm.State) -> str:
+def failure(launch: Launch, number: str, end: slurm.State) -> str:
     """What a person must know of a failed job."""
-    logs = sorted(job.log().parent.glob(f"{job.number}_*_log.*"))
+    folder = launch.state / "submitit"
+    logs = sorted(folder.glob(f"{number}_*_log.*"))
     lines = [
         line
         for path in logs
@@ -342,14 +363,14 @@ def failure(launch: Launch, job: Job, end: slurm.State) -> str:
         if line.startswith("error: ") or "No such file" in line
     ]
     if end.name == "CANCELLED":
-        return f"job {job.number} was cancelled; what it has saved is kept"
+        return f"job {number} was cancelled; what it has saved is kept"
     if not logs:
         return (
-            f"job {job.number} ended as {end.name} without a word in {job.log().parent}: are "
-            "this folder and this environment on a disk that the nodes see too?"
+            f"job {number} ended as {end.name} without a word in {folder}: are this folder and "
+            "this environment on a disk that the nodes see too?"
         )
     told = f": {lines[0].removeprefix('error: ')}" if lines else ""
-    return f"job {job.number} ended as {end.name}{told} (logs: {job.log().parent})"
+    return f"job {number} ended as {end.name}{told} (logs: {folder})"
 
 
 def progress(launch: Launch) -> list[int]:
@@ -358,23 +379,29 @@ def progress(launch: Launch) -> list[int]:
 
 
 def deliver(launch: Launch) -> None:
-    """Move encoder and log to where they are asked for, and say beside them what ran where."""
+    """Put encoder and log to where they are asked for, and say beside them what ran where.
+
+    They stay in the run's folder too, as links to the same bytes where the disk has links: what
+    Snakemake deletes, because it was killed before it had noted it, is brought again.
+    """
+    attempts = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (launch.state / "attempts").glob("*.json")
+    ]
     record = {
         "name": launch.name(),
         "request": asdict(launch.request),
         "jobs": jobs(launch),
-        "attempts": [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((launch.state / "attempts").glob("*.json"))
-        ],
+        "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
     }
     for path in (launch.state / "train.jsonl", encoder_of(launch)):
         target = launch.out if path == encoder_of(launch) else launch.out.with_name(path.name)
         with written_whole(target) as part:
-            shutil.copyfile(path, part)
+            try:
+                os.link(path, part)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, part)
     write_json(launch.record, record)
-    # Over: the same command, given again, is a new run.
-    shutil.rmtree(launch.state)
 
 
 def jobs(launch: Launch) -> list[dict[str, str]]:
@@ -383,44 +410,54 @@ def jobs(launch: Launch) -> list[dict[str, str]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def note(launch: Launch, number: str) -> None:
+def note(launch: Launch, cluster: str, number: str) -> None:
     """Note a job of this run."""
-    told = {"cluster": launch.cluster, "number": number}
-    if told not in (before := jobs(launch)):
+    before = jobs(launch)
+    if (cluster, number) not in [(told["cluster"], told["number"]) for told in before]:
+        told = {"cluster": cluster, "number": number, "host": socket.gethostname()}
         write_json(launch.state / "jobs.json", [*before, told])
 
 
 @contextlib.contextmanager
-def alone(launch: Launch) -> Iterator[bool]:
-    """Hold the run; whether another launcher had to end first. The lock ends with its process."""
+def alone(launch: Launch) -> Iterator[None]:
+    """Hold the run, after any other launcher has ended. The lock ends with its process."""
     launch.work.mkdir(parents=True, exist_ok=True)
     with (launch.work / f"{launch.name()}.lock").open("a+", encoding="utf-8") as file:
-        waited = False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             print(f"launcher {file.read()} waits for the same run: waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-            waited = True
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield waited
+        yield
+
+
+@dataclass
+class Current:
+    """The job that is waited for, if any."""
+
+    job: Job | None = None
 
 
 @contextlib.contextmanager
-def cancelled_by_signals(job: Job) -> Iterator[None]:
-    """Where SIGINT or SIGTERM come, end the job and this process."""
+def cancelled_by_signals() -> Iterator[Current]:
+    """Where SIGINT or SIGTERM come, end the current job and this process."""
+    current = Current()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        print(f"{signal.Signals(number).name}: ending job {job.number}", flush=True)
-        job.cancel()
+        # First of all: a terminal's Ctrl-C ends what reads our output, too.
+        if current.job is not None:
+            current.job.cancel()
+        with contextlib.suppress(OSError):
+            print(f"{signal.Signals(number).name}: the job was ended", flush=True)
         sys.exit(128 + number)
 
     kept = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield current
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -18,8 +18,15 @@ LIVE = {
 }  # fmt: skip
 """States in which a job has not ended; "" (nothing is known of it yet) is none of Slurm's."""
 
+SECONDS_TO_END = 120
+"""How long jobs that were cancelled may take to be gone."""
+
 LOST = {"PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
 """Ends that say nothing against the job: it may be submitted again."""
+
+
+FORGOTTEN = "FORGOTTEN"
+"""A job that neither the controller nor accounting, if there is any, knows."""
 
 
 class State(NamedTuple):
@@ -48,7 +55,7 @@ class Request:
     @property
     def nodes(self) -> int:
         """Nodes that have so many GPUs together."""
-        return -(-self.gpus // self.gpus_per_node) if self.gpus_per_node else 1
+        return max(1, -(-self.gpus // self.gpus_per_node)) if self.gpus_per_node else 1
 
     @property
     def tasks_per_node(self) -> int:
@@ -84,7 +91,7 @@ class Request:
             raise UserError(
                 f"slurm_partition: {self.partition!r} is unknown here; there are {', '.join(known)}"
             )
-        gpus = [int(n) for row in found for n in re.findall(r"gpu(?::\w+)?:(\d+)", row[1])]
+        gpus = [int(n) for row in found for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", row[1])]
         if self.gpus and self.tasks_per_node > max(gpus, default=0):
             raise UserError(
                 f"gpus_per_node: {self.tasks_per_node} is more than a node of partition "
@@ -134,7 +141,7 @@ def installed() -> None:
 
 
 def state(job: str) -> State:
-    """What a job is; an empty name where nobody knows it, or nobody answers."""
+    """What a job is; an empty name where nobody answers."""
     now = _run("squeue", "-h", "-j", job, "-o", "%T")
     if now.stdout.strip() in LIVE:
         return State(now.stdout.strip())
@@ -143,7 +150,7 @@ def state(job: str) -> State:
     # Accounting also knows the signal, and jobs that the controller has forgotten.
     ended = _rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
     if not ended:
-        return State(now.stdout.strip())
+        return State(now.stdout.strip() or FORGOTTEN)
     name = ended[-1][0].split()[0]
     code, _, ended_by = ended[-1][1].partition(":")
     # srun ends with the number of the signal that has ended one of its processes, or 128 more.
@@ -152,7 +159,7 @@ def state(job: str) -> State:
 
 def find(comment: str) -> str | None:
     """The live job of this user with this comment, if there is one."""
-    for number, name, told in _rows("squeue", "-h", "--me", "-o", "%A|%T|%k"):
+    for number, name, told in _queue("%A|%T|%k"):
         if told == comment and name in LIVE:
             return number
     return None
@@ -160,10 +167,9 @@ def find(comment: str) -> str | None:
 
 def leftovers(folder: str) -> list[str]:
     """Live jobs that a killed Snakemake submitted in a folder: its rules', not pretraining's."""
-    rows = _rows("squeue", "-h", "--me", "-o", "%A|%T|%Z|%k")
     return [
         job
-        for job, name, where, told in rows
+        for job, name, where, told in _queue("%A|%T|%Z|%k")
         if name in LIVE and where == folder and told.startswith("rule_")
     ]
 
@@ -220,10 +226,29 @@ def main() -> None:
     parser.add_argument("folder", help="where Snakemake was started")
     folder = parser.parse_args().folder
     installed()
+    until = time.monotonic() + SECONDS_TO_END
     while jobs := leftovers(folder):
-        print(f"ending jobs of a Snakemake that was killed: {' '.join(jobs)}", flush=True)
         cancel(jobs)
+        if time.monotonic() > until:
+            raise UserError(
+                f"jobs {' '.join(jobs)} of a Snakemake that was killed do not end: look at them "
+                "with squeue, and start again when they are gone"
+            )
         time.sleep(2)
+
+
+def _queue(columns: str) -> list[list[str]]:
+    """Columns of all live jobs of this user; raises UserError where the controller is silent.
+
+    No answer is not "none": it would be taken for leave to submit a second job.
+    """
+    for attempt in range(3):
+        done = _run("squeue", "-h", "--me", "-o", columns)
+        if done.returncode == 0:
+            lines = done.stdout.splitlines()
+            return [line.strip().split("|", columns.count("|")) for line in lines if line.strip()]
+        time.sleep(5 * attempt)
+    raise UserError(f"Slurm does not answer ({done.stderr.strip()}): try again later")
 
 
 def _rows(*command: str) -> list[list[str]]:

@@ -43,9 +43,9 @@ from ijepa.precision import kernels, precision
 from ijepa.provenance import here
 from ijepa.vit import ViT
 
-NUM_MONITORED = 512
 PATIENCE = 120
 """Seconds that several processes wait for the last writer of their folder to end."""
+NUM_MONITORED = 512
 """Images whose features are watched for collapse."""
 
 

@@ -96,7 +96,6 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
     assert [job["cluster"] for job in record["jobs"]] == ["debug"]
     (attempt,) = record["attempts"]
     assert attempt["ended"] > attempt["begun"]
-    assert not asked.state.exists()
 
 
 def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
@@ -112,7 +111,7 @@ def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
     assert (second.wait(120), third.wait(120)) == (0, 0)
     said = (asked.work.parent / "log").read_text()
     assert "works on this run: waiting for it" in said
-    assert "the launcher before this one has brought the encoder" in said
+    assert "waits for the same run: waiting for it" in said
     assert len(json.loads(asked.record.read_text())["jobs"]) == 1
     alone = run(raw, data, tmp_path / "alone")
     assert all(w.equal(weights(alone)[k]) for k, w in weights(asked.out).items())
@@ -226,13 +225,13 @@ def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
 def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> None:
     waits: list[None] = []
     copy = staged(data, tmp_path, True, lambda: waits.append(None))
-    files = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
+    files = {path.name: path.stat().st_ino for path in copy.glob("*.tar")}
     assert len(files) == len(list(data.glob("*.tar"))) > 1
     torn = next(copy.glob("*.tar"))
     torn.write_bytes(torn.read_bytes()[:-1])
     assert staged(data, tmp_path, True, lambda: waits.append(None)) == copy
     assert staged(data, tmp_path, False, lambda: waits.append(None)) == copy
-    again = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.tar")}
+    again = {path.name: path.stat().st_ino for path in copy.glob("*.tar")}
     assert [name for name in files if files[name] != again[name]] == [torn.name]
     assert len(waits) == 3
 
@@ -243,3 +242,37 @@ def test_a_disk_that_is_too_small_for_the_shards_is_named(
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match=r"has 0\.0 GB free, the shards of .* take"):
         staged(data, tmp_path, True, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("gres", "enough"),
+    [
+        ("gpu:a100:4", True),
+        ("gpu:nvidia_a100-sxm4-80gb:4(S:0-1)", True),
+        ("gpu:4,nvme:1", True),
+        ("gpu:a100:2", False),
+        ("(null)", False),
+    ],
+)
+def test_the_gpus_of_a_node_are_read_as_sites_name_them(
+    gres: str, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [["2", gres, "1-00:00:00", "128", "1000000+"]]
+    monkeypatch.setattr(slurm, "_rows", lambda *_command: rows)
+    request = Request("gpu", None, 60, 8, 4, 10, 55)
+    if enough:
+        request._check_partition()
+    else:
+        with pytest.raises(UserError, match="gpus_per_node: 4 is more than a node"):
+            request._check_partition()
+
+
+def test_a_controller_that_does_not_answer_is_no_leave_for_a_second_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = subprocess.CompletedProcess([], 1, "", "Unable to contact slurm controller")
+    monkeypatch.setattr(slurm, "_run", lambda *_command: silent)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    with pytest.raises(UserError, match=r"Slurm does not answer \(Unable to contact"):
+        slurm.find("ijepa-1")
+    assert slurm.state("1") == slurm.State("")

@@ -32,14 +32,14 @@ def staged(data: Path, folder: Path, copies: bool, wait: Callable[[], None]) -> 
 
 
 def _copy(data: Path, copy: Path) -> None:
-    """Copy the files that are missing or of another size, the index last."""
+    """Copy the files that are missing or differ in size or time, the index last."""
     files = [path.relative_to(data) for path in data.rglob("*") if path.is_file()]
     files = [path for path in files if not path.name.startswith(".")]
     size = {path: (data / path).stat().st_size for path in files}
     left = [
         path
         for path in sorted(files, key=lambda path: (path.name == "index.json", path))
-        if not (copy / path).exists() or (copy / path).stat().st_size != size[path]
+        if not (copy / path).exists() or stamp(copy / path) != stamp(data / path)
     ]
     needed, free = sum(size[path] for path in left), shutil.disk_usage(copy).free
     if needed > free:
@@ -50,5 +50,10 @@ def _copy(data: Path, copy: Path) -> None:
     with tqdm(total=needed, unit="B", unit_scale=True, desc="staging shards", mininterval=2) as bar:
         for path in left:
             with written_whole(copy / path) as part:
-                shutil.copyfile(data / path, part)
+                shutil.copy2(data / path, part)
             bar.update(size[path])
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """A file's size and its time of change in seconds, which a copy keeps."""
+    return path.stat().st_size, int(path.stat().st_mtime)

@@ -34,6 +34,8 @@ rule pretrain:
         job=f"{RESULTS}/runs/{{run}}/seed{{seed}}/job.json",
     log:
         f"logs/{RESULTS}/pretrain/{{run}}-{{seed}}.log",
+    # The launcher starts a lost job again by itself; others would fail again.
+    retries: 0
     conda:
         "../../environment.yml"
     threads: THREADS
@@ -47,4 +49,4 @@ rule pretrain:
         ),
     shell:
         "python -m ijepa.launch {input.run} --data $(dirname {input.data}) --work {params.work}"
-        " --out {output.encoder} {params.launch} 2>&1 | tee {log}"
+        " --out {output.encoder} {params.launch} 2>&1 | tee -i {log}"
