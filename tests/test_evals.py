@@ -418,7 +418,7 @@ def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
         (["finetune", "--features", "{features}"], "finetune uses images, it was given features"),
         (["knn", "--features", "{features}", "--images", "[1]"], r"--images \[1\]: give counts"),
         (["knn", "--features", "{features}", "--images", '{{"test": -1}}'], "give counts by split"),
-        (["knn", "--features", "{features}", "--images", '{{"trian": 5}}'], "--images names trian"),
+        (["knn", "--features", "{features}", "--images", '{{"tests": 5}}'], "--images names tests"),
         (["knn", "--features", "{features}", "--config", "[]"], r"--config \[\]: give keys"),
     ],
 )
