@@ -56,6 +56,6 @@ rule gpu_hours:
     conda:
         "../../environment.yml"
     params:
-        results=RESULTS,
+        results=lambda wc, output: Path(output.csv).parents[1],
     shell:
         "python -m evals.gpu_hours {params.results} --out {output.csv} 2>&1 | tee {log}"
