@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from ijepa import distributed, launch, slurm
@@ -79,7 +80,9 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in distributed.VARIABLES:
         monkeypatch.setenv(name, "0")
     kept = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)}
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     for number, handler in kept.items():
         signal.signal(number, handler)
 
