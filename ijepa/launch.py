@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Launch:
         return self.out.with_name("job.json")
 
 
-class Job:
+class Job(ABC):
     """A submitted job, which this launcher or an earlier one has started."""
 
     def __init__(self, launch: Launch, number: str) -> None:
@@ -108,13 +109,13 @@ class Job:
         """Where the first process writes."""
         return self.launch.state / "submitit" / f"{self.number}_0_log.err"
 
+    @abstractmethod
     def ended(self) -> slurm.State | None:
         """How the job has ended, or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cancel(self) -> None:
         """End the job; it may save first."""
-        raise NotImplementedError
 
 
 class SlurmJob(Job):

@@ -101,6 +101,16 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
     assert attempt["ended"] > attempt["begun"]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """This process computes as launched ones do: two threads add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:

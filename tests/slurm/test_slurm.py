@@ -260,7 +260,7 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     os.killpg(snakemake.pid, signal.SIGKILL)
     (pretraining,) = live()
 
-    assert start(workflow, tmp_path / "log").wait(280) == 0, (tmp_path / "log").read_text()
+    assert start(workflow, tmp_path / "log").wait(400) == 0, (tmp_path / "log").read_text()
     record = json.loads((tmp_path / "results/slurm/runs/ijepa/seed0/job.json").read_text())
     assert [job["number"] for job in record["jobs"]] == [pretraining]
     table = pd.read_csv(tmp_path / "results/slurm/tables/gpu_hours.csv").set_index("source")
@@ -279,7 +279,7 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     about.write_bytes(b"nothing")
     for made in ("evaluations/ijepa/seed0/knn.json", "tables/table.md", "tables/gpu_hours.md"):
         (tmp_path / "results/slurm" / made).unlink()
-    assert start(workflow, tmp_path / "failing").wait(240) == 1
+    assert start(workflow, tmp_path / "failing").wait(400) == 1
     shown = (tmp_path / "failing").read_text()
     assert "Logfile logs/results/slurm/evaluate/ijepa-0-knn.log" in shown
     assert "Trying to restart job" in shown
