@@ -1,4 +1,4 @@
-# make reproduce | make test | make test-slurm | make setup | make lint | make lock. Everything runs in .venv.
+# make reproduce | make repro | make pull | make test | make test-slurm | make setup | make lint | make lock. Everything runs in .venv.
 
 CONFIG ?= config/mini.yaml
 DATASET ?= cifar10
@@ -6,10 +6,18 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
 
-.PHONY: reproduce setup test test-slurm lint lock shards clean
+.PHONY: reproduce repro pull setup test test-slurm lint lock shards clean
 
 reproduce: setup
 	snakemake --profile workflow/profiles/local --configfile $(CONFIG)
+
+# The same, versioned: make repro, dvc push, git commit. A clone's way to the results: make pull.
+repro: setup
+	dvc repro
+
+pull: setup
+	dvc pull --with-deps tables-$(basename $(notdir $(CONFIG)))
+	python -m workflow.scripts.versioned settle
 
 setup: .venv/complete
 

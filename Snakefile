@@ -42,10 +42,14 @@ include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/released.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/version.smk"
 
 
 localrules:
     all,
+    encoders,
+    features,
+    evaluations_and_tables,
     freeze_run,
     # Slurm's accounting is asked where Slurm is.
     gpu_hours,
@@ -65,9 +69,7 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        expand(f"{RESULTS}/tables/{{table}}.md", table=TABLES),
-        f"{RESULTS}/tables/gpu_hours.md",
-        f"{RESULTS}/report.html",
+        PRODUCTS,
 
 
 onstart:

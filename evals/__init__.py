@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from evals.subject import Subject
 
 NOT_EVALUATIONS = {
-    "__main__", "benchmark", "features", "figures", "gpu_hours", "heads", "report", "subject",
-    "supervised", "tables", "views",
+    "__main__", "audit", "benchmark", "features", "figures", "gpu_hours", "heads", "metrics",
+    "provenance", "report", "subject", "supervised", "tables", "views",
 }  # fmt: skip
 
 Uses = Literal["features", "images", "both"]

@@ -75,6 +75,10 @@ class Index:
         return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
+DECIDE_THE_BYTES = ("source", "splits", "labels", "shard_size", "resize", "checksums", "options")
+"""Keys of a register's entry that decide what stands in the shards (workflow/rules/shards.smk)."""
+
+
 class Job(NamedTuple):
     """A shard to write, and the images to put in it."""
 
@@ -90,10 +94,12 @@ def build(name: str, raw: Path, out: Path, num_workers: int | None = None) -> No
     Works on all cores unless told otherwise, with memory for a few shards' lists of images. The
     same raw files give the same bytes. An index that would not change is not touched, so that a
     mended shard does not make all later results look out of date. Corrupt images are left out and
-    listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops.
+    listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops. Shards
+    that other settings of the register have made are written anew, all of them.
     """
     dataset = register.load(name)
     out.mkdir(parents=True, exist_ok=True)
+    _forget_other_settings(dataset, out)
     num_workers = num_workers or os.cpu_count() or 1
     splits: dict[str, list[dict[str, Any]]] = {}
     largest = dict.fromkeys(dataset.labels, -1)
@@ -147,6 +153,18 @@ def build(name: str, raw: Path, out: Path, num_workers: int | None = None) -> No
     path = out / "index.json"
     if not path.exists() or path.read_bytes() != to_json(index).encode():
         write_text(path, to_json(index))
+
+
+def _forget_other_settings(dataset: Dataset, out: Path) -> None:
+    """Delete the shards if ``settings.json`` says that the register was another for them."""
+    settings = dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES))
+    path = out / "settings.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        log.warning("%s was made by other settings of the register: making it anew", out)
+        for old in [out / "index.json", *out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.json")]:
+            old.unlink(missing_ok=True)
+    if not path.exists() or not (out / "index.json").exists():
+        write_json(path, settings)
 
 
 def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
     assert all(end <= begin + 1 for (_, end), (begin, _) in pairwise(spans))
 
 
-def lose_a_node() -> None:
+def lose_a_node(node: str = "a100-1") -> None:
     """End a node's daemons and then all that they have started, as a power cut would."""
     for daemons in (True, False):
         for process in psutil.process_iter():
@@ -144,7 +144,7 @@ def lose_a_node() -> None:
                 files = [str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
                 marks = [*process.cmdline(), *files, process.environ().get("SLURMD_NODENAME", "")]
                 ours = process.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]
-                if ours and daemon == daemons and any("a100-1" in mark for mark in marks):
+                if ours and daemon == daemons and any(node in mark for mark in marks):
                     process.kill()
 
 

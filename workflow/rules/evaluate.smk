@@ -51,7 +51,9 @@ rule evaluate:
         name=lambda wc: EVALUATIONS[wc.evaluation]["evaluation"],
         label=lambda wc: EVALUATIONS[wc.evaluation]["label"],
         given=lambda wc, input: " ".join(
-            f"--{key} {path}" for key, path in input.items() if key != "data"
+            f"--{key} {path}"
+            for key, path in input.items()
+            if key in ("features", "encoder")
         ),
         config=lambda wc: json.dumps(protocol(wc.run, wc.evaluation)),
         images=lambda wc: json.dumps(limit(EVALUATIONS[wc.evaluation]["dataset"])),

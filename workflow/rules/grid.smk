@@ -24,6 +24,12 @@ EVALUATIONS = {
     for item in config["evaluations"]
 }
 TABLES = [table["name"] for table in config["tables"]]
+PRODUCTS = [
+    *[f"{RESULTS}/tables/{table}.md" for table in TABLES],
+    f"{RESULTS}/tables/gpu_hours.md",
+    f"{RESULTS}/metrics.json",
+    f"{RESULTS}/report.html",
+]
 
 RUNS = {
     run["name"]: {
@@ -56,6 +62,12 @@ MADE_IN = {run: f"{RESULTS}/runs" for run in RUNS} | {
 SEEDS_OF = {run: SEEDS for run in RUNS} | {run: [0] for run in [*RELEASED, "pixels"]}
 
 
+def frozen_run(run, seed):
+    """One cell of the grid as the file that its pretraining reads."""
+    frozen = {**RUNS[run], "seed": int(seed)}
+    return {key: value for key, value in frozen.items() if key not in ("name", "gpus")}
+
+
 def uses(run, evaluation):
     """What an evaluation of an encoder works on; raw pixels have no network to run."""
     asked = EVALUATIONS[evaluation]["uses"]
@@ -74,18 +86,21 @@ def limit(dataset):
 
 
 def subject_of(wc):
-    """The files that an evaluation works on."""
+    """The files that an evaluation works on.
+
+    What its outcome depends on is encoder and data. Features that were extracted anew, because they
+    were not kept, are the same as before: hence ancient.
+    """
     dataset = EVALUATIONS[wc.evaluation]["dataset"]
     made_of = uses(wc.run, wc.evaluation)
     files = {"data": f"data/shards/{dataset}/index.json"}
     if made_of != "images":
-        files["features"] = (
+        files["features"] = ancient(
             f"{RESULTS}/features/{wc.run}/seed{wc.seed}/{dataset}/about.json"
         )
-    if made_of != "features":
-        files["encoder"] = (
-            f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors"
-        )
+    if wc.run != "pixels":
+        key = "features_of" if made_of == "features" else "encoder"
+        files[key] = f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors"
     return files
 
 
@@ -164,6 +179,16 @@ DATASETS = sorted(
     {RUNS[run]["dataset"] for run, _ in TRAINED}
     | {EVALUATIONS[Path(result).stem]["dataset"] for *_, result in SHOWN}
 )
+
+
+def register_entry(dataset):
+    """What the register says of a data set and decides its shards; of titles and addresses nothing."""
+    path = os.environ.get(
+        "IJEPA_REGISTER", Path(workflow.basedir, "data/datasets.yaml")
+    )
+    entry = yaml.safe_load(Path(path).read_text()).get(dataset, {})
+    words = {"title", "citation", "licence", "origins", "max_corrupt", "view"}
+    return {key: value for key, value in entry.items() if key not in words}
 
 
 def missing_raw_files(datasets):

@@ -9,11 +9,7 @@ rule freeze_run:
     conda:
         "../../environment.yml"
     params:
-        run=lambda wc: {
-            key: value
-            for key, value in {**RUNS[wc.run], "seed": int(wc.seed)}.items()
-            if key not in ("name", "gpus")
-        },
+        run=lambda wc: frozen_run(wc.run, wc.seed),
     script:
         "../scripts/freeze_run.py"
 
@@ -22,8 +18,11 @@ rule pretrain:
     input:
         run=f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
         data=lambda wc: f"data/shards/{RUNS[wc.run]['dataset']}/index.json",
+        # Ancient: tokens that are made anew are the same; what decides them is among params.
         tokens=lambda wc: (
-            f"data/shards/{RUNS[wc.run]['dataset']}/tokens/{TOKENS[wc.run]}.json"
+            ancient(
+                f"data/shards/{RUNS[wc.run]['dataset']}/tokens/{TOKENS[wc.run]}.json"
+            )
             if wc.run in TOKENS
             else []
         ),
@@ -44,6 +43,7 @@ rule pretrain:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         work=f"work/{config['name']}/{{run}}/seed{{seed}}",
+        tokenizer=lambda wc: config.get("tokenizers", {}).get(TOKENS.get(wc.run), {}),
         launch=lambda wc, resources, threads: launch_options(
             RUNS[wc.run]["gpus"], resources, threads
         ),

@@ -24,7 +24,7 @@ rule report:
         evaluations=rules.tabulate.input,
         logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
         features=[
-            f"{RESULTS}/features/{run}/{seed}/{config['dataset']}/about.json"
+            ancient(f"{RESULTS}/features/{run}/{seed}/{config['dataset']}/about.json")
             for run, seed in NEIGHBOURS
         ],
         data=f"data/shards/{config['dataset']}/index.json",
@@ -59,3 +59,23 @@ rule gpu_hours:
         results=lambda wc, output: Path(output.csv).parents[1],
     shell:
         "python -m evals.gpu_hours {params.results} --out {output.csv} 2>&1 | tee {log}"
+
+
+rule metrics:
+    input:
+        evaluations=WANTED,
+        logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
+    output:
+        f"{RESULTS}/metrics.json",
+        f"{RESULTS}/plots/loss.csv",
+        f"{RESULTS}/plots/accuracy.csv",
+    log:
+        f"logs/{RESULTS}/metrics.log",
+    conda:
+        "../../environment.yml"
+    params:
+        logs=lambda wc, input: f"--logs {' '.join(input.logs)}" if input.logs else "",
+        results=RESULTS,
+    shell:
+        "python -m evals.metrics {input.evaluations} {params.logs} --out {params.results}"
+        " 2>&1 | tee {log}"

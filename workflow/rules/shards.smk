@@ -29,6 +29,8 @@ rule build_shards:
     threads: workflow.cores
     params:
         raw=lambda wc: raw_folder(wc.dataset),
+        # Not used here, but a change makes the shards anew.
+        entry=lambda wc: register_entry(wc.dataset),
     shell:
         "python -m ijepa.data.shards build {wildcards.dataset} --raw {params.raw:q}"
         " --out $(dirname {output}) 2>&1 | tee {log}"

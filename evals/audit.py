@@ -1,0 +1,119 @@
+"""Whether results on disk are those that a config asks for, by what they say of themselves.
+
+Snakemake decides by times and by its own records what must be made again. Where these are lost or
+wrong, it takes an old result for a new one, and DVC would note it under the new parameters. Nothing
+here looks at times or records: an encoder's header has its run, a result has its protocol and the
+hash of its encoder, an index has the hash of its shards.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from evals import configure
+from ijepa import config
+from ijepa.data.shards import read_index
+from ijepa.errors import UserError
+from ijepa.files import digest
+
+
+def check(expected: dict[str, Any]) -> None:
+    """Raise UserError that names every result which the config would not give.
+
+    ``expected`` has ``encoders``, ``features`` and ``evaluations``, each of them what should be
+    true by path, and the ``folder`` in which nothing else may lie (workflow/rules/version.smk).
+    """
+    faults = [
+        *_wrong_encoders(expected.get("encoders", {})),
+        *_wrong_features(expected.get("features", {})),
+        *_wrong_evaluations(expected.get("evaluations", {})),
+        *_left_over(expected),
+    ]
+    if faults:
+        listed = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if faults[8:] else "")
+        raise UserError(
+            f"{len(faults)} results are not what the config asks for: {listed}. Delete them and run "
+            "again; nothing was versioned"
+        )
+
+
+def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
+    for path, raw in expected.items():
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["ijepa"])
+        run = dataclasses.asdict(config.parse(raw, path))
+        yield from _differences(path, _plain(run), header["run"])
+        version = _version(f"data/shards/{run['dataset']}")
+        yield from _differences(path, {"data_version": version}, header["facts"])
+
+
+def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
+    for path, asked in expected.items():
+        about = json.loads(Path(path).read_text(encoding="utf-8"))
+        wanted = {"data_version": _version(asked["data"]), "encoder": _digest(asked["encoder"])}
+        yield from _differences(path, wanted, about)
+        for split, shards in read_index(Path(asked["data"])).splits.items():
+            note = json.loads(Path(path).with_name(f"{split}.part.json").read_text())
+            have = sum(shard["num_samples"] for shard in shards)
+            count = {f"{split} images": asked["images"].get(split, have)}
+            yield from _differences(path, count, {f"{split} images": note["rows"]})
+
+
+def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
+    for path, asked in expected.items():
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        protocol = configure(asked["name"], asked["config"], path)
+        wanted = {
+            "evaluation": asked["name"],
+            "label": asked["label"],
+            "images": asked["images"],
+            "protocol": _plain(dataclasses.asdict(protocol)),
+        }
+        yield from _differences(path, wanted, result)
+        wanted = {"data_version": _version(asked["data"]), "encoder": _digest(asked["encoder"])}
+        yield from _differences(path, wanted, result["about"])
+
+
+def _left_over(expected: dict[str, Any]) -> Iterator[str]:
+    """Runs and seeds that lie in the folder and are not the config's any more."""
+    folder = Path(expected["folder"])
+    asked = {
+        Path(path).relative_to(folder).parts[:2]
+        for part in ("encoders", "features", "evaluations")
+        for path in expected.get(part, {})
+        if Path(path).is_relative_to(folder)
+    }
+    for path in sorted(folder.glob("*/seed*")):
+        if path.relative_to(folder).parts not in asked:
+            yield f"{path} is of an earlier config"
+
+
+def _differences(path: str, wanted: dict[str, Any], have: dict[str, Any]) -> Iterator[str]:
+    for key, value in wanted.items():
+        found = have.get(key)
+        if isinstance(value, dict) and isinstance(found, dict):
+            for inner in sorted(value.keys() | found.keys()):
+                if value.get(inner) != found.get(inner):
+                    yield f"{path} has {key}.{inner} {found.get(inner)!r}, not {value.get(inner)!r}"
+        elif value != found:
+            yield f"{path} has {key} {found!r}, not {value!r}"
+
+
+def _plain(value: Any) -> Any:
+    """As it is after a way through JSON."""
+    return json.loads(json.dumps(value))
+
+
+@cache
+def _version(data: str) -> str:
+    return read_index(Path(data)).version()
+
+
+@cache
+def _digest(encoder: str | None) -> str:
+    return "pixels" if encoder is None else digest(Path(encoder))[:12]

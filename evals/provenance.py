@@ -1,0 +1,107 @@
+"""Where a table's numbers come from: ``python -m evals.provenance --help``.
+
+For example ``python -m evals.provenance results/mini/tables/cifar10 mae``: from each cell of the
+row to its result file, and on to config, seed, commits, data version, hash of the encoder,
+machines, job numbers and GPU-hours.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from ijepa.errors import UserError, run_command
+from ijepa.files import digest
+
+
+def trace(table: Path, row: str) -> list[dict[str, Any]]:
+    """One entry for each result behind a row: what was measured, on what, by whom, at what cost.
+
+    Raises UserError for an unknown table or row, and for a file that is not what the table was
+    made of any more.
+    """
+    path = table.with_suffix(".csv")
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv"))) or "none"
+        raise UserError(f"{path} does not exist: tables here are {known}")
+    cells = pd.read_csv(path)
+    if "run" not in cells or row not in set(cells["run"]):
+        rows = ", ".join(map(str, cells["run"])) if "run" in cells else "none with results"
+        raise UserError(f"{path} has no row {row!r}: there are {rows}")
+    shown = cells[cells["run"] == row].iloc[0]
+    results = path.parents[1]
+    found = []
+    for file in sorted((results / "evaluations" / row).glob("seed*/*.json")):
+        if file.stem not in cells.columns or pd.isna(shown[file.stem]):
+            continue
+        found.append(entry(results, file))
+    for name in {one["evaluation"] for one in found}:
+        values = [one["value"] for one in found if one["evaluation"] == name]
+        if abs(sum(values) / len(values) - shown[name]) > 1e-3:
+            raise UserError(
+                f"{path}: {row}, {name} is {shown[name]}, its results give "
+                f"{sum(values) / len(values):.4f}: make the table again"
+            )
+    return found
+
+
+def entry(results: Path, file: Path) -> dict[str, Any]:
+    """What one result rests on."""
+    result = json.loads(file.read_text(encoding="utf-8"))
+    about, facts = result["about"], result["about"].get("facts", {})
+    made = next(results.glob(f"*/{file.parts[-3]}/{file.parts[-2]}/encoder.safetensors"), None)
+    job = made.with_name("job.json") if made is not None else None
+    jobs = json.loads(job.read_text())["jobs"] if job is not None and job.exists() else []
+    numbers = [str(one["number"]) for one in jobs if one.get("number") is not None]
+    hash_now = None if made is None else digest(made)[:12]
+    if hash_now not in (None, about["encoder"]):
+        raise UserError(f"{file} is of encoder {about['encoder']}, but {made} is {hash_now}")
+    scale = 100 if result["metric"] == "top1" else 1
+    return {
+        "evaluation": file.stem,
+        "value": scale * result["value"],
+        "n": result["n"],
+        "result": str(file),
+        "seed": file.parts[-2].removeprefix("seed"),
+        "protocol": json.dumps(result["protocol"]),
+        "data": f"{result['dataset']} {about['data_version']}",
+        "commit": result["commit"],
+        "machine": result["machine"],
+        "GPU-hours of the evaluation": round(result["gpu_seconds"] / 3600, 4),
+        "job of the evaluation": result.get("job", "-"),
+        "features": f"commit {about['features']['commit']}" if "features" in about else "-",
+        "encoder": about["encoder"] + ("" if made is None else f" = {made}"),
+        "config of the encoder": json.dumps(about.get("run", {})),
+        "commit of the encoder": facts.get("commit", "-"),
+        "machine of the encoder": facts.get("machine", "-"),
+        "data of the encoder": facts.get("data_version", "-"),
+        "hours of the encoder": round(facts.get("train_seconds", 0) / 3600, 4),
+        "jobs of the encoder": " ".join(numbers) or "-",
+        "all GPU-hours": str(results / "tables" / "gpu_hours.csv"),
+    }
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m evals.provenance", description=__doc__)
+    parser.add_argument("table", type=Path, help="results/NAME/tables/TABLE")
+    parser.add_argument("row", help="the encoder's name")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args()
+    found = trace(options.table, options.row)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    for one in found:
+        shown = Table("", f"{options.row}, {one['evaluation']}", show_lines=False)
+        for key, value in one.items():
+            shown.add_row(key, str(value))
+        Console().print(shown)
+
+
+if __name__ == "__main__":
+    run_command(main)

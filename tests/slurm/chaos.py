@@ -1,0 +1,253 @@
+"""Jobs killed at random for a while on a real Slurm: ``python -m tests.slurm.chaos --help``.
+
+Two pretrainings and their evaluations, once undisturbed and once while somebody kills, requeues,
+cancels and pulls plugs. Says how often what was done, and ends with an error unless the encoders
+are equal, no run was worked on twice at a time, and its GPU-hours are what the controller counted.
+Not a test of every day: it takes half an hour, and what it does is drawn at random.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.slurm.test_slurm import CLUSTER, ROOT, lose_a_node, start, starts
+
+RUNS = {"ijepa": 8, "mae": 4}
+
+
+def workflow(folder: Path, data: Path, epochs: float) -> list[str]:
+    """The command that a user would type, by the real profile, edited for this cluster."""
+    mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+    runs = [run for run in mini["runs"] if run["name"] in RUNS]
+    for run in runs:
+        run["recipe"]["optim"] |= {"batch_size": 64, "epochs": epochs, "warmup_epochs": 0.1}
+        run |= {"gpus": RUNS[run["name"]], "checkpoint_every": 50, "precision": "float32"}
+    config = {
+        "name": "chaos",
+        "dataset": "cifar10",
+        "vit": {**mini["vit"], "dim": 64, "depth": 2},
+        "seeds": [0],
+        "runs": runs,
+        "images": {"cifar10": {"train": 1000, "test": 500}},
+        "evaluations": [{"name": "knn"}],
+        "tables": [{"name": "t", "title": "T", "evaluations": ["knn"], "runs": [*RUNS]}],
+    }
+    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    profile["default-resources"] |= {"runtime": 10, "mem_mb": "1000 * attempt"}
+    profile["set-resources"]["pretrain"] |= {
+        "runtime": 6, "gpus_per_node": 4, "cpus_per_gpu": 1, "gb_per_gpu": 2,
+        "save_seconds": 30, "poll_seconds": 2,
+    }  # fmt: skip
+    for rule in ("extract_features", "evaluate"):
+        profile["set-resources"][rule] |= {"runtime": 10}
+    for place in ("config.yaml", "profile/config.yaml"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
+    if not (folder / "data").exists():
+        (folder / "data").symlink_to(data)
+    command = [sys.executable, "-m", "snakemake", "--profile", str(folder / "profile")]
+    return [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+
+
+def pretrainings() -> list[str]:
+    """Numbers of the pretraining jobs that run."""
+    told = ["squeue", "-h", "-t", "R", "-o", "%A %D %b"]
+    shown = subprocess.run(told, capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in shown.splitlines() if line.endswith(":4")]
+
+
+def ranks() -> list[psutil.Process]:
+    """The processes that train."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "name"])
+        if "submitit.core._submit" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+class Chaos:
+    """One disturbance after another of the workflow in ``folder``."""
+
+    def __init__(self, folder: Path, command: list[str], random: random.Random) -> None:
+        self.folder, self.command, self.random = folder, command, random
+        self.done: collections.Counter[str] = collections.Counter()
+        self.snakemake = self.begin()
+
+    def begin(self) -> "subprocess.Popen[bytes]":
+        return start(self.command, self.folder / "log")
+
+    def for_a_job(self, *command: str) -> bool:
+        jobs = pretrainings()
+        if jobs:
+            subprocess.run([*command, self.random.choice(jobs)], check=False)
+        return bool(jobs)
+
+    def kill_snakemake(self) -> bool:
+        os.killpg(self.snakemake.pid, signal.SIGKILL)
+        self.snakemake.wait()
+        return True
+
+    def interrupt_snakemake(self) -> bool:
+        os.killpg(self.snakemake.pid, signal.SIGINT)
+        self.snakemake.wait()
+        return True
+
+    def kill_one_launcher(self) -> bool:
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "ijepa.launch" in (process.info["cmdline"] or []) and "--work" in process.cmdline()
+        ]
+        if found:
+            self.random.choice(found).kill()
+        return bool(found)
+
+    def kill_one_rank(self) -> bool:
+        found = ranks()
+        if found:
+            self.random.choice(found).kill()
+        return bool(found)
+
+    def requeue(self) -> bool:
+        return self.for_a_job("scontrol", "requeue")
+
+    def warn(self) -> bool:
+        return self.for_a_job("scancel", "--signal=USR2")
+
+    def cancel(self) -> bool:
+        return self.for_a_job("scancel")
+
+    def pull_a_plug(self) -> bool:
+        lose_a_node(f"a100-{self.random.randrange(4)}")
+        time.sleep(self.random.uniform(2, 20))
+        subprocess.run([CLUSTER, "up"], check=True, capture_output=True)
+        return True
+
+    def go_on(self, minutes: float) -> None:
+        """Disturb for so long; whatever ended is started again by the same command."""
+        until = time.monotonic() + 60 * minutes
+        acts: list[Callable[[], bool]] = [
+            self.kill_snakemake, self.interrupt_snakemake, self.kill_one_launcher,
+            self.kill_one_rank, self.requeue, self.warn, self.cancel, self.pull_a_plug,
+        ]  # fmt: skip
+        while time.monotonic() < until:
+            time.sleep(self.random.uniform(5, 70))
+            if self.snakemake.poll() is not None:
+                self.snakemake = self.begin()
+            act = self.random.choice(acts)
+            if act():
+                self.done[act.__name__] += 1
+                print(time.strftime("%T"), act.__name__, flush=True)
+            time.sleep(1)
+            if self.snakemake.poll() is not None:
+                self.snakemake = self.begin()
+
+    def finish(self, seconds: float) -> None:
+        """Leave it in peace until it is done; a Snakemake that the chaos doomed may end once."""
+        until = time.monotonic() + seconds
+        while (code := self.snakemake.poll()) != 0 and time.monotonic() < until:
+            if code is not None:
+                self.done["started again in peace"] += 1
+                self.snakemake = self.begin()
+            time.sleep(2)
+        assert self.snakemake.poll() == 0, (self.folder / "log").read_text()[-3000:]
+
+
+def judge(calm: Path, rough: Path) -> list[str]:
+    """What is wrong with the outcome."""
+    faults = []
+    table = pd.read_csv(rough / "results/chaos/tables/gpu_hours.csv")
+    for run in RUNS:
+        place = f"results/chaos/runs/{run}/seed0"
+        ends = [load_file(folder / place / "encoder.safetensors") for folder in (calm, rough)]
+        if any(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0]):
+            faults.append(f"{run}: the encoders differ")
+        record: dict[str, Any] = json.loads((rough / place / "job.json").read_text())
+        numbers = [job["number"] for job in record["jobs"]]
+        told = pd.concat([starts(number) for number in numbers])
+        told = told[told["ElapsedRaw"].astype(int) > 0].sort_values("Start")
+        spans = [(int(row.Start), int(row.End)) for row in told.itertuples()]
+        if any(end > begin for (_, end), (begin, _) in pairwise(spans)):
+            faults.append(f"{run}: two starts at the same time: {spans}")
+        notes = sorted((note["begun"], note["ended"]) for note in record["attempts"])
+        if any(end > begin + 1 for (_, end), (begin, _) in pairwise(notes)):
+            faults.append(f"{run}: two attempts at the same time: {notes}")
+        counted = told["ElapsedRaw"].astype(int).sum() * RUNS[run] / 3600
+        ours = table[(table.run == run) & (table.rule == "pretrain")].set_index("source").gpu_hours
+        print(f"{run}: {len(numbers)} jobs, {len(told)} starts, GPU-hours: table {ours.to_dict()}, "
+              f"controller {counted:.4f}", flush=True)  # fmt: skip
+        if abs(ours["slurm"] - counted) > 1e-3:
+            faults.append(f"{run}: the table's {ours['slurm']} are not {counted} GPU-hours")
+    everything = ["sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-2hours", "-o"]
+    told_all = subprocess.run(
+        [*everything, "JobID,JobName,ElapsedRaw,AllocTRES,WorkDir"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    hours: collections.Counter[str] = collections.Counter()
+    for line in told_all.splitlines():
+        _, _, elapsed, tres, place = line.split("|")
+        gpus = int((tres.split("gres/gpu=")[1:] or ["0"])[0].split(",")[0])
+        if Path(place) == rough:
+            hours["pretrain" if gpus >= 4 else "others"] += int(elapsed) * gpus / 3600
+    print(f"controller, all jobs of the folder: {dict(hours)}", flush=True)
+    mine = table[table.source == "slurm"].groupby("rule").gpu_hours.sum().to_dict()
+    print(f"table: {mine}", flush=True)
+    if abs(hours["pretrain"] - mine["pretrain"]) > 0.01 * hours["pretrain"]:
+        faults.append(f"pretraining took {hours['pretrain']} GPU-hours, the table has {mine}")
+    return faults
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.slurm.chaos", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="data/ with CIFAR-10's shards")
+    parser.add_argument("--minutes", type=float, default=15, help="how long (15)")
+    parser.add_argument("--epochs", type=float, default=0.7, help="length of the runs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where; a temporary one by default")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    # Short: a socket's path has at most 108 characters.
+    lab = tempfile.mkdtemp(prefix="lab-")
+    os.environ |= {
+        "SLURMLAB_DIR": lab, "SLURMLAB_NODES": "4", "SLURMLAB_GPUS": "4",
+        "SLURM_CONF": f"{lab}/etc/slurm.conf", "PATH": f"{lab}/bin:{os.environ['PATH']}",
+        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    subprocess.run([CLUSTER, "up"], check=True)
+    try:
+        for name in ("calm", "rough"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            command = workflow(folder / name, options.data.resolve(), options.epochs)
+            begun = time.monotonic()
+            chaos = Chaos(folder / name, command, random.Random(options.seed))
+            if name == "rough":
+                chaos.go_on(options.minutes)
+            chaos.finish(3600)
+            print(f"{name}: {time.monotonic() - begun:.0f} s, {dict(chaos.done)}", flush=True)
+        faults = judge(folder / "calm", folder / "rough")
+    finally:
+        subprocess.run([CLUSTER, "purge"], check=True, capture_output=True)
+    sys.exit("\n".join(faults) or 0)
+
+
+if __name__ == "__main__":
+    main()

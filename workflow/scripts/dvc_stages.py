@@ -1,0 +1,136 @@
+"""Write dvc.yaml: the stages of the configs that are versioned here.
+
+``python -m workflow.scripts.dvc_stages config/mini.yaml config/hour.yaml``. What a stage depends on
+is in the configs and nowhere else: DVC's own templates have no lists of dependencies. A config
+that was never run stays out, or ``dvc status`` would say of every clone that it is not up to date.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ijepa.errors import UserError, run_command
+from ijepa.files import write_text
+
+HEAD = """\
+# Written by: python -m workflow.scripts.dvc_stages {configs}
+# Snakemake decides what runs, DVC versions what comes in and out (README, "Versions").
+"""
+MAKE = "python -m workflow.scripts.versioned make"
+
+
+def document(paths: list[Path]) -> dict[str, Any]:
+    """The stages of all configs; a data set that several of them use has one."""
+    stages: dict[str, Any] = {}
+    for path in paths:
+        for name, stage in stages_of(path).items():
+            stages.setdefault(name, stage)
+    return {"stages": stages}
+
+
+def stages_of(path: Path) -> dict[str, Any]:
+    """The stages of one config: its data sets, encoders, features and tables."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    name, results = config["name"], f"results/{config['name']}"
+    trained_on = {run.get("dataset", config["dataset"]) for run in config.get("runs", [])}
+    evaluated = {item.get("dataset", config["dataset"]) for item in config["evaluations"]}
+    stages: dict[str, Any] = {}
+    for dataset in sorted(trained_on | evaluated):
+        stages[f"data-{dataset}"] = {
+            "desc": f"{dataset} as WebDataset shards",
+            "cmd": f"{MAKE} data {path} --dataset {dataset}",
+            "params": [{"data/datasets.yaml": [dataset]}],
+            "outs": kept(f"data/shards/{dataset}", f"data/records/{dataset}.records.json"),
+        }
+
+    def asked(*keys: str) -> list[Any]:
+        return [{str(path): [key for key in keys if key in config]}]
+
+    encoders = [f"{results}/{part}" for part in ("runs", "released") if part in config]
+    stages[f"encoders-{name}"] = {
+        "desc": f"every pretrained network of {path}",
+        "cmd": f"{MAKE} encoders {path}",
+        "params": asked("dataset", "vit", "seeds", "runs", "tokenizers", "released"),
+        "deps": [f"data/shards/{dataset}" for dataset in sorted(trained_on)],
+        "outs": kept(*encoders, f"{results}/encoders.records.json"),
+    }
+    of_features = {
+        item.get("dataset", config["dataset"])
+        for item in config["evaluations"]
+        if item.get("uses") != "images"
+    }
+    if of_features:
+        stages[f"features-{name}"] = {
+            "desc": "what the frozen encoders make of the images",
+            "cmd": f"{MAKE} features {path}",
+            "params": asked("dataset", "seeds", "images", "evaluations", "tables"),
+            "deps": [*encoders, *[f"data/shards/{dataset}" for dataset in sorted(of_features)]],
+            "outs": kept(f"{results}/features", f"{results}/features.records.json"),
+        }
+    stages[f"tables-{name}"] = {
+        "desc": "evaluations, tables and report",
+        "cmd": f"{MAKE} tables {path}",
+        # The whole of it, so that a key that is new today is not overlooked.
+        "params": [{str(path): None}],
+        "deps": [
+            *encoders,
+            *[f"{results}/features"] * bool(of_features),
+            # Other data sets change features, and so this stage, when they change.
+            *[f"data/shards/{dataset}" for dataset in sorted(evaluated - of_features)],
+        ],
+        "outs": [
+            *kept(f"{results}/evaluations", f"{results}/tables", cache=False),
+            *kept(f"{results}/report.html", f"{results}/tables.records.json"),
+        ],
+        "metrics": kept(f"{results}/metrics.json", cache=False),
+        "plots": [
+            plot(
+                f"{results}/plots/loss.csv", "by_run", ("images", "images seen"), ("loss", "loss")
+            ),
+            plot(
+                f"{results}/plots/accuracy.csv",
+                "points",
+                ("hours", "GPU-hours of pretraining, or hours on a CPU"),
+                ("value", "top-1 %"),
+            ),
+        ],
+    }
+    return stages
+
+
+def kept(*paths: str, cache: bool = True) -> list[Any]:
+    """Outputs that DVC does not delete before a stage runs: Snakemake makes what is missing."""
+    options = {"persist": True} | ({} if cache else {"cache": False})
+    return [{path: dict(options)} for path in paths]
+
+
+def plot(path: str, template: str, x: tuple[str, str], y: tuple[str, str]) -> dict[str, Any]:
+    """A CSV that git holds and ``dvc plots`` draws; axes are (column, title)."""
+    axes = {"template": template, "x": x[0], "x_label": x[1], "y": y[0], "y_label": y[1]}
+    return {path: {"persist": True, "cache": False, **axes}}
+
+
+def text_of(paths: list[Path]) -> str:
+    """dvc.yaml."""
+    body = yaml.safe_dump(document(paths), sort_keys=False, width=100)
+    return HEAD.format(configs=" ".join(map(str, paths))) + body
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.scripts.dvc_stages", description=__doc__
+    )
+    parser.add_argument("configs", type=Path, nargs="+", help="config/mini.yaml, …")
+    parser.add_argument("--out", type=Path, default=Path("dvc.yaml"))
+    options = parser.parse_args()
+    for path in options.configs:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+    write_text(options.out, text_of(options.configs))
+
+
+if __name__ == "__main__":
+    run_command(main)

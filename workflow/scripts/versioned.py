@@ -1,0 +1,163 @@
+"""A stage of dvc.yaml, and what makes Snakemake agree with files that DVC has brought.
+
+``python -m workflow.scripts.versioned make encoders config/mini.yaml`` lets Snakemake make the
+stage, compares what is there with the config (evals/audit.py), and keeps Snakemake's records of it
+in a file that DVC versions with it. ``... settle`` follows ``dvc pull`` and ``dvc checkout``.
+
+Two things of Snakemake's do not survive a checkout. Times: it makes again what is older than its
+input, and DVC writes files in any order; so all get one and the same time. Records: without them it
+does not see that a parameter has changed since; so they are put back.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64decode
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ijepa.data.shards import verify
+from ijepa.errors import UserError, run_command
+from ijepa.files import to_json, write_text
+from workflow.scripts.dvc_stages import stages_of
+
+METADATA = Path(".snakemake/metadata")
+SETTLED = Path(".snakemake/settled")
+"""What was last put back or kept, one file a stage: another one on disk came by DVC."""
+TARGETS = {
+    "encoders": "encoders",
+    "features": "features",
+    "tables": "evaluations_and_tables",
+}
+
+
+def make(stage: str, config: Path, dataset: str | None) -> None:
+    """Make a stage, or what is missing of it; raise UserError if it is not the config's."""
+    wanted = stages_of(config)
+    have = read(Path("dvc.yaml")).get("stages", {})
+    if different := [name for name in wanted if not fits(have.get(name), wanted[name])]:
+        raise UserError(
+            f"dvc.yaml: {', '.join(different)} is not what {config} asks for now: python -m "
+            f"workflow.scripts.dvc_stages {config} (and the other configs that are versioned here)"
+        )
+    settle(only_new=True)
+    target = TARGETS.get(stage) or f"data/shards/{dataset}/index.json"
+    profile = os.environ.get("IJEPA_PROFILE", "workflow/profiles/local")
+    command = [sys.executable, "-m", "snakemake", target, "--profile", profile]
+    if (
+        code := subprocess.run([*command, "--configfile", str(config)], check=False).returncode
+    ) != 0:
+        sys.exit(code)
+    if dataset is not None:
+        verify(Path("data/shards") / dataset)
+    name = f"data-{dataset}" if dataset else f"{stage}-{read(config)['name']}"
+    outs = stages("dvc.yaml")[name]
+    records = next(path for path in outs if path.name.endswith(RECORDS))
+    text = to_json(records_of(outs))
+    write_text(records, text)
+    write_text(SETTLED / name, text)
+
+
+def fits(have: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """Whether a stage has what it should; a data set's may belong to another config."""
+    return have is not None and all(
+        have.get(key) == value for key, value in wanted.items() if key not in ("cmd", "desc")
+    )
+
+
+RECORDS = "records.json"
+
+
+def settle(only_new: bool = False) -> int:
+    """Give Snakemake back its records of the files in dvc.lock, and these files one time.
+
+    ``only_new``: of those stages whose records are not what was kept here last. Returns how many
+    files there were.
+    """
+    files: list[Path] = []
+    for name, outs in stages("dvc.lock").items():
+        records = next((path for path in outs if path.name.endswith(RECORDS)), None)
+        if records is None or not records.exists():
+            continue
+        text = records.read_text(encoding="utf-8")
+        kept = SETTLED / name
+        if only_new and kept.exists() and kept.read_text(encoding="utf-8") == text:
+            continue
+        for old in records_of(outs):
+            (METADATA / old).unlink()
+        for record, content in json.loads(text).items():
+            write_text(METADATA / record, json.dumps(content))
+        write_text(kept, text)
+        for out in outs:
+            files += [out] if out.is_file() else [path for path in out.rglob("*")]
+    now = time.time_ns()
+    for path in files:
+        os.utime(path, ns=(now, now))
+    return len(files)
+
+
+def records_of(outs: list[Path]) -> dict[str, Any]:
+    """Snakemake's records of the files in these folders, by their names in its own folder."""
+    found = {}
+    for record in sorted(METADATA.rglob("*")) if METADATA.exists() else []:
+        if record.is_dir():
+            continue
+        name = record.relative_to(METADATA)
+        # Long names are cut into folders that begin with "@".
+        path = Path(urlsafe_b64decode("".join(name.parts).replace("@", "")).decode())
+        if any(path == out or out in path.parents for out in outs):
+            content = json.loads(record.read_text(encoding="utf-8"))
+            # The environment's whole text, which decides nothing here (rerun-triggers).
+            found[str(name)] = {key: content[key] for key in content if key != "conda_env"}
+    return found
+
+
+def stages(file: str) -> dict[str, list[Path]]:
+    """The files and folders of each stage of dvc.yaml or dvc.lock."""
+    found = {}
+    for name, stage in (read(Path(file)).get("stages") or {}).items():
+        outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+        if file == "dvc.lock":
+            found[name] = [Path(out["path"]) for out in outs]
+        else:
+            found[name] = [Path(next(iter(out)) if isinstance(out, dict) else out) for out in outs]
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file, or nothing where there is none."""
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.scripts.versioned",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("make", help="make one stage (IJEPA_PROFILE: another profile)")
+    one.add_argument("stage", choices=["data", *TARGETS])
+    one.add_argument("config", type=Path)
+    one.add_argument("--dataset", help="of the stage data")
+    commands.add_parser("settle", help="after dvc pull or dvc checkout")
+    options = parser.parse_args()
+    if options.command == "settle":
+        if not Path("dvc.lock").exists():
+            raise UserError("there is no dvc.lock here: dvc repro makes it, or a clone has it")
+        print(f"settled {settle()} files", file=sys.stderr)
+    else:
+        make(options.stage, options.config, options.dataset)
+
+
+if __name__ == "__main__":
+    run_command(main)
