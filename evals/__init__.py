@@ -10,6 +10,8 @@ One module each, whose file name is the evaluation's name in a config. A module 
 Nothing is chosen by looking at the test split: it is read once, by what was chosen without it.
 """
 
+import base64
+import binascii
 import importlib
 import math
 import pkgutil
@@ -17,6 +19,8 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ijepa.errors import UserError
@@ -26,8 +30,9 @@ if TYPE_CHECKING:
     from evals.subject import Subject
 
 NOT_EVALUATIONS = {
-    "__main__", "audit", "benchmark", "features", "figures", "gpu_hours", "heads", "metrics",
-    "provenance", "report", "subject", "supervised", "tables", "views",
+    "__main__", "audit", "benchmark", "compare", "features", "figures", "gpu_hours", "heads",
+    "metrics", "noise", "provenance", "report", "result_set", "subject", "supervised", "tables",
+    "views",
 }  # fmt: skip
 
 Uses = Literal["features", "images", "both"]
@@ -38,7 +43,10 @@ class Result:
     """A metric's value over ``n`` test images with its 95 % interval, and what was chosen for it.
 
     ``chosen`` holds hyper-parameters that the protocol selected, and whatever else a reader needs
-    to judge the number: plain data for JSON.
+    to judge the number: plain data for JSON. ``correct`` says which test images, in their order,
+    were classified rightly (see ``packed``): two results of the same images are compared image by
+    image (``evals.compare``), which tells smaller differences from noise than their values do. None
+    where the metric is no share of images.
     """
 
     metric: str
@@ -46,6 +54,7 @@ class Result:
     n: int
     interval: tuple[float, float]
     chosen: dict[str, Any] = field(default_factory=dict)
+    correct: str | None = None
 
 
 class Evaluation(Protocol):
@@ -61,7 +70,23 @@ class Evaluation(Protocol):
 def top1(correct: Tensor, chosen: dict[str, Any]) -> Result:
     """The share of test images that are classified rightly, from [images] bool."""
     right, n = int(correct.sum()), len(correct)
-    return Result("top1", right / n, n, wilson(right, n), chosen)
+    return Result("top1", right / n, n, wilson(right, n), chosen, packed(correct))
+
+
+def packed(correct: Tensor) -> str:
+    """A bit an image, first image first, as base64: ImageNet's 50,000 test images take 8 kB."""
+    return base64.b64encode(np.packbits(correct.cpu().numpy()).tobytes()).decode("ascii")
+
+
+def unpacked(text: str, n: int) -> NDArray[np.bool_]:
+    """What was ``packed``, [n] bool; raises ValueError where that is not ``n`` images."""
+    try:
+        packed_bytes = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"is not base64: {error}") from None
+    if len(packed_bytes) != (n + 7) // 8:
+        raise ValueError(f"has {len(packed_bytes)} bytes, {n} images take {(n + 7) // 8}")
+    return np.unpackbits(np.frombuffer(packed_bytes, np.uint8), count=n).astype(bool)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

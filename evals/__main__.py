@@ -19,7 +19,10 @@ from ijepa.provenance import here
 
 
 def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
-    """Write one result: metric, n, 95 % interval, protocol, and its provenance."""
+    """Write one result: metric, n, 95 % interval, protocol, and its provenance.
+
+    Of top-1 also ``correct``, which test images were classified rightly (``evals.packed``).
+    """
     config = configure(name, raw, f"evaluations.{name}")
     about = subject.about()
     index = subject.index
@@ -64,6 +67,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             "chosen": result.chosen,
             "seconds": round(seconds, 2),
             "gpu_seconds": round(seconds * torch.cuda.device_count(), 2),
+            **({} if result.correct is None else {"correct": result.correct}),
             "about": about,
             **here(),
         },

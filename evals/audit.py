@@ -37,8 +37,8 @@ def check(expected: dict[str, Any]) -> None:
     if faults:
         listed = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if faults[8:] else "")
         raise UserError(
-            f"{len(faults)} results are not what the config asks for: {listed}. Delete them and run "
-            "again; nothing was versioned"
+            f"{len(faults)} results are not what the config asks for: {listed}. Delete them and "
+            "run again; nothing was versioned"
         )
 
 

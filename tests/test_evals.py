@@ -17,7 +17,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import evals
-from evals import feature_statistics, features, knn, logistic_regression, wilson
+from evals import (
+    feature_statistics,
+    features,
+    knn,
+    logistic_regression,
+    packed,
+    top1,
+    unpacked,
+    wilson,
+)
 from evals.__main__ import evaluate, main
 from evals.features import extract
 from evals.subject import Subject
@@ -317,6 +326,25 @@ def test_the_interval_is_that_of_scipy(right: int, n: int) -> None:
     assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 50_000])
+def test_which_images_were_right_is_kept_in_a_bit_each(n: int) -> None:
+    correct = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.7
+    assert unpacked(packed(correct), n).tolist() == correct.tolist()
+    assert len(packed(correct)) <= n / 6 + 4
+    assert top1(correct, {}).correct == packed(correct)
+
+
+@pytest.mark.parametrize("name", STATISTICAL)
+def test_a_result_tells_of_each_test_image_in_order(name: str) -> None:
+    """Another label for the first image turns the first bit and no other."""
+    subject, module = clouds(noise=0.05), evals.load(name)
+    right = module.evaluate(module.Config(), subject)
+    subject.y["test"][0] = (subject.y["test"][0] + 1) % 3
+    wrong = module.evaluate(module.Config(), subject)
+    bits = [unpacked(str(result.correct), 300) for result in (right, wrong)]
+    assert (bits[0] != bits[1]).nonzero()[0].tolist() == [0]
+
+
 def test_a_result_says_what_where_and_by_whom(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
@@ -329,6 +357,7 @@ def test_a_result_says_what_where_and_by_whom(
     assert result["n"] == 32
     assert result["interval"][0] <= result["value"] <= result["interval"][1]
     assert result["protocol"] == {"num_neighbours": 5, "temperature": 0.07}
+    assert unpacked(result["correct"], 32).mean() == result["value"]
     assert {"commit", "machine", "torch", "chosen", "seconds"} <= set(result)
     assert result["about"]["facts"]["images_seen"] == 256
     assert len(result["about"]["data_version"]) == 12
