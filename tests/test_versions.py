@@ -233,7 +233,7 @@ def test_a_cell_of_a_table_leads_to_its_origin(origin: Path) -> None:
     with pytest.raises(UserError, match="has no row 'maee': there are ijepa, mae"):
         trace(origin / "results/tiny/tables/table", "maee")
     with pytest.raises(UserError, match="does not exist: tables here are gpu_hours, table"):
-        trace(origin / "results/tiny/tables/tabel", "mae")
+        trace(origin / "results/tiny/tables/nope", "mae")
 
 
 def test_what_an_earlier_config_left_is_named(

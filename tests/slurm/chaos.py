@@ -27,7 +27,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.slurm.test_slurm import CLUSTER, ROOT, lose_a_node, start, starts
+from tests.slurm.conftest import CLUSTER
+from tests.slurm.test_slurm import ROOT, lose_a_node, start, starts
 
 RUNS = {"ijepa": 8, "mae": 4}
 
@@ -184,7 +185,7 @@ def judge(calm: Path, rough: Path) -> list[str]:
         numbers = [job["number"] for job in record["jobs"]]
         told = pd.concat([starts(number) for number in numbers])
         told = told[told["ElapsedRaw"].astype(int) > 0].sort_values("Start")
-        spans = [(int(row.Start), int(row.End)) for row in told.itertuples()]
+        spans = list(zip(told["Start"].astype(int), told["End"].astype(int), strict=True))
         if any(end > begin for (_, end), (begin, _) in pairwise(spans)):
             faults.append(f"{run}: two starts at the same time: {spans}")
         notes = sorted((note["begun"], note["ended"]) for note in record["attempts"])
@@ -201,7 +202,7 @@ def judge(calm: Path, rough: Path) -> list[str]:
         [*everything, "JobID,JobName,ElapsedRaw,AllocTRES,WorkDir"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    hours: collections.Counter[str] = collections.Counter()
+    hours: dict[str, float] = collections.defaultdict(float)
     for line in told_all.splitlines():
         _, _, elapsed, tres, place = line.split("|")
         gpus = int((tres.split("gres/gpu=")[1:] or ["0"])[0].split(",")[0])

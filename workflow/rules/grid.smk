@@ -191,6 +191,35 @@ def register_entry(dataset):
     return {key: value for key, value in entry.items() if key not in words}
 
 
+def expected_encoders():
+    """The run of each encoder, as its file should have it."""
+    return {
+        f"{MADE_IN[run]}/{run}/{seed}/encoder.safetensors": frozen_run(run, seed[4:])
+        for run, seed in TRAINED
+    }
+
+
+def expected_evaluations():
+    """What each result of the tables should say of itself."""
+    found = {}
+    for path in WANTED:
+        run, seed, name = Path(path).parts[-3:]
+        item, evaluation = EVALUATIONS[Path(name).stem], Path(name).stem
+        found[path] = {
+            "name": item["evaluation"],
+            "label": item["label"],
+            "config": protocol(run, evaluation),
+            "images": limit(item["dataset"]),
+            "data": f"data/shards/{item['dataset']}",
+            "encoder": (
+                None
+                if run == "pixels"
+                else f"{MADE_IN[run]}/{run}/{seed}/encoder.safetensors"
+            ),
+        }
+    return found
+
+
 def missing_raw_files(datasets):
     """What must be brought by hand for data sets whose shards are not made yet."""
     asked = [

@@ -75,7 +75,7 @@ rule metrics:
         "../../environment.yml"
     params:
         logs=lambda wc, input: f"--logs {' '.join(input.logs)}" if input.logs else "",
-        results=RESULTS,
+        results=lambda wc, output: Path(output[0]).parent,
     shell:
         "python -m evals.metrics {input.evaluations} {params.logs} --out {params.results}"
         " 2>&1 | tee {log}"
