@@ -65,6 +65,10 @@ class Optim:
                     f"{name} is {getattr(self, name)}: it must be finite and not below 0"
                 )
 
+    def num_steps(self, num_images: int) -> int:
+        """Updates in all; what of an epoch is less than a batch is left out."""
+        return int(self.epochs * (num_images // self.batch_size))
+
 
 def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
     """Rate of update ``step`` (from 0): linear warm-up, then half a cosine down to ``final_lr``."""

@@ -121,7 +121,7 @@ def _train(
             f"recipe.optim.batch_size is {optim.batch_size}: it must be a multiple of {num_parts} "
             f"({world.size} processes times recipe.optim.accumulate {optim.accumulate})"
         )
-    num_steps = int(optim.epochs * (len(images) // optim.batch_size))
+    num_steps = optim.num_steps(len(images))
     if optim.epochs and not num_steps:
         raise UserError(
             f"recipe.optim.epochs is {optim.epochs}: that is not one step of batch_size "

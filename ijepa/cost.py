@@ -1,0 +1,639 @@
+"""What each run of a config will cost, before anything is queued: ``python -m ijepa.cost --help``.
+
+FLOPs are counted by torch's own counter while a whole step (forward and backward, all networks)
+runs on the meta device, which has sizes and no numbers: neither weights' memory nor a GPU is
+needed. For a ViT of L blocks of width D whose MLP is r times as wide, on N tokens (patches that are
+kept, and [cls]) of N0 patches of p x p pixels, they agree with the closed form of a forward pass,
+
+    2 N0 (3 p^2) D  +  L (2 (4 + 2 r) N D^2  +  4 N^2 D),
+
+two FLOPs a multiply-add: 4 D^2 for queries, keys, values and projection and 2 r D^2 for the MLP of
+each token, N^2 D each for scores and for weighted values. Backward costs twice as much, and nothing
+for a network that is not trained, so that I-JEPA's step is target(N0) + 3 context(K) + 3 M
+predictor(K + T). Attention is counted as plain products, and not with what flash kernels compute
+twice. With ``activation_checkpointing`` the second forward pass counts too.
+
+GPU-hours = images x FLOPs per image / (peak x utilisation). UTILISATION is an assumption, derived
+from one number: "under 1,200 GPU-hours" (paper) and 72 hours on 16 A100 80 GB (release's README)
+for ViT-H/14. It therefore holds what the authors' loader, kernels and network held up, and an upper
+bound of hours: other code on the same card can be twice as fast. For H100 and H200 it is a guess.
+On V100 it is twice too high for code of 2021: ``--published`` sets predictions in half precision
+beside what papers tell of MAE, DINO and iBOT, which agree with each other at 0.10. The error of
+GPU-hours is therefore a factor of two; ratios of runs on one card are better than that.
+
+The ratios of the paper are of hours, on cards that it does not name. In FLOPs, MAE's ViT-H/14 (1600
+epochs) costs 2.3 times I-JEPA's (300 epochs), not "over 10", and iBOT's ViT-S/16 half as much, not
+"over 2.5 times": the rest of those factors is cards and software, or is not explained.
+
+``--measure`` times updates on this machine's CPU and adds the loader's augmentation. Reading,
+monitors and checkpoints are not in it: against mini's results it was 0.6 to 1.2 times the time.
+
+Memory = float32 weights, averages and their copies included, gradients (twice with several GPUs:
+DDP has its buckets), two moments of AdamW, and what one part of a GPU's batch saves for the
+backward pass under autocast with flash attention, tensor by tensor, the weights' bfloat16 copies
+included. That is 36 D bytes for each token and block of a trained network; Korthikanti et al.,
+MLSys 2023, have 34 (no float32 residual stream, but dropout). Not in it are what lives for moments
+only, the allocator's gaps and CUDA's own (about 1 GB). It was not measured on a GPU; expect 10 to
+30 % more.
+
+kWh = GPU-hours x the board's limit: an upper bound for the boards, without hosts, network, cooling.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from ijepa import config, methods
+from ijepa.config import RunConfig
+from ijepa.data import register
+from ijepa.data.transforms import augment, to_array
+from ijepa.errors import UserError, run_command
+from ijepa.files import write_json, write_text
+from ijepa.methods import Batch
+from ijepa.optim import Optim, adamw, clip
+from ijepa.precision import kernels, precision
+from ijepa.vit import ViT
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "costs.csv"
+NUM_DRAWS = 32
+"""Steps whose masks are looked at, to count one that is typical."""
+NUM_MEASURED = 30
+"""Steps timed on this machine for each run: many, because masks differ from step to step."""
+NUM_WARM = 5
+"""Steps before them."""
+NUM_AUGMENTED = 100
+"""Images whose augmentation is timed."""
+
+
+class Gpu(NamedTuple):
+    """A card's peaks (dense matrix products, TFLOP/s), memory (GB) and board limit (W)."""
+
+    half: float
+    single: float
+    memory: float
+    watts: float
+    bfloat16: bool = True
+
+
+# The vendor's data sheets, SXM boards: "NVIDIA V100" (2020), "NVIDIA A100" (2021), "NVIDIA H100"
+# (2023), "NVIDIA H200" (2024). ``half`` is bfloat16, a half of what they give "with sparsity"; on
+# V100 float16, which the releases used, while ijepa.precision computes there in float32.
+GPUS = {
+    "v100-16gb": Gpu(125, 15.7, 16, 300, bfloat16=False),
+    "v100-32gb": Gpu(125, 15.7, 32, 300, bfloat16=False),
+    "a100-40gb": Gpu(312, 19.5, 40, 400),
+    "a100-80gb": Gpu(312, 19.5, 80, 400),
+    "h100": Gpu(989, 67, 80, 700),
+    "h200": Gpu(989, 67, 141, 700),
+}
+UTILISATION = 0.2
+REFERENCE = ("ijepa", "ViT-H/14")
+
+
+class Size(NamedTuple):
+    """What does not depend on a card: FLOPs of an image's step, parameters, bytes saved."""
+
+    flops: float
+    parameters: int
+    trained: int
+    saved: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One run's prediction, for one seed. None is what is not known of this machine."""
+
+    run: str
+    method: str
+    arch: str
+    gflop_per_image: float
+    steps: int
+    images: int
+    gpus: int
+    gb_per_gpu: float
+    gpu_hours: float
+    hours: float
+    kwh: float | None
+    of_reference: float | None = None
+    """GPU-hours over those of I-JEPA's ViT-H/14 in the same config."""
+    published: str = ""
+    measured_hours: float | None = None
+    """Of the same run, from its results."""
+
+
+class SizesOnly(TorchDispatchMode):
+    """Networks on the meta device, masks on the CPU: how many patches are kept is in their values.
+
+    A mask that is moved to the device stays where it is; where it meets a tensor without numbers,
+    its size is taken, except as an index, which may lie on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].dtype is torch.bool:
+            if str(kwargs.get("device")) == "meta" and not args[0].is_meta:
+                return args[0]
+        elif func is not torch.ops.aten.index.Tensor:
+            kinds = {x.is_meta for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            if len(kinds) == 2:
+                args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+class Saved(torch.autograd.Function):
+    """The first tensor, for whose backward pass all are saved: by whoever has a say in that."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        """The first tensor."""
+        ctx.save_for_backward(*tensors)
+        ctx.num_others = len(tensors) - 1
+        return tensors[0].view_as(tensors[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Its gradient."""
+        return *gradients, *(None for _ in range(ctx.num_others))
+
+
+class Autocast(TorchFunctionMode):
+    """CUDA's autocast on the meta device, which has none, and a sum of what backward will need.
+
+    A flash kernel saves its arguments and its output, and not the matrix of attention.
+    """
+
+    def __init__(self, method: nn.Module, bfloat16: bool) -> None:
+        super().__init__()
+        self.bfloat16 = bfloat16
+        self.copies: dict[int, Tensor] = {}
+        self.weights = {p.untyped_storage()._cdata for p in method.parameters()}
+        self.saved: dict[int, Tensor] = {}
+        self.linear = 0
+        """FLOPs of linear layers alone: what a pilot has instead of the slower counter."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        attention = func is F.scaled_dot_product_attention
+        if self.bfloat16 and (attention or func in (F.linear, torch.conv2d)):
+            args, kwargs = tree_map_only(Tensor, self.cast, (args, kwargs))
+        if not attention:
+            out = func(*args, **kwargs)
+            if func is F.linear:
+                self.linear += 2 * args[0].numel() * out.shape[-1]
+            return out
+        with saved_tensors_hooks(lambda x: x, lambda x: x):
+            out = func(*args, **kwargs)
+        return Saved.apply(out, *(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
+
+    def cast(self, x: Tensor) -> Tensor:
+        """A tensor in bfloat16; each weight has one copy."""
+        if not x.is_floating_point() or x.dtype is torch.bfloat16:
+            return x
+        if not isinstance(x, nn.Parameter):
+            return x.bfloat16()
+        return self.copies.setdefault(id(x), x.bfloat16())
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Note a tensor that is saved; views of one share its memory."""
+        storage = x.untyped_storage()
+        if x.is_meta and storage._cdata not in self.weights:
+            self.saved[storage._cdata] = x
+        return x
+
+    def bytes(self) -> int:
+        """Of all that was saved."""
+        return sum(x.untyped_storage().nbytes() for x in self.saved.values())
+
+
+def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
+    """FLOPs of an image's step and bytes of a part of ``images`` images; counted once for equals.
+
+    Where masks differ from step to step, of a step whose FLOPs are the mean's, among NUM_DRAWS.
+    """
+    optim = Optim(batch_size=run.recipe.optim.batch_size)
+    recipe = dataclasses.replace(run.recipe, optim=optim)  # type: ignore[type-var]
+    alike = RunConfig(
+        run.method,
+        run.dataset,
+        run.vit,
+        recipe,
+        activation_checkpointing=run.activation_checkpointing,
+    )
+    return _size(alike, images, bfloat16)
+
+
+@cache
+def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
+    # A network with one block in each part soon tells how the draws of masks differ.
+    flat = {f.name: 1 for f in dataclasses.fields(run.recipe) if f.name.endswith("_depth")}  # type: ignore[arg-type]
+    pilot = _on_meta(
+        dataclasses.replace(
+            run,
+            vit=dataclasses.replace(run.vit, depth=1),
+            recipe=dataclasses.replace(run.recipe, **flat),  # type: ignore[type-var]
+        )
+    )
+    draws: list[int] = []
+    for step in range(NUM_DRAWS):
+        if len(draws) < 2 or draws[0] != draws[1]:
+            with torch.no_grad(), SizesOnly(), Autocast(pilot, bfloat16) as watched:
+                pilot(_batch(run, images, step, torch.device("meta")))
+            draws.append(watched.linear)
+    mean = statistics.mean(draws)
+    step = min(range(len(draws)), key=lambda step: abs(draws[step] - mean))
+    method = _on_meta(run)
+    flops, saved = _count(method, run, images, bfloat16, step)
+    parameters = list(method.parameters())
+    return Size(
+        flops / images * mean / draws[step],
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        saved,
+    )
+
+
+def _on_meta(run: RunConfig) -> methods.Method:
+    with torch.device("meta"):
+        method = methods.load(run.method).Method(run.recipe, run.vit)
+    for network in method.modules():
+        if isinstance(network, ViT):
+            network.activation_checkpointing = run.activation_checkpointing
+    return method
+
+
+def _count(
+    method: methods.Method, run: RunConfig, images: int, bfloat16: bool, step: int
+) -> tuple[float, int]:
+    """FLOPs and saved bytes of one step on so many images of a batch."""
+    batch = _batch(run, images, step, torch.device("meta"))
+    autocast = Autocast(method, bfloat16)
+    with (
+        FlopCounterMode(display=False) as counter,
+        SizesOnly(),
+        autocast,
+        sdpa_kernel(SDPBackend.MATH),
+        saved_tensors_hooks(autocast.keep, lambda x: x),
+    ):
+        # As loss.backward() does, but that is a function which the mode is told of and is off
+        # within; blocks that are computed again then would not be cast.
+        loss = method(batch)["loss"]
+        _engine_run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True
+        )
+    return counter.get_total_flops(), autocast.bytes()
+
+
+def _batch(run: RunConfig, images: int, step: int, device: torch.device) -> Batch:
+    """Images of noise."""
+    views = run.recipe.views(run.vit.image_size)
+    rows, columns = run.vit.grid
+    return Batch(
+        tuple(torch.randn(images, 3, view.size, view.size, device=device) for view in views),
+        seed=0,
+        step=step,
+        total=run.recipe.optim.batch_size,
+        tokens_BN=torch.zeros(images, rows * columns, dtype=torch.long, device=device),
+    )
+
+
+def images_per_second(run: RunConfig, threads: int) -> float:
+    """Of whole updates, average, clipping and augmentation included, on this machine's CPU.
+
+    The loader's time is added, as where jobs fill all cores; reading and decoding are not in it.
+    """
+    device = torch.device("cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    method = methods.load(run.method).Method(run.recipe, run.vit)
+    optim, optimizer = run.recipe.optim, adamw(method, run.recipe.optim)
+    seconds = []
+    for step in range(NUM_WARM + NUM_MEASURED):
+        batch = _batch(run, optim.batch_size, step, device)
+        begun = time.perf_counter()
+        with precision(run.precision, device):
+            loss = method(batch)["loss"]
+        with kernels(run.precision, device):
+            loss.backward()
+        method.before_step(0.5)
+        clip(method, optim)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(0.5)
+        seconds.append(time.perf_counter() - begun)
+    torch.set_num_threads(before)
+    random, side = np.random.default_rng(0), register.load(run.dataset).image_size
+    image = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    begun = time.perf_counter()
+    for _ in range(NUM_AUGMENTED):
+        for view in run.recipe.views(run.vit.image_size):
+            to_array(augment(image, view.size, view.crop, random)[0])
+    augmented = (time.perf_counter() - begun) / NUM_AUGMENTED
+    return 1 / (statistics.mean(seconds[NUM_WARM:]) / optim.batch_size + augmented)
+
+
+def arch(run: RunConfig) -> str:
+    """The encoder's name in papers."""
+    names = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
+    vit = run.vit
+    letter = {**names, (1408, 40): "g"}.get((vit.dim, vit.depth), f"{vit.depth}x{vit.dim}")
+    at = "" if vit.image_size == 224 else f"_{vit.image_size}"
+    return f"ViT-{letter}/{vit.patch_size}{at}"
+
+
+def cost(
+    name: str,
+    run: RunConfig,
+    num_images: int,
+    gpus: int,
+    gpu: Gpu | None,
+    utilisation: float = UTILISATION,
+    threads: int = 1,
+) -> Cost:
+    """The prediction for a run on so many cards, or by measurement on this machine for None."""
+    optim = run.recipe.optim
+    if optim.batch_size % (gpus * optim.accumulate):
+        raise UserError(
+            f"runs.{name}.gpus: {gpus} (times recipe.optim.accumulate {optim.accumulate}) does not "
+            f"divide recipe.optim.batch_size {optim.batch_size}: choose a divisor"
+        )
+    half = run.precision != "float32" and (gpu is None or gpu.bfloat16)
+    one = size(run, optim.batch_size // (gpus * optim.accumulate), half)
+    steps = optim.num_steps(num_images)
+    images = steps * optim.batch_size
+    per_parameter = 4 + 8 + (4 if gpus > 1 else 0)
+    memory = 4 * one.parameters + per_parameter * one.trained + one.saved
+    if gpu is None:
+        gpus, hours = 1, images / images_per_second(run, threads) / 3600
+    else:
+        peak = 1e12 * (gpu.half if half else gpu.single)
+        hours = images * one.flops / (peak * utilisation) / 3600 / gpus
+    return Cost(
+        name,
+        run.method,
+        arch(run),
+        one.flops / 1e9,
+        steps,
+        images,
+        gpus,
+        memory / 1e9,
+        hours * gpus,
+        hours,
+        None if gpu is None else hours * gpus * gpu.watts / 1000,
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A benchmark's config that has runs."""
+    try:
+        benchmark = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(benchmark, dict) or not benchmark.get("runs"):
+        raise UserError(f"{path}: runs is missing: without pretraining there is nothing to predict")
+    return benchmark
+
+
+def predict(
+    benchmark: dict[str, Any],
+    gpu: Gpu | None,
+    utilisation: float = UTILISATION,
+    num_images: dict[str, int] | None = None,
+) -> list[Cost]:
+    """The prediction for every run of a config, its defaults applied as the workflow does."""
+    shared = {key: benchmark[key] for key in ("dataset", "vit") if key in benchmark}
+    costs, published = [], list(published_costs())
+    for item in benchmark["runs"]:
+        raw = {**shared, **item}
+        name, gpus = raw.pop("name"), raw.pop("gpus", 1)
+        run = config.parse(raw, f"runs.{name}")
+        known = (num_images or {}).get(run.dataset, register.load(run.dataset).splits.get("train"))
+        if known is None:
+            raise UserError(
+                f"{register.REGISTER.name}: {run.dataset}.splits.train is not known beforehand: "
+                f"say --images {run.dataset}=NUMBER"
+            )
+        one = cost(name, run, known, gpus, gpu, utilisation, benchmark.get("threads", 1))
+        costs.append(dataclasses.replace(one, published=_told(one, run, published)))
+    reference = next((c.gpu_hours for c in costs if (c.method, c.arch) == REFERENCE), None)
+    return [
+        dataclasses.replace(c, of_reference=c.gpu_hours / reference if reference else None)
+        for c in costs
+    ]
+
+
+def published_costs() -> Iterator[dict[str, str]]:
+    """Training times that papers and repositories tell."""
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _told(one: Cost, run: RunConfig, published: list[dict[str, str]]) -> str:
+    """Published GPU-hours of the same network, for this run's epochs."""
+    for row in published:
+        same = (row["method"], row["arch"], "imagenet") == (one.method, one.arch, run.dataset)
+        if same and row["gpu_hours"] and row["epochs"]:
+            hours = float(row["gpu_hours"]) * run.recipe.optim.epochs / float(row["epochs"])
+            return f"{hours:,.0f} {row['hardware'].split(maxsplit=1)[1]}"
+    return ""
+
+
+def held_against_published(utilisation: float = UTILISATION) -> list[tuple[dict[str, str], Cost]]:
+    """Published times on known cards, each with the prediction for that card in half precision."""
+    pairs = []
+    for row in published_costs():
+        number, card = row["hardware"].split(maxsplit=1)
+        gpu = next((g for name, g in GPUS.items() if name.startswith(card.lower())), None)
+        if row["method"] in methods.names() and row["gpu_hours"] and row["epochs"] and gpu:
+            letter, patch = row["arch"].removeprefix("ViT-").split("/")
+            sizes = {"S": "small", "B": "base", "L": "large", "H": "huge"}
+            recipe = yaml.safe_load(row["recipe"]) or {}
+            raw = {
+                "method": row["method"],
+                "dataset": "imagenet",
+                "vit": {"size": sizes[letter], "patch_size": int(patch)},
+                "recipe": {**recipe, "optim": {"epochs": float(row["epochs"])}},
+            }
+            run = config.parse(raw, str(PUBLISHED))
+            images = register.load("imagenet").splits["train"] or 0
+            card_in_half = gpu._replace(bfloat16=True)
+            one = cost(row["method"], run, images, int(number), card_in_half, utilisation)
+            pairs.append((row, one))
+    return pairs
+
+
+def measured_hours(results: Path, one: Cost) -> float | None:
+    """Hours that a run took, averaged over its seeds and scaled to its images, if there are any."""
+    hours = {}
+    for path in sorted(results.glob(f"evaluations/{one.run}/seed*/*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))["about"].get("facts", {})
+        if facts.get("images_seen"):
+            hours[path.parent] = facts["train_seconds"] / 3600 * one.images / facts["images_seen"]
+    return statistics.mean(hours.values()) if hours else None
+
+
+def figures(value: float | None, unit: str = "") -> str:
+    """Three figures that tell, or nothing for what is not known."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
+
+
+COLUMNS: dict[str, Callable[[Cost], str]] = {
+    "run": lambda c: c.run,
+    "GFLOP / image": lambda c: figures(c.gflop_per_image),
+    "steps": lambda c: f"{c.steps:,}",
+    "images": lambda c: figures(c.images / 1e6, " M"),
+    "gpus": lambda c: str(c.gpus),
+    "memory per GPU (estimate)": lambda c: figures(c.gb_per_gpu, " GB"),
+    "GPU-hours": lambda c: figures(c.gpu_hours),
+    "hours": lambda c: figures(c.hours),
+    "kWh": lambda c: figures(c.kwh),
+    "of I-JEPA H/14": lambda c: f"{c.of_reference:.2f}" if c.of_reference else "",
+    "published": lambda c: c.published,
+    "measured hours": lambda c: figures(c.measured_hours),
+    "predicted / measured": lambda c: (
+        f"{c.hours / c.measured_hours:.2f}" if c.measured_hours else ""
+    ),
+}
+MARKDOWN = ("run", "gpus", "memory per GPU (estimate)", "GPU-hours", "hours", "kWh")
+
+
+def markdown(costs: list[Cost]) -> str:
+    """The columns that a plan needs, for the README."""
+    lines = ["| " + " | ".join(MARKDOWN) + " |", "|---" + "|---:" * (len(MARKDOWN) - 1) + "|"]
+    lines += ["| " + " | ".join(COLUMNS[name](c) for name in MARKDOWN) + " |" for c in costs]
+    return "\n".join(lines) + "\n"
+
+
+def show(title: str, cells: list[dict[str, str]]) -> None:
+    """Print a table, without its empty columns."""
+    table = Table(title=title)
+    names = [name for name in cells[0] if any(row[name] for row in cells)]
+    for name in names:
+        first = name == names[0]
+        table.add_column(name, justify="left" if first else "right", no_wrap=first)
+    for row in cells:
+        table.add_row(*(row[name] for name in names))
+    Console(width=max(Console().width, 130)).print(table)
+
+
+def show_published(utilisation: float) -> None:
+    """Print how far predictions are from published times, which are none of this code's."""
+    pairs = held_against_published(utilisation)
+    hours = next(float(r["gpu_hours"]) for r, c in pairs if (c.method, c.arch) == REFERENCE)
+    flop = next(c.images * c.gflop_per_image for _, c in pairs if (c.method, c.arch) == REFERENCE)
+    cells = [
+        {
+            "run": f"{c.method} {c.arch}, {row['epochs']} epochs",
+            "hardware": row["hardware"],
+            "published GPU-hours": f"{float(row['gpu_hours']):,.0f}",
+            "predicted": f"{c.gpu_hours:,.0f}",
+            "predicted / published": f"{c.gpu_hours / float(row['gpu_hours']):.2f}",
+            "GPU-hours of I-JEPA H/14's": f"{float(row['gpu_hours']) / hours:.2f}",
+            "FLOPs of I-JEPA H/14's": f"{c.images * c.gflop_per_image / flop:.2f}",
+        }
+        for row, c in pairs
+    ]
+    show(f"held against published times, at a utilisation of {utilisation:.2f}", cells)
+
+
+def table_csv(costs: list[Cost]) -> str:
+    """All fields, a row for each run."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Cost)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(c) for c in costs)
+    return file.getvalue()
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ijepa.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="a benchmark, such as config/paper.yaml")
+    parser.add_argument("--gpu", choices=(*GPUS, "cpu"), default="a100-80gb")
+    parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
+    parser.add_argument("--measure", action="store_true", help="time steps here: --gpu cpu")
+    parser.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
+    parser.add_argument("--against", type=Path, help="results of the config, such as results/mini")
+    parser.add_argument("--published", action="store_true", help="also published times")
+    parser.add_argument("--markdown", action="store_true", help="a table for the README instead")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--csv", type=Path, help="file for all numbers")
+    options = parser.parse_args()
+    if not 0 < options.utilisation <= 1:
+        raise UserError(f"--utilisation: {options.utilisation} must lie above 0 and up to 1")
+    num_images = {}
+    for told in options.images:
+        dataset, _, number = told.partition("=")
+        if not number.isdecimal():
+            raise UserError(f"--images: {told!r} must be DATASET=NUMBER")
+        num_images[dataset] = int(number)
+    card = "cpu" if options.measure else options.gpu
+    benchmark = read(options.config)
+    costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images)
+    if options.against:
+        costs = [
+            dataclasses.replace(c, measured_hours=measured_hours(options.against, c)) for c in costs
+        ]
+    if options.json:
+        about = {"gpu": card, "utilisation": options.utilisation if card in GPUS else None}
+        write_json(options.json, about | {"runs": [dataclasses.asdict(c) for c in costs]})
+    if options.csv:
+        write_text(options.csv, table_csv(costs))
+    if options.markdown:
+        print(markdown(costs), end="")
+        return
+    how = f"{card} at {options.utilisation:.2f} of its peak" if card in GPUS else "measured here"
+    show(
+        f"{options.config}, {how}",
+        [{name: tell(c) for name, tell in COLUMNS.items()} for c in costs],
+    )
+    total, seeds = sum(c.gpu_hours for c in costs), len(benchmark.get("seeds", [0]))
+    print(f"{total * seeds:,.4g} GPU-hours for all runs with {seeds} seed(s), within a factor of 2")
+    if (gpu := GPUS.get(card)) and (large := [c.run for c in costs if c.gb_per_gpu > gpu.memory]):
+        print(
+            f"more than the {gpu.memory:.0f} GB of {card}: {', '.join(large)}: set "
+            "activation_checkpointing: true, recipe.optim.accumulate or more gpus"
+        )
+    if options.published:
+        show_published(options.utilisation)
+
+
+if __name__ == "__main__":
+    run_command(main)

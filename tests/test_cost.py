@@ -1,0 +1,216 @@
+"""Predictions agree with closed forms, with real networks, and with what the README shows."""
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ijepa import config, cost, methods
+from ijepa.config import RunConfig
+from ijepa.cost import GPUS, Autocast
+from ijepa.errors import UserError
+from ijepa.vit import ViTConfig
+from tests.conftest import OPTIM, RECIPES
+
+ROOT = Path(__file__).parents[1]
+A100 = GPUS["a100-80gb"]
+PAPER = cost.read(ROOT / "config" / "paper.yaml")
+IN22K = {"imagenet22k": 14_197_122}
+TOY = {"image_size": 32, "patch_size": 4, "dim": 64, "depth": 2, "num_heads": 2}
+
+
+def run(method: str = "ijepa", vit: Any = TOY, **recipe: Any) -> RunConfig:
+    raw = {"method": method, "dataset": "cifar10", "vit": vit}
+    return config.parse({**raw, "recipe": {"optim": OPTIM, **RECIPES[method], **recipe}})
+
+
+def of_paper(*names: str) -> dict[str, Any]:
+    return {**PAPER, "runs": [one for one in PAPER["runs"] if one["name"] in names]}
+
+
+def forward(vit: ViTConfig, tokens: int) -> float:
+    """The closed form of cost.py's docstring, for one image."""
+    patches, D, r = vit.grid[0] * vit.grid[1], vit.dim, vit.mlp_ratio
+    block = 2 * (4 + 2 * r) * tokens * D**2 + 4 * tokens**2 * D
+    return 2 * patches * 3 * vit.patch_size**2 * D + vit.depth * block
+
+
+@pytest.mark.parametrize(("size", "patch"), [("base", 8), ("huge", 14), ("giant", 16)])
+def test_a_step_of_mae_costs_three_forward_passes_by_the_closed_form(size: str, patch: int) -> None:
+    one = config.parse(
+        {
+            "method": "mae",
+            "dataset": "imagenet",
+            "vit": {"size": size, "patch_size": patch},
+            "recipe": {"optim": {"batch_size": 2}},
+        }
+    )
+    N = one.vit.grid[0] ** 2
+    decoder = ViTConfig(dim=512, depth=8, num_heads=16)
+    embed = 2 * (N // 4 + 1) * one.vit.dim * 512 + 2 * (N + 1) * 512 * 3 * patch**2
+    blocks = forward(decoder, N + 1) - 2 * 196 * 3 * 16**2 * 512
+    expected = 3 * (forward(one.vit, N // 4 + 1) + blocks + embed)
+    assert cost.size(one, 2).flops == pytest.approx(expected, rel=0.01)
+
+
+def test_a_target_encoder_costs_one_forward_pass() -> None:
+    def flops(depth: int) -> float:
+        masking = {"strategy": "random", "min_keep": 4, "target_ratio": 0.5}
+        return cost.size(run(vit={**TOY, "depth": depth}, masking=masking), 8).flops
+
+    vit = ViTConfig(**TOY)  # type: ignore[arg-type]
+    block = [forward(vit, n) / vit.depth for n in (64, 32)]
+    embedding = 2 * 64 * 48 * 64 / vit.depth
+    expected = (block[0] - embedding) + 3 * (block[1] - embedding)
+    assert flops(3) - flops(2) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
+    one = run(method)
+    batch = one.recipe.optim.batch_size
+    real = methods.load(method).Method(one.recipe, one.vit)
+    on_meta = methods.load(method).Method(one.recipe, one.vit).to("meta")
+    flops, saved = cost._count(on_meta, one, batch, True, 0)
+
+    kept: dict[int, Tensor] = {}
+    weights = {p.untyped_storage().data_ptr() for p in real.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        matrix = x.shape[-2:] == (65, 65)  # a CPU's flash kernel knows no data2vec's positions
+        if x.is_floating_point() and not matrix and x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    noise = cost._batch(one, batch, 0, torch.device("cpu"))
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with counter, math:
+        real(noise)["loss"].backward()
+    assert flops == counter.get_total_flops() > 0
+    with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(keep, lambda x: x):
+        _loss = real(noise)["loss"]
+    assert saved == pytest.approx(sum(x.untyped_storage().nbytes() for x in kept.values()), rel=0.1)
+
+
+def test_the_matrix_of_attention_is_not_kept() -> None:
+    long = nn.Module()
+    q = torch.empty(1, 1, 4096, 8, device="meta", requires_grad=True)
+    with Autocast(long, bfloat16=True) as autocast, saved_tensors_hooks(autocast.keep, lambda x: x):
+        nn.functional.scaled_dot_product_attention(q, q, q)
+    assert 0 < autocast.bytes() <= 4 * 4096 * 8 * 2
+
+
+def test_checkpointing_takes_more_flops_and_less_memory() -> None:
+    plain = run("mae", {**TOY, "depth": 6})
+    again = dataclasses.replace(plain, activation_checkpointing=True)
+    assert cost.size(again, 16).flops > 1.2 * cost.size(plain, 16).flops
+    assert cost.size(again, 16).saved < 0.7 * cost.size(plain, 16).saved
+
+
+def test_more_gpus_and_accumulation_take_memory_from_each() -> None:
+    def gb(gpus: int, accumulate: int) -> float:
+        optim = {"batch_size": 64, "epochs": 1, "warmup_epochs": 0, "accumulate": accumulate}
+        one = run("mae", optim=optim)
+        return cost.cost("one", one, 50_000, gpus, A100).gb_per_gpu
+
+    assert gb(1, 1) > gb(2, 1) > gb(2, 2)
+
+
+def test_hours_are_flops_over_what_the_card_does() -> None:
+    (one,) = cost.predict(of_paper("mae_vitb16"), A100, 0.5)
+    flops = one.images * one.gflop_per_image * 1e9
+    assert one.steps == 1600 * (1_281_167 // 4096)
+    assert one.gpu_hours == pytest.approx(flops / (312e12 * 0.5) / 3600)
+    assert one.hours == pytest.approx(one.gpu_hours / 16)
+    assert one.kwh == pytest.approx(one.gpu_hours * 0.4)
+    (slow,) = cost.predict(of_paper("mae_vitb16"), GPUS["v100-32gb"], 0.5)
+    assert slow.gpu_hours == pytest.approx(one.gpu_hours * 312 / 15.7, rel=0.01)  # no bfloat16
+
+
+def test_the_utilisation_is_that_of_the_papers_own_number() -> None:
+    pairs = cost.held_against_published()
+    ratios = {row["method"]: c.gpu_hours / float(row["gpu_hours"]) for row, c in pairs}
+    assert ratios["ijepa"] == pytest.approx(1, abs=0.03)
+    # What the docstring says of V100.
+    assert all(0.45 < ratios[name] < 0.55 for name in ("mae", "dino", "ibot"))
+
+
+def test_published_hours_stand_beside_the_run_scaled_to_its_epochs() -> None:
+    mae, huge = cost.predict(of_paper("mae_vitl16", "ijepa_vith14"), A100)[::-1]
+    assert mae.published == "5,376 V100"
+    assert (huge.published, huge.of_reference) == ("1,152 A100-80GB", 1)
+
+
+def test_measured_hours_are_scaled_to_the_images_of_the_run(tmp_path: Path) -> None:
+    for seed, seconds in enumerate((3600, 7200)):
+        path = tmp_path / "evaluations" / "mae_vitb16" / f"seed{seed}" / "knn.json"
+        path.parent.mkdir(parents=True)
+        facts = {"train_seconds": seconds, "images_seen": 10}
+        path.write_text(json.dumps({"about": {"facts": facts}}))
+    (one,) = cost.predict(of_paper("mae_vitb16"), A100)
+    twenty = dataclasses.replace(one, images=20)
+    assert cost.measured_hours(tmp_path, twenty) == 3
+    assert cost.measured_hours(tmp_path, dataclasses.replace(one, run="another")) is None
+
+
+def test_a_measurement_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "NUM_MEASURED", 1)
+    monkeypatch.setattr(cost, "NUM_WARM", 1)
+    one = cost.cost("one", run("mae"), 50_000, 1, None)
+    assert one.hours > 0
+    assert one.kwh is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"dataset": "imagenet22k"}, "--images imagenet22k="),
+        ({"gpus": 3}, "gpus: 3"),
+        ({"vit": {"size": "vast"}}, "mae_vitb16.vit.size: 'vast' is unknown"),
+    ],
+)
+def test_a_config_that_cannot_be_predicted_is_refused(change: dict[str, Any], told: str) -> None:
+    benchmark = of_paper("mae_vitb16")
+    benchmark["runs"] = [{**benchmark["runs"][0], **change}]
+    with pytest.raises(UserError, match=told):
+        cost.predict(benchmark, A100)
+
+
+def test_a_config_without_runs_is_refused() -> None:
+    with pytest.raises(UserError, match="runs is missing"):
+        cost.read(ROOT / "config" / "released.yaml")
+
+
+def test_all_numbers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        "dataset: cifar10\nvit: {image_size: 32, patch_size: 4, dim: 64, depth: 1, num_heads: 2}\n"
+        "runs: [{name: one, method: mae, recipe: {optim: {batch_size: 64}}}]\n"
+    )
+    arguments = [str(path), "--json", str(tmp_path / "c.json"), "--csv", str(tmp_path / "c.csv")]
+    monkeypatch.setattr("sys.argv", ["cost", *arguments, "--gpu", "h100", "--utilisation", "0.3"])
+    cost.main()
+    told = json.loads((tmp_path / "c.json").read_text())
+    (row,) = csv.DictReader((tmp_path / "c.csv").read_text().splitlines())
+    assert (told["gpu"], told["utilisation"]) == ("h100", 0.3)
+    assert float(row["gpu_hours"]) == told["runs"][0]["gpu_hours"]
+
+
+def test_the_readme_shows_what_the_command_says() -> None:
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"--markdown -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in shown.splitlines()[2:]}
+    assert list(rows) == [one["name"] for one in PAPER["runs"]]
+    # Of one encoder each, because all take a minute.
+    sample = ("ijepa_vith14", "ijepa_vitb16_block", "mae_vitl16", "cae_vitb16", "ibot_vitb16")
+    lines = cost.markdown(cost.predict(of_paper(*sample), A100, num_images=IN22K)).splitlines()
+    assert lines[:2] == shown.splitlines()[:2]
+    assert lines[2:] == [rows[name] for name in sample]
