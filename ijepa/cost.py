@@ -26,7 +26,8 @@ epochs) costs 2.3 times I-JEPA's (300 epochs), not "over 10", and iBOT's ViT-S/1
 "over 2.5 times": the rest of those factors is cards and software, or is not explained.
 
 ``--measure`` times updates on this machine's CPU and adds the loader's augmentation. Reading,
-monitors and checkpoints are not in it: against mini's results it was 0.6 to 1.2 times the time.
+monitors and checkpoints are not in it: against mini's results it was 0.6 to 1.2 times the time on
+an idle machine, and up to 1.6 on a busy one.
 
 Memory = float32 weights, averages and their copies included, gradients (twice with several GPUs:
 DDP has its buckets), two moments of AdamW, and what one part of a GPU's batch saves for the
