@@ -19,6 +19,9 @@ from ijepa.errors import UserError
 from ijepa.vit import ViTConfig
 from tests.conftest import OPTIM, RECIPES
 
+# Forecasts are of the project's own data sets, whatever other tests have put in their place.
+pytestmark = pytest.mark.usefixtures("real_register")
+
 ROOT = Path(__file__).parents[1]
 A100 = GPUS["a100-80gb"]
 PAPER = cost.read(ROOT / "config" / "paper.yaml")
