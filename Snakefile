@@ -49,7 +49,7 @@ localrules:
     all,
     encoders,
     features,
-    evaluations_and_tables,
+    tables,
     freeze_run,
     # Slurm's accounting is asked where Slurm is.
     gpu_hours,

@@ -55,7 +55,10 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
 def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
     for path, asked in expected.items():
         about = json.loads(Path(path).read_text(encoding="utf-8"))
-        wanted = {"data_version": _version(asked["data"]), "encoder": _digest(asked["encoder"])}
+        wanted = {
+            "data_version": _version(asked["data"]),
+            "encoder": encoder_hash(asked["encoder"]),
+        }
         yield from _differences(path, wanted, about)
         for split, shards in read_index(Path(asked["data"])).splits.items():
             note = json.loads(Path(path).with_name(f"{split}.part.json").read_text())
@@ -75,7 +78,10 @@ def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
             "protocol": _plain(dataclasses.asdict(protocol)),
         }
         yield from _differences(path, wanted, result)
-        wanted = {"data_version": _version(asked["data"]), "encoder": _digest(asked["encoder"])}
+        wanted = {
+            "data_version": _version(asked["data"]),
+            "encoder": encoder_hash(asked["encoder"]),
+        }
         yield from _differences(path, wanted, result["about"])
 
 
@@ -115,5 +121,6 @@ def _version(data: str) -> str:
 
 
 @cache
-def _digest(encoder: str | None) -> str:
+def encoder_hash(encoder: str | None) -> str:
+    """By what results name an encoder's file, read once: it may have gigabytes."""
     return "pixels" if encoder is None else digest(Path(encoder))[:12]

@@ -14,8 +14,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from evals.audit import encoder_hash
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest
 
 
 def trace(table: Path, row: str) -> list[dict[str, Any]]:
@@ -57,9 +57,8 @@ def entry(results: Path, file: Path) -> dict[str, Any]:
     job = made.with_name("job.json") if made is not None else None
     jobs = json.loads(job.read_text())["jobs"] if job is not None and job.exists() else []
     numbers = [str(one["number"]) for one in jobs if one.get("number") is not None]
-    hash_now = None if made is None else digest(made)[:12]
-    if hash_now not in (None, about["encoder"]):
-        raise UserError(f"{file} is of encoder {about['encoder']}, but {made} is {hash_now}")
+    if made is not None and (now := encoder_hash(str(made))) != about["encoder"]:
+        raise UserError(f"{file} is of encoder {about['encoder']}, but {made} is {now}")
     scale = 100 if result["metric"] == "top1" else 1
     return {
         "evaluation": file.stem,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import PlainValidator
 
 from ijepa import methods
 from ijepa.data import register
 from ijepa.errors import UserError
+from ijepa.files import read_yaml
 from ijepa.methods import Recipe
 from ijepa.strict import merged, strict
 from ijepa.vit import SIZES, ViTConfig
@@ -106,12 +106,7 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
 
 def read(path: Path) -> RunConfig:
     """The run of a YAML file."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold keys and values, as config/mini.yaml's runs do")
     return parse(raw, str(path))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ijepa import config, cost, methods
+from ijepa import flops as counting
 from ijepa.config import RunConfig
-from ijepa.cost import GPUS, Autocast
+from ijepa.cost import GPUS
 from ijepa.errors import UserError
 from ijepa.vit import ViTConfig
 from tests.conftest import OPTIM, RECIPES
@@ -60,13 +61,13 @@ def test_a_step_of_mae_costs_three_forward_passes_by_the_closed_form(size: str, 
     embed = 2 * (N // 4 + 1) * one.vit.dim * 512 + 2 * (N + 1) * 512 * 3 * patch**2
     blocks = forward(decoder, N + 1) - 2 * 196 * 3 * 16**2 * 512
     expected = 3 * (forward(one.vit, N // 4 + 1) + blocks + embed)
-    assert cost.size(one, 2).flops == pytest.approx(expected, rel=0.01)
+    assert counting.size(one, 2).flops == pytest.approx(expected, rel=0.01)
 
 
 def test_a_target_encoder_costs_one_forward_pass() -> None:
     def flops(depth: int) -> float:
         masking = {"strategy": "random", "min_keep": 4, "target_ratio": 0.5}
-        return cost.size(run(vit={**TOY, "depth": depth}, masking=masking), 8).flops
+        return counting.size(run(vit={**TOY, "depth": depth}, masking=masking), 8).flops
 
     vit = ViTConfig(**TOY)  # type: ignore[arg-type]
     block = [forward(vit, n) / vit.depth for n in (64, 32)]
@@ -81,7 +82,7 @@ def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
     batch = one.recipe.optim.batch_size
     real = methods.load(method).Method(one.recipe, one.vit)
     on_meta = methods.load(method).Method(one.recipe, one.vit).to("meta")
-    flops, saved = cost._count(on_meta, one, batch, True, 0)
+    flops, saved = counting._count(on_meta, one, batch, True, 0)
 
     kept: dict[int, Tensor] = {}
     weights = {p.untyped_storage().data_ptr() for p in real.parameters()}
@@ -92,7 +93,7 @@ def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
             kept[x.untyped_storage().data_ptr()] = x
         return x
 
-    noise = cost._batch(one, batch, 0, torch.device("cpu"))
+    noise = counting.batch_of_noise(one, batch, 0, torch.device("cpu"))
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)
     math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with counter, math:
@@ -106,7 +107,10 @@ def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
 def test_the_matrix_of_attention_is_not_kept() -> None:
     long = nn.Module()
     q = torch.empty(1, 1, 4096, 8, device="meta", requires_grad=True)
-    with Autocast(long, bfloat16=True) as autocast, saved_tensors_hooks(autocast.keep, lambda x: x):
+    with (
+        counting.Autocast(long, bfloat16=True) as autocast,
+        saved_tensors_hooks(autocast.keep, lambda x: x),
+    ):
         nn.functional.scaled_dot_product_attention(q, q, q)
     assert 0 < autocast.bytes() <= 4 * 4096 * 8 * 2
 
@@ -114,8 +118,8 @@ def test_the_matrix_of_attention_is_not_kept() -> None:
 def test_checkpointing_takes_more_flops_and_less_memory() -> None:
     plain = run("mae", {**TOY, "depth": 6})
     again = dataclasses.replace(plain, activation_checkpointing=True)
-    assert cost.size(again, 16).flops > 1.2 * cost.size(plain, 16).flops
-    assert cost.size(again, 16).saved < 0.7 * cost.size(plain, 16).saved
+    assert counting.size(again, 16).flops > 1.2 * counting.size(plain, 16).flops
+    assert counting.size(again, 16).saved < 0.7 * counting.size(plain, 16).saved
 
 
 def test_more_gpus_and_accumulation_take_memory_from_each() -> None:

@@ -3,7 +3,7 @@
 
 rule extract_features:
     input:
-        encoder=lambda wc: f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors",
+        encoder=lambda wc: encoder_of(wc.run, f"seed{wc.seed}"),
         data="data/shards/{dataset}/index.json",
     output:
         # The arrays lie beside it, where Snakemake does not delete what a killed job has written.

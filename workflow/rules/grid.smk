@@ -68,6 +68,18 @@ def frozen_run(run, seed):
     return {key: value for key, value in frozen.items() if key not in ("name", "gpus")}
 
 
+def encoder_of(run, seed):
+    """The file of an encoder, trained here or published; raw pixels have none."""
+    return (
+        None if run == "pixels" else f"{MADE_IN[run]}/{run}/{seed}/encoder.safetensors"
+    )
+
+
+def features_of(run, seed, dataset):
+    """The file that says of an encoder's features of a data set that they are there."""
+    return f"{RESULTS}/features/{run}/{seed}/{dataset}/about.json"
+
+
 def uses(run, evaluation):
     """What an evaluation of an encoder works on; raw pixels have no network to run."""
     asked = EVALUATIONS[evaluation]["uses"]
@@ -95,12 +107,10 @@ def subject_of(wc):
     made_of = uses(wc.run, wc.evaluation)
     files = {"data": f"data/shards/{dataset}/index.json"}
     if made_of != "images":
-        files["features"] = ancient(
-            f"{RESULTS}/features/{wc.run}/seed{wc.seed}/{dataset}/about.json"
-        )
+        files["features"] = ancient(features_of(wc.run, f"seed{wc.seed}", dataset))
     if wc.run != "pixels":
         key = "features_of" if made_of == "features" else "encoder"
-        files[key] = f"{MADE_IN[wc.run]}/{wc.run}/seed{wc.seed}/encoder.safetensors"
+        files[key] = encoder_of(wc.run, f"seed{wc.seed}")
     return files
 
 
@@ -194,7 +204,7 @@ def register_entry(dataset):
 def expected_encoders():
     """The run of each encoder, as its file should have it."""
     return {
-        f"{MADE_IN[run]}/{run}/{seed}/encoder.safetensors": frozen_run(run, seed[4:])
+        encoder_of(run, seed): frozen_run(run, seed.removeprefix("seed"))
         for run, seed in TRAINED
     }
 
@@ -203,21 +213,35 @@ def expected_evaluations():
     """What each result of the tables should say of itself."""
     found = {}
     for path in WANTED:
-        run, seed, name = Path(path).parts[-3:]
-        item, evaluation = EVALUATIONS[Path(name).stem], Path(name).stem
+        run, seed, evaluation = Path(path).with_suffix("").parts[-3:]
+        item = EVALUATIONS[evaluation]
         found[path] = {
             "name": item["evaluation"],
             "label": item["label"],
             "config": protocol(run, evaluation),
             "images": limit(item["dataset"]),
             "data": f"data/shards/{item['dataset']}",
-            "encoder": (
-                None
-                if run == "pixels"
-                else f"{MADE_IN[run]}/{run}/{seed}/encoder.safetensors"
-            ),
+            "encoder": encoder_of(run, seed),
         }
     return found
+
+
+def expected_features():
+    """What the features that evaluations ask for should say of themselves."""
+    return {
+        features_of(run, seed, dataset): {
+            "data": f"data/shards/{dataset}",
+            "images": limit(dataset),
+            "encoder": encoder_of(run, seed),
+        }
+        for run, seed, dataset in sorted(
+            {
+                (run, seed, EVALUATIONS[Path(name).stem]["dataset"])
+                for run, seed, name in SHOWN
+                if uses(run, Path(name).stem) != "images"
+            }
+        )
+    }
 
 
 def missing_raw_files(datasets):

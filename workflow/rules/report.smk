@@ -24,7 +24,7 @@ rule report:
         evaluations=rules.tabulate.input,
         logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
         features=[
-            ancient(f"{RESULTS}/features/{run}/{seed}/{config['dataset']}/about.json")
+            ancient(features_of(run, seed, config["dataset"]))
             for run, seed in NEIGHBOURS
         ],
         data=f"data/shards/{config['dataset']}/index.json",

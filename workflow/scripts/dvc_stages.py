@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from ijepa.errors import UserError, run_command
-from ijepa.files import write_text
+from ijepa.errors import run_command
+from ijepa.files import read_yaml, write_text
 
 HEAD = """\
 # Written by: python -m workflow.scripts.dvc_stages {configs}
@@ -32,7 +32,7 @@ def document(paths: list[Path]) -> dict[str, Any]:
 
 def stages_of(path: Path) -> dict[str, Any]:
     """The stages of one config: its data sets, encoders, features and tables."""
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_yaml(path)
     name, results = config["name"], f"results/{config['name']}"
     trained_on = {run.get("dataset", config["dataset"]) for run in config.get("runs", [])}
     evaluated = {item.get("dataset", config["dataset"]) for item in config["evaluations"]}
@@ -126,9 +126,6 @@ def main() -> None:
     parser.add_argument("configs", type=Path, nargs="+", help="config/mini.yaml, …")
     parser.add_argument("--out", type=Path, default=Path("dvc.yaml"))
     options = parser.parse_args()
-    for path in options.configs:
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
     write_text(options.out, text_of(options.configs))
 
 

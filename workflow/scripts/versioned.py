@@ -19,21 +19,18 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ijepa.data.shards import verify
 from ijepa.errors import UserError, run_command
-from ijepa.files import to_json, write_text
+from ijepa.files import read_yaml, to_json, write_text
 from workflow.scripts.dvc_stages import stages_of
 
 METADATA = Path(".snakemake/metadata")
 SETTLED = Path(".snakemake/settled")
 """What was last put back or kept, one file a stage: another one on disk came by DVC."""
-TARGETS = {
-    "encoders": "encoders",
-    "features": "features",
-    "tables": "evaluations_and_tables",
-}
+STAGES = ["encoders", "features", "tables"]
+"""Rules of the same names (workflow/rules/version.smk) make them."""
+KINDS = ["outs", "metrics", "plots"]
+RECORDS = "records.json"
 
 
 def make(stage: str, config: Path, dataset: str | None) -> None:
@@ -46,20 +43,19 @@ def make(stage: str, config: Path, dataset: str | None) -> None:
             f"workflow.scripts.dvc_stages {config} (and the other configs that are versioned here)"
         )
     settle(only_new=True)
-    target = TARGETS.get(stage) or f"data/shards/{dataset}/index.json"
+    target = f"data/shards/{dataset}/index.json" if dataset else stage
     profile = os.environ.get("IJEPA_PROFILE", "workflow/profiles/local")
+    # The target first: --configfile would take it for one more.
     command = [sys.executable, "-m", "snakemake", target, "--profile", profile]
-    if (
-        code := subprocess.run([*command, "--configfile", str(config)], check=False).returncode
-    ) != 0:
-        sys.exit(code)
+    done = subprocess.run([*command, "--configfile", str(config)], check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
     if dataset is not None:
         verify(Path("data/shards") / dataset)
     name = f"data-{dataset}" if dataset else f"{stage}-{read(config)['name']}"
-    outs = stages("dvc.yaml")[name]
-    records = next(path for path in outs if path.name.endswith(RECORDS))
+    outs = [Path(next(iter(out))) for kind in KINDS for out in have[name].get(kind, [])]
     text = to_json(records_of(outs))
-    write_text(records, text)
+    write_text(next(path for path in outs if path.name.endswith(RECORDS)), text)
     write_text(SETTLED / name, text)
 
 
@@ -70,9 +66,6 @@ def fits(have: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
     )
 
 
-RECORDS = "records.json"
-
-
 def settle(only_new: bool = False) -> int:
     """Give Snakemake back its records of the files in dvc.lock, and these files one time.
 
@@ -80,7 +73,8 @@ def settle(only_new: bool = False) -> int:
     files there were.
     """
     files: list[Path] = []
-    for name, outs in stages("dvc.lock").items():
+    for name, stage in read(Path("dvc.lock")).get("stages", {}).items():
+        outs = [Path(out["path"]) for out in stage.get("outs", [])]
         records = next((path for path in outs if path.name.endswith(RECORDS)), None)
         if records is None or not records.exists():
             continue
@@ -94,7 +88,7 @@ def settle(only_new: bool = False) -> int:
             write_text(METADATA / record, json.dumps(content))
         write_text(kept, text)
         for out in outs:
-            files += [out] if out.is_file() else [path for path in out.rglob("*")]
+            files += [out] if out.is_file() else out.rglob("*")
     now = time.time_ns()
     for path in files:
         os.utime(path, ns=(now, now))
@@ -117,24 +111,9 @@ def records_of(outs: list[Path]) -> dict[str, Any]:
     return found
 
 
-def stages(file: str) -> dict[str, list[Path]]:
-    """The files and folders of each stage of dvc.yaml or dvc.lock."""
-    found = {}
-    for name, stage in (read(Path(file)).get("stages") or {}).items():
-        outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
-        if file == "dvc.lock":
-            found[name] = [Path(out["path"]) for out in outs]
-        else:
-            found[name] = [Path(next(iter(out)) if isinstance(out, dict) else out) for out in outs]
-    return found
-
-
 def read(path: Path) -> dict[str, Any]:
     """A YAML file, or nothing where there is none."""
-    if not path.exists():
-        return {}
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
+    return (read_yaml(path) if path.exists() else None) or {}
 
 
 def main() -> None:
@@ -146,7 +125,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("make", help="make one stage (IJEPA_PROFILE: another profile)")
-    one.add_argument("stage", choices=["data", *TARGETS])
+    one.add_argument("stage", choices=["data", *STAGES])
     one.add_argument("config", type=Path)
     one.add_argument("--dataset", help="of the stage data")
     commands.add_parser("settle", help="after dvc pull or dvc checkout")
