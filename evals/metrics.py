@@ -2,7 +2,7 @@
 
 ``metrics.json`` has the mean over seeds by encoder and evaluation, and what the encoder cost;
 ``plots/loss.csv`` every logged step of every run; ``plots/accuracy.csv`` each evaluation against
-the hours of pretraining (GPU-hours, or hours of the one process where there was no GPU).
+the hours of pretraining, by the clock: GPU-hours are in tables/gpu_hours.csv.
 """
 
 import argparse

@@ -197,7 +197,7 @@ def register_entry(dataset):
         "IJEPA_REGISTER", Path(workflow.basedir, "data/datasets.yaml")
     )
     entry = yaml.safe_load(Path(path).read_text()).get(dataset, {})
-    words = {"title", "citation", "licence", "origins", "max_corrupt", "view"}
+    words = {"title", "citation", "licence", "origins", "max_corrupt"}
     return {key: value for key, value in entry.items() if key not in words}
 
 

@@ -92,7 +92,7 @@ def stages_of(path: Path) -> dict[str, Any]:
             plot(
                 f"{results}/plots/accuracy.csv",
                 "points",
-                ("hours", "GPU-hours of pretraining, or hours on a CPU"),
+                ("hours", "hours of pretraining"),
                 ("value", "top-1 %"),
             ),
         ],
