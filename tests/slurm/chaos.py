@@ -27,8 +27,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.slurm.conftest import CLUSTER
-from tests.slurm.test_slurm import ROOT, lose_a_node, start, starts
+from tests.slurm import actions
+from tests.slurm.actions import CLUSTER, ROOT, lose_a_node, start, starts
 
 RUNS = {"ijepa": 8, "mae": 4}
 
@@ -50,29 +50,17 @@ def workflow(folder: Path, data: Path, epochs: float) -> list[str]:
         "evaluations": [{"name": "knn"}],
         "tables": [{"name": "t", "title": "T", "evaluations": ["knn"], "runs": [*RUNS]}],
     }
-    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
-    profile["default-resources"] |= {"runtime": 10, "mem_mb": "1000 * attempt"}
-    profile["set-resources"]["pretrain"] |= {
-        "runtime": 6, "gpus_per_node": 4, "cpus_per_gpu": 1, "gb_per_gpu": 2,
-        "save_seconds": 30, "poll_seconds": 2,
-    }  # fmt: skip
-    for rule in ("extract_features", "evaluate"):
-        profile["set-resources"][rule] |= {"runtime": 10}
-    for place in ("config.yaml", "profile/config.yaml"):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
         (folder / "data").symlink_to(data)
-    command = [sys.executable, "-m", "snakemake", "--profile", str(folder / "profile")]
-    return [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    pretrain = {"runtime": 6, "gpus_per_node": 4, "save_seconds": 30, "poll_seconds": 2}
+    return actions.workflow(folder, config, minutes=10, pretrain=pretrain)
 
 
 def pretrainings() -> list[str]:
     """Numbers of the pretraining jobs that run."""
-    told = ["squeue", "-h", "-t", "R", "-o", "%A %D %b"]
-    shown = subprocess.run(told, capture_output=True, text=True, check=True).stdout
-    return [line.split()[0] for line in shown.splitlines() if line.endswith(":4")]
+    running = actions.told("squeue", "-h", "-t", "R", "-o", "%A|%b")
+    return [job for job, gpus in running if gpus.endswith(":4")]
 
 
 def ranks() -> list[psutil.Process]:
@@ -142,15 +130,15 @@ class Chaos:
         subprocess.run([CLUSTER, "up"], check=True, capture_output=True)
         return True
 
-    def go_on(self, minutes: float) -> None:
-        """Disturb for so long; whatever ended is started again by the same command."""
+    def go_on(self, minutes: float, pause: float) -> None:
+        """Disturb for so long, at most ``pause`` seconds apart; what ended is started again."""
         until = time.monotonic() + 60 * minutes
         acts: list[Callable[[], bool]] = [
             self.kill_snakemake, self.interrupt_snakemake, self.kill_one_launcher,
             self.kill_one_rank, self.requeue, self.warn, self.cancel, self.pull_a_plug,
         ]  # fmt: skip
         while time.monotonic() < until:
-            time.sleep(self.random.uniform(5, 70))
+            time.sleep(self.random.uniform(2, pause))
             if self.snakemake.poll() is not None:
                 self.snakemake = self.begin()
             act = self.random.choice(acts)
@@ -197,14 +185,10 @@ def judge(calm: Path, rough: Path) -> list[str]:
               f"controller {counted:.4f}", flush=True)  # fmt: skip
         if abs(ours["slurm"] - counted) > 1e-3:
             faults.append(f"{run}: the table's {ours['slurm']} are not {counted} GPU-hours")
-    everything = ["sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-2hours", "-o"]
-    told_all = subprocess.run(
-        [*everything, "JobID,JobName,ElapsedRaw,AllocTRES,WorkDir"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    columns = "JobID,ElapsedRaw,AllocTRES,WorkDir"
+    everything = ("sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-2hours", "-o", columns)
     hours: dict[str, float] = collections.defaultdict(float)
-    for line in told_all.splitlines():
-        _, _, elapsed, tres, place = line.split("|")
+    for _, elapsed, tres, place in actions.told(*everything):
         gpus = int((tres.split("gres/gpu=")[1:] or ["0"])[0].split(",")[0])
         if Path(place) == rough:
             hours["pretrain" if gpus >= 4 else "others"] += int(elapsed) * gpus / 3600
@@ -221,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.chaos", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="data/ with CIFAR-10's shards")
     parser.add_argument("--minutes", type=float, default=15, help="how long (15)")
+    parser.add_argument("--pause", type=float, default=30, help="seconds between two, at most (30)")
     parser.add_argument("--epochs", type=float, default=0.7, help="length of the runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where; a temporary one by default")
@@ -236,12 +221,11 @@ def main() -> None:
     subprocess.run([CLUSTER, "up"], check=True)
     try:
         for name in ("calm", "rough"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
             command = workflow(folder / name, options.data.resolve(), options.epochs)
             begun = time.monotonic()
             chaos = Chaos(folder / name, command, random.Random(options.seed))
             if name == "rough":
-                chaos.go_on(options.minutes)
+                chaos.go_on(options.minutes, options.pause)
             chaos.finish(3600)
             print(f"{name}: {time.monotonic() - begun:.0f} s, {dict(chaos.done)}", flush=True)
         faults = judge(folder / "calm", folder / "rough")

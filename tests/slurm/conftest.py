@@ -4,11 +4,10 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-CLUSTER = Path(__file__).with_name("cluster")
+from tests.slurm.actions import CLUSTER
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 ``make test-slurm``. The tests are in the order in which they use the cluster.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 import torch
 import yaml
@@ -24,9 +22,9 @@ from evals.gpu_hours import tabulate
 from ijepa import slurm
 from ijepa.checkpoint import load_encoder
 from tests.conftest import eventually, raw_run_of
-from tests.slurm.conftest import CLUSTER
+from tests.slurm import actions
+from tests.slurm.actions import CLUSTER, ROOT, live, lose_a_node, start, starts
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 LAUNCH = [
@@ -34,19 +32,6 @@ LAUNCH = [
     *("--cluster", "slurm", "--partition", "gpu", "--account", "lab", "--poll", "1"),
     *("--gpus", "4", "--gpus-per-node", "2", "--cpus-per-gpu", "1", "--gb-per-gpu", "2"),
 ]
-
-
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A command in a session of its own, as another terminal would have it."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
 
 
 def long_run(steps: int) -> dict[str, Any]:
@@ -63,26 +48,6 @@ def launch(raw: dict[str, Any], data: Path, folder: Path) -> list[str]:
     files = {"data": data, "work": folder / "work", "out": folder / "out" / "encoder.safetensors"}
     options = [word for key, path in files.items() for word in (f"--{key}", str(path))]
     return [*LAUNCH, str(folder / "run.yaml"), *options, "--minutes", "2", "--save-seconds", "20"]
-
-
-def starts(job: str) -> pd.DataFrame:
-    """Every start of a job that accounting knows, with its end and its begin in seconds."""
-    columns = "State,Start,End,ElapsedRaw"
-    told = subprocess.run(
-        ["sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", columns],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
-    ).stdout
-    rows = [line.split("|") for line in told.splitlines()]
-    return pd.DataFrame(rows, columns=columns.split(","))
-
-
-def live() -> list[str]:
-    """Numbers of the jobs that have not ended."""
-    shown = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, check=True)
-    return shown.stdout.split()
 
 
 def saved(folder: Path) -> int:
@@ -120,7 +85,7 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
     eventually(lambda: f"job {job} works on this run" in (rough / "log").read_text())
     before = saved(rough)
     eventually(lambda: saved(rough) > before)
-    lose_a_node()
+    lose_a_node("a100-1")
     eventually(lambda: slurm.state(job).name in {"PENDING", "FAILED"})
     subprocess.run([CLUSTER, "up"], check=True, capture_output=True)
     assert launcher.wait(300) == 0, (rough / "log").read_text()
@@ -133,19 +98,6 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
     assert len(told["attempts"]) >= 4
     spans = [(one["begun"], one["ended"]) for one in told["attempts"]]
     assert all(end <= begin + 1 for (_, end), (begin, _) in pairwise(spans))
-
-
-def lose_a_node(node: str = "a100-1") -> None:
-    """End a node's daemons and then all that they have started, as a power cut would."""
-    for daemons in (True, False):
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                daemon = Path(process.exe()).name.startswith(("slurmd", "slurmstepd"))
-                files = [str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
-                marks = [*process.cmdline(), *files, process.environ().get("SLURMD_NODENAME", "")]
-                ours = process.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]
-                if ours and daemon == daemons and any(node in mark for mark in marks):
-                    process.kill()
 
 
 def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_from_what_it_saved(
@@ -227,29 +179,19 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
             {"name": "table", "title": "A table", "evaluations": ["knn"], "runs": ["ijepa"]}
         ],
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
-    profile["default-resources"] |= {"runtime": 5, "mem_mb": "1000 * attempt"}
-    profile["set-resources"]["pretrain"] |= {
-        "runtime": 4,
-        "gpus_per_node": 2,
-        "cpus_per_gpu": 1,
-        "gb_per_gpu": 2,
-        "save_seconds": 20,
-        "poll_seconds": 1,
-    }
-    for rule in ("extract_features", "evaluate"):
-        profile["set-resources"][rule] |= {"runtime": 5}
-    profile |= {
-        "retries": 1,
-        "latency-wait": 5,
-        "slurm-init-seconds-before-status-checks": 1,
-        "seconds-between-status-checks": 2,
-    }
-    (tmp_path / "profile").mkdir()
-    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
-    command = [sys.executable, "-m", "snakemake", "--profile", str(tmp_path / "profile")]
-    return [*command, "--directory", str(tmp_path), "--configfile", str(tmp_path / "config.yaml")]
+    pretrain = {"runtime": 4, "gpus_per_node": 2, "save_seconds": 20, "poll_seconds": 1}
+    return actions.workflow(
+        tmp_path,
+        config,
+        minutes=5,
+        pretrain=pretrain,
+        retries=1,
+        **{
+            "latency-wait": 5,
+            "slurm-init-seconds-before-status-checks": 1,
+            "seconds-between-status-checks": 2,
+        },
+    )
 
 
 def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
@@ -274,7 +216,7 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     again = subprocess.run([*workflow, "-n"], cwd=ROOT, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout + again.stderr
 
-    # A job that fails shows its log here, and is tried again.
+    # A job that fails shows its log here, and is tried again with more memory.
     about = next(tmp_path.glob("results/slurm/features/ijepa/seed0/*/train.npy"))
     about.write_bytes(b"nothing")
     for made in ("evaluations/ijepa/seed0/knn.json", "tables/table.md", "tables/gpu_hours.md"):
@@ -283,3 +225,5 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     shown = (tmp_path / "failing").read_text()
     assert "Logfile logs/results/slurm/evaluate/ijepa-0-knn.log" in shown
     assert "Trying to restart job" in shown
+    asked = actions.told("sacct", "-X", "-n", "-P", "-o", "ReqMem,State")
+    assert [memory for memory, state in asked if state == "FAILED"][-2:] == ["2500M", "5000M"]

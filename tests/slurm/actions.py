@@ -1,0 +1,79 @@
+"""What users type on a cluster, and what befalls them there: for test_slurm.py and chaos.py."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = Path(__file__).with_name("cluster")
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A command in a session of its own, as another terminal would have it."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def workflow(
+    folder: Path, config: dict[str, Any], minutes: int, pretrain: dict[str, Any], **profile: Any
+) -> list[str]:
+    """``snakemake --profile slurm`` in ``folder``, by the real profile, edited as a user would.
+
+    ``pretrain`` are that rule's resources, ``profile`` other keys; no job gets more minutes.
+    """
+    edited = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    edited["default-resources"] |= {"runtime": minutes, "mem_mb": "1000 * attempt"}
+    edited["set-resources"]["pretrain"] |= {"cpus_per_gpu": 1, "gb_per_gpu": 2, **pretrain}
+    for rule in ("extract_features", "evaluate"):
+        edited["set-resources"][rule] |= {"runtime": minutes}
+    for place, content in {"config.yaml": config, "profile/config.yaml": edited | profile}.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "snakemake", "--profile", str(folder / "profile")]
+    return [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+
+
+def told(*command: str) -> list[list[str]]:
+    """The rows of a Slurm command's answer, whose columns ``|`` parts."""
+    env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    return [line.split("|") for line in done.stdout.splitlines()]
+
+
+def starts(job: str) -> pd.DataFrame:
+    """Every start of a job that accounting knows, with its end and its begin in seconds."""
+    columns = "State,Start,End,ElapsedRaw"
+    rows = told("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", columns)
+    return pd.DataFrame(rows, columns=columns.split(","))
+
+
+def live() -> list[str]:
+    """Numbers of the jobs that have not ended."""
+    return [row[0] for row in told("squeue", "-h", "-o", "%A")]
+
+
+def lose_a_node(node: str) -> None:
+    """End a node's daemons and then all that they have started, as a power cut would."""
+    for daemons in (True, False):
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                daemon = Path(process.exe()).name.startswith(("slurmd", "slurmstepd"))
+                files = [str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
+                marks = [*process.cmdline(), *files, process.environ().get("SLURMD_NODENAME", "")]
+                ours = process.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]
+                if ours and daemon == daemons and any(node in mark for mark in marks):
+                    process.kill()
