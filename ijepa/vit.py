@@ -320,6 +320,12 @@ def take(x_BND: Tensor, index_BK: Tensor) -> Tensor:
     return x_BND.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
 
 
+def patchify(images_BCHW: Tensor, size: int) -> Tensor:
+    """Values of every patch of ``size`` x ``size``, [B, N, size * size * C], channels last."""
+    x: Tensor = images_BCHW.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # B C row p column p
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
 def where(chosen_BN: Tensor) -> Tensor:
     """Ascending indices of the chosen patches, [B, K]; every image must have equally many."""
     counts = chosen_BN.sum(1)

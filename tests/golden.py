@@ -27,7 +27,7 @@ from ijepa.masking import Masking, Masks, MultiBlock, num_hidden
 from ijepa.methods import cae, data2vec, dino, ibot, ijepa, mae
 from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
 from ijepa.released import rename
-from ijepa.vit import ViTConfig, take
+from ijepa.vit import ViTConfig, patchify, take
 
 LIMIT = 1e-4
 LOSS_LIMIT = 1e-5
@@ -130,7 +130,9 @@ def replay_mae(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
     predictions = method.predict(images, visible)
     loss = method.loss(predictions, images, hidden)
     loss.backward()
-    yield from compare({"predictions": predictions, "patches": method.patches(images)}, file)
+    yield from compare(
+        {"predictions": predictions, "patches": patchify(images, method.vit.patch_size)}, file
+    )
     yield from compare({"loss": loss}, file, LOSS_LIMIT)
     count = num_hidden(config.mask_ratio, vit.grid)
     yield Error("number hidden", abs(int(hidden[0].sum()) - count), 0.0)

@@ -56,6 +56,47 @@ def test_targets_are_layer_normed_features_of_the_whole_image(images: torch.Tens
     assert not targets.requires_grad
 
 
+def test_targets_of_a_block_do_not_see_what_is_outside_it(
+    images: torch.Tensor, masks: Masks
+) -> None:
+    """Masks at the target encoder's input (Table 11): block by block, alone."""
+    method = make(targets="block_features")
+    first = masks.targets_GMT[:, 0]
+    inside = torch.zeros(8, 64, dtype=torch.bool).scatter(1, first, True)
+    by_pixel = inside.view(8, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    targets = method.block_targets(images, masks)
+    changed = method.block_targets(torch.where(by_pixel, images, torch.zeros(())), masks)
+    T = first.shape[1]
+    torch.testing.assert_close(targets[:, :T], changed[:, :T])
+    assert not torch.allclose(targets[:, T:], changed[:, T:])
+    alone = method.target_encoder(images, first)
+    torch.testing.assert_close(targets[:, :T], F.layer_norm(alone, alone.shape[-1:]))
+    assert not targets.requires_grad
+
+
+def test_pixels_as_targets_are_layer_normed_patches(images: torch.Tensor, masks: Masks) -> None:
+    """Table 7."""
+    method = make(targets="pixels")
+    targets = method.targets(images)
+    patch = images[3, :, 4:8, 8:12].permute(1, 2, 0).flatten()  # row 1, column 2 of the grid
+    torch.testing.assert_close(targets[3, 10], F.layer_norm(patch, patch.shape))
+    assert method.predict(images, masks).shape == (*masks.targets_GMT.shape, 48)
+
+
+@pytest.mark.parametrize("targets", ["features", "block_features", "pixels"])
+def test_every_kind_of_target_is_learnt(targets: str, images: torch.Tensor) -> None:
+    method = make(targets=targets)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(10):
+        loss = method(Batch((images,), seed=0, step=0, total=8))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
 def test_only_context_encoder_and_predictor_receive_gradients(images: torch.Tensor) -> None:
     method = make()
     method(Batch((images,), seed=0, step=0))["loss"].backward()

@@ -22,7 +22,7 @@ from ijepa.data.transforms import Crop
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.methods import Batch
 from ijepa.optim import Optim, follow
-from ijepa.vit import LAYER_NORM_EPS, ViT, ViTConfig, initialise, sincos_positions, take
+from ijepa.vit import LAYER_NORM_EPS, ViT, ViTConfig, initialise, patchify, sincos_positions, take
 from ijepa.vit import transformer_block as block
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -55,6 +55,11 @@ class Config(methods.Recipe):
     predictor_depth: int = 12
     momentum: tuple[float, float] = (0.996, 1.0)
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+    targets: Literal["features", "block_features", "pixels"] = "features"
+    """What is predicted of a target block: the ``features`` that the target encoder makes of the
+    whole image; ``block_features``, of a target encoder that sees only the block (Table 11: masks
+    at its input); its ``pixels`` (Table 7). The release has the first. Of the others the paper says
+    no more than that: here the LayerNorm over a patch's values stays, and all else."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
@@ -103,6 +108,8 @@ def check(config: Config, vit: ViTConfig) -> None:
 class Predictor(nn.Module):
     """A narrow ViT from context features and the positions of a target to the target's features.
 
+    Or to its pixels, where those are the targets.
+
     Each target block has a pass of its own: mask tokens of different blocks never see each other.
     """
 
@@ -117,12 +124,13 @@ class Predictor(nn.Module):
             block(dim, vit.num_heads) for _ in range(config.predictor_depth)
         )
         self.predictor_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.predictor_proj = nn.Linear(dim, vit.dim)
+        pixels = config.targets == "pixels"
+        self.predictor_proj = nn.Linear(dim, vit.patch_size**2 * 3 if pixels else vit.dim)
         initialise(self, vit.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context_GKD: Tensor, masks: Masks) -> Tensor:
-        """Predicted features of every target patch, [G, M, T, D]."""
+        """What is predicted of every target patch, [G, M, T, D] (V pixel values in place of D)."""
         M, T = masks.targets_GMT.shape[1:]
         positions_GNP = self.predictor_pos_embed.expand(len(context_GKD), -1, -1)
         context_GKP = self.predictor_embed(context_GKD) + take(positions_GNP, masks.context_GK)
@@ -136,12 +144,17 @@ class Predictor(nn.Module):
         return predictions_XTD.view(-1, M, T, predictions_XTD.shape[-1])
 
 
+def normed(x: Tensor) -> Tensor:
+    """Layer-normed over the last dimension, without weights."""
+    return F.layer_norm(x.float(), x.shape[-1:])
+
+
 class Method(methods.Method):
     """Context encoder and predictor learn; the target encoder follows as a moving average."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.vit = config, vit
         self.masking = sampler(config.masking, vit.grid)
         self.context_encoder = ViT(vit)
         self.predictor = Predictor(config, vit)
@@ -153,23 +166,29 @@ class Method(methods.Method):
         return self.target_encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss over predicted and target features, averaged over images.
+        """The loss over what is predicted and the targets, averaged over images.
 
         Also the mean number of context patches and of patches per target, which the group's size
         decides. A group's masks are drawn for all its images, wherever those are.
         """
-        targets_BND = self.targets(batch.images_BCHW)
-        B, size = len(targets_BND), self.config.masking.group_size
+        images = batch.images_BCHW
+        # Once for all groups, where they do not depend on the masks.
+        whole_BND = None if self.config.targets == "block_features" else self.targets(images)
+        B, size = len(images), self.config.masking.group_size
         first, last = batch.offset, batch.offset + B
-        sums = torch.zeros(3, device=targets_BND.device)
+        sums = torch.zeros(3, device=images.device)
         for group in range(first // size, -(-last // size)):
             start, end = group * size, min((group + 1) * size, batch.num_images())
             whole = self.masking.sample(end - start, batch.generator("masks", group))
             low, high = max(start, first), min(end, last)
             here = slice(low - first, high - first)
-            masks = Masks(*(m[low - start : high - start].to(targets_BND.device) for m in whole))
-            predictions = self.predict(batch.images_BCHW[here], masks)
-            targets_GQD = take(targets_BND[here], masks.targets_GMT.flatten(1))
+            masks = Masks(*(m[low - start : high - start].to(images.device) for m in whole))
+            predictions = self.predict(images[here], masks)
+            targets_GQD = (
+                self.block_targets(images[here], masks)
+                if whole_BND is None
+                else take(whole_BND[here], masks.targets_GMT.flatten(1))
+            )
             loss = self.loss(predictions.flatten(1, 2), targets_GQD)
             lengths = loss.new_tensor([masks.context_GK.shape[1], masks.targets_GMT.shape[2]])
             sums = sums + (high - low) * torch.cat([loss.view(1), lengths])
@@ -178,16 +197,30 @@ class Method(methods.Method):
 
     @torch.no_grad()
     def targets(self, images_BCHW: Tensor) -> Tensor:
-        """Layer-normed target-encoder features of every patch, [B, N, D].
+        """Layer-normed target-encoder features, or pixels, of every patch, [B, N, D].
 
         The target encoder sees the whole image; masks apply to its output (paper, Table 11). The
         LayerNorm has no weights and its epsilon is torch's 1e-5, not the encoder's.
         """
-        features_BND = self.target_encoder(images_BCHW)
-        return F.layer_norm(features_BND.float(), features_BND.shape[-1:])
+        pixels = self.config.targets == "pixels"
+        return normed(
+            patchify(images_BCHW, self.vit.patch_size)
+            if pixels
+            else self.target_encoder(images_BCHW)
+        )
+
+    @torch.no_grad()
+    def block_targets(self, images_GCHW: Tensor, masks: Masks) -> Tensor:
+        """The same of a target encoder that sees one block at a time, [G, M * T, D]."""
+        M = masks.targets_GMT.shape[1]
+        blocks = self.target_encoder(
+            images_GCHW.repeat_interleave(M, 0), masks.targets_GMT.flatten(0, 1)
+        )
+        targets_GQD: Tensor = normed(blocks).unflatten(0, (-1, M)).flatten(1, 2)
+        return targets_GQD
 
     def predict(self, images_GCHW: Tensor, masks: Masks) -> Tensor:
-        """Predicted features of every target patch, [G, M, T, D]."""
+        """What is predicted of every target patch, [G, M, T, D]."""
         predictions: Tensor = self.predictor(
             self.context_encoder(images_GCHW, masks.context_GK), masks
         )

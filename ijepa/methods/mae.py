@@ -25,6 +25,7 @@ from ijepa.vit import (
     Variant,
     ViT,
     ViTConfig,
+    patchify,
     sincos_positions,
     transformer_block,
     where,
@@ -154,18 +155,12 @@ class Method(methods.Method):
         )
         return predictions
 
-    def patches(self, images_BCHW: Tensor) -> Tensor:
-        """Pixel values of every patch, [B, N, V]."""
-        p = self.vit.patch_size
-        x: Tensor = images_BCHW.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # B C row p column p
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
     def loss(self, predictions_BNV: Tensor, images_BCHW: Tensor, hidden_BN: Tensor) -> Tensor:
         """Squared error, averaged over pixel values and then over the hidden patches of all images.
 
         Released models standardise each target patch, with the unbiased variance plus 1e-6.
         """
-        targets_BNV = self.patches(images_BCHW)
+        targets_BNV = patchify(images_BCHW, self.vit.patch_size)
         if self.config.normalise_pixels:
             mean = targets_BNV.mean(-1, keepdim=True)
             targets_BNV = (targets_BNV - mean) / (targets_BNV.var(-1, keepdim=True) + 1e-6).sqrt()
