@@ -6,11 +6,13 @@
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from evals import configure, load
+from evals import configure, load, published
+from evals.results import read_external
 from ijepa import config
 from ijepa.data import register, tokens
 from ijepa.errors import UserError, run_command
@@ -71,19 +73,78 @@ def check(benchmark: dict[str, Any]) -> None:
                 raise UserError(
                     f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {have}"
                 )
-    known = {evaluation["name"] for evaluation in benchmark["evaluations"]}
+    known = {
+        item["name"]: item.get("dataset", benchmark["dataset"]) for item in benchmark["evaluations"]
+    }
+    external = _check_external(benchmark, {*known}, encoders)
+    methods = {run["name"]: run["method"] for run in runs}
     for table in benchmark["tables"]:
-        where = f"tables.{table['name']}"
-        if missing := set(table["evaluations"]) - known:
+        _check_table(table, known, encoders | external, methods)
+
+
+def _check_table(
+    table: dict[str, Any],
+    evaluations: dict[str, str],
+    encoders: set[str],
+    methods: dict[str, str],
+) -> None:
+    """Raise UserError unless the table can be made, and like is put beside like.
+
+    ``evaluations`` has the data set of each.
+    """
+    where = f"tables.{table['name']}"
+    if missing := set(table["evaluations"]) - evaluations.keys():
+        raise UserError(
+            f"{where}: {', '.join(sorted(missing))} is not among evaluations "
+            f"({', '.join(sorted(evaluations))})"
+        )
+    if missing := set(table.get("runs", [])) - encoders:
+        raise UserError(
+            f"{where}.runs: {', '.join(sorted(missing))} is not among the encoders "
+            f"({', '.join(sorted(encoders))})"
+        )
+    filled = published.fill(table)
+    if not filled:
+        return
+    rows = published.rows_of(table["published"])
+    if not {*table["evaluations"]} & {*rows}:
+        raise UserError(
+            f"{where}.evaluations: {table['published']} has none of them: it has "
+            f"{', '.join(str(name) for name in rows if name not in published.IDENTITY)}"
+        )
+    for evaluation in {*table["evaluations"]} & {*rows}:
+        if (of_paper := published.dataset_of(evaluation)) != evaluations[evaluation]:
             raise UserError(
-                f"{where}: {', '.join(sorted(missing))} is not among evaluations "
-                f"({', '.join(sorted(known))})"
+                f"{where}.evaluations: {evaluation} is on {evaluations[evaluation]}, the published "
+                f"numbers are on {of_paper}: give it another name, or make a table without "
+                "published"
             )
-        if missing := set(table.get("runs", [])) - encoders:
+    for run, number in filled.items():
+        method = rows["method"][number]
+        if methods.get(run, method) != method:
             raise UserError(
-                f"{where}.runs: {', '.join(sorted(missing))} is not among the encoders "
-                f"({', '.join(sorted(encoders))})"
+                f"{where}.runs.{run}: it is a run of {methods[run]}, the row is of {method}: state "
+                "another row, or {} for one that the paper does not have"
             )
+
+
+def _check_external(
+    benchmark: dict[str, Any], evaluations: set[str], encoders: set[str]
+) -> set[str]:
+    """The runs that were measured elsewhere; raises UserError where a table could not show them."""
+    table = read_external([Path(path) for path in benchmark.get("external", [])])
+    for _, row in table.iterrows():
+        if row["evaluation"] not in evaluations:
+            raise UserError(
+                f"external: {row['source']}: evaluation {row['evaluation']!r} is not among "
+                f"evaluations ({', '.join(sorted(evaluations))})"
+            )
+        if row["run"] in encoders or row["run"] == "random_init":
+            raise UserError(
+                f"external: {row['source']}: run {row['run']!r} is one of this config: give it "
+                "another name"
+            )
+    return set(table["run"])
 
 
 def _check_evaluation(item: dict[str, Any], dataset: str, encoders: set[str]) -> None:

@@ -5,19 +5,25 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles 
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
 
 from evals.knn import neighbours
+from evals.results import CONTROLS
+from evals.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
 from ijepa.vit import ViTConfig
@@ -51,6 +57,124 @@ def loss_curves(logs: dict[str, Path]) -> str:
             axis.set_xlabel("images seen")
         axes[0].legend()
     return file.getvalue()
+
+
+GREY = "#555555"
+MARKS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
+
+
+def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
+    """The first accuracy of a table against what pretraining cost, a mark for each row.
+
+    Marks are filled where measured here, hollow where published. The cost is GPU-hours or, of runs
+    without a GPU, minutes; what is published without its cost stands in a strip beside the axis.
+    Controls, which cost nothing, are lines.
+    """
+    column = next((one for one in table.columns if one.metric == "top1"), None)
+    points = _points(table, column.name) if column else []
+    on_gpus = bool(table.published) or bool((table.rows["gpu_hours"] > 0).any())
+    unit = "GPU-hours" if on_gpus else "minutes"
+    placed = [point for point in points if point.cost(on_gpus) > 0]
+    controls = [point for point in points if point.run in CONTROLS]
+    aside = [point for point in points if point not in [*placed, *controls]]
+    aside.sort(key=lambda point: point.value)  # neighbours stand in different columns
+    methods = dict.fromkeys(point.method for point in points if point not in controls)
+    looks = {
+        method: (MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)])
+        for number, method in enumerate(methods)
+    }
+    with figure(8, 4.6, f"accuracy {table.title} {scale}") as (drawing, file):
+        # A strip for what has no known cost: all of the width where nothing has one.
+        ratios = [4.0, 2.2] if placed and aside else [1.0]
+        axes = list(
+            drawing.subplots(1, len(ratios), sharey=True, width_ratios=ratios, squeeze=False)[0]
+        )
+        for point in placed:
+            _mark(axes[0], point.cost(on_gpus), point, looks[point.method])
+        for control, style in zip(controls, (":", "--"), strict=False):
+            axes[0].axhline(control.value, color=GREY, linestyle=style, label=control.run)
+        for number, point in enumerate(aside):
+            _mark(axes[-1], number % 3, point, looks[point.method])
+        if placed:
+            axes[0].set_xscale(scale)
+            axes[0].set_xlabel(f"pretraining, {unit}")
+            axes[0].margins(x=0.18)
+            if scale == "log":
+                costs = [point.cost(on_gpus) for point in placed]
+                axes[0].xaxis.set_major_formatter("{x:g}")
+                axes[0].xaxis.set_minor_formatter(
+                    "{x:g}" if 1 < max(costs) / min(costs) < 8 else ""
+                )
+        if aside:
+            axes[-1].set(xticks=[], xlim=(-0.4, 3.2), xlabel=f"{unit} not known")
+        axes[0].set_ylabel(column.heading if column else "no accuracies")
+        for axis in axes:
+            axis.grid(alpha=0.3)
+        keys = [
+            Line2D([], [], marker=mark, color=colour, linestyle="", label=method)
+            for method, (mark, colour) in looks.items()
+        ]
+        kinds = {point.published for point in [*placed, *aside]}
+        for kind, label, face in ((False, "measured here", GREY), (True, "published", "white")):
+            if kind in kinds:
+                key = Line2D([], [], color=GREY, marker="o", markerfacecolor=face, label=label)
+                key.set_linestyle("")
+                keys.append(key)
+        keys += [*axes[0].get_legend_handles_labels()[0]]
+        drawing.legend(handles=keys, loc="outside right upper", frameon=False)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class _Point:
+    run: str
+    method: str
+    size: str
+    value: float
+    gpu_hours: float
+    minutes: float
+    half: float = 0.0
+    bound: bool = False
+    published: bool = False
+
+    def cost(self, on_gpus: bool) -> float:
+        return self.gpu_hours if on_gpus else self.minutes
+
+
+def _points(table: Table, evaluation: str) -> list[_Point]:
+    points = []
+    for _, row in table.rows.iterrows():
+        name = row["run"]
+        method = row["method"] if table.published else name
+        size = str(row["arch"]).removeprefix("ViT-") if table.published else ""
+        if table.published and not math.isnan(value := row[f"{evaluation}_published"]):
+            told = row["gpu_hours_published"]
+            hours = float(told.lstrip("<") or "nan")
+            points.append(
+                _Point("", method, size, value, hours, math.nan, 0, told.startswith("<"), True)
+            )
+        if not math.isnan(value := row[evaluation]):
+            half = (row[f"{evaluation}_high"] - row[f"{evaluation}_low"]) / 2
+            half = row[f"{evaluation}_std"] if math.isnan(half) else half
+            minutes = row["train_minutes"]
+            points.append(_Point(name, method, size, value, row["gpu_hours"], minutes, half))
+    return points
+
+
+def _mark(axis: Axes, x: float, point: _Point, look: tuple[str, str]) -> None:
+    mark, colour = look
+    face = "white" if point.published else colour
+    half = None if math.isnan(point.half) or not point.half else point.half
+    axis.errorbar(
+        x, point.value, half, marker=mark, color=colour, markerfacecolor=face, markersize=8,
+        markeredgewidth=1.6, linewidth=1, zorder=3,
+    )  # fmt: skip
+    # What is published as a bound: the arrow says to which side of it the truth is.
+    text = f"$\\leftarrow$ {point.size}" if point.bound else point.size
+    side, where = ("left", 7) if point.published else ("right", -7)
+    axis.annotate(
+        text, (x, point.value), (where, -3), textcoords="offset points", fontsize=8, ha=side
+    )
 
 
 def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
@@ -97,11 +221,16 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
 
 
 @contextmanager
-def figure(width: float, height: float) -> Iterator[tuple[Figure, io.StringIO]]:
-    """A figure of a size in inches, and the text file that holds it as SVG after the block."""
+def figure(
+    width: float, height: float, salt: str = "ijepa-bench"
+) -> Iterator[tuple[Figure, io.StringIO]]:
+    """A figure of a size in inches, and the text file that holds it as SVG after the block.
+
+    Figures that stand in one page, shown or hidden, need a ``salt`` each for their parts' names.
+    """
     file = io.StringIO()
     # A fixed salt and no date: the same data draw the same bytes.
-    with mpl.rc_context({"svg.hashsalt": "ijepa-bench", "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
         drawing = Figure(figsize=(width, height), layout="constrained")
         yield drawing, file
         drawing.savefig(file, format="svg", metadata={"Date": None})

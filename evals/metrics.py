@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from evals.tables import read_results
+from evals.results import read_results
 from ijepa.errors import run_command
 from ijepa.files import write_json, write_text
 

@@ -1,15 +1,16 @@
 """One self-contained page of tables and pictures: ``python -m evals.report --help``."""
 
 import argparse
-import json
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from itables import options
 
-from evals import figures, tables
+from evals import figures, shapes, tables
+from evals.formats import environment
 from ijepa import config
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
@@ -28,31 +29,49 @@ class Picture:
 
 
 def report(
-    results: Path, chosen: list[Path], data: Path, specs: list[dict[str, Any]], out: Path
+    results: Path,
+    chosen: list[Path],
+    data: Path,
+    of: dict[str, Any],
+    out: Path,
+    gpu_hours: Path | None = None,
 ) -> None:
     """Write the page; it needs nothing but itself, neither a network nor other files.
 
-    ``results`` is the folder, ``chosen`` are the results in it that tables and pictures show.
+    ``results`` is the folder, ``chosen`` are the results in it that tables and pictures show, and
+    ``of`` is their config.
     """
-    tidy = tables.read_results(chosen)
-    shown = []
-    for spec in specs:
-        table = tables.tabulate(tidy, spec)
-        view = tables.display(table)
-        shown.append(
-            {
-                "title": spec["title"],
-                "columns": list(view.columns),
-                "rows": view.to_numpy().tolist(),
-                "note": tables.note(table),
-            }
+    tidy = tables.read(of, chosen, gpu_hours)
+    made = tables.tables_of(of, tidy)
+    first = next(iter(made.values()))
+    shown = [
+        {
+            "name": name,
+            "title": table.title,
+            "view": shapes.view(table),
+            "note": shapes.note(table),
+        }
+        for name, table in made.items()
+    ]
+    library = Path(options.dt_bundle).read_bytes()
+    text = (
+        environment()
+        .get_template("report.html")
+        .render(
+            name=results.name,
+            results=results,
+            tables=shown,
+            published=any(table.published for table in made.values()),
+            problems=[
+                f"{table.title}: {problem}" for table in made.values() for problem in table.problems
+            ],
+            accuracy={
+                "log": figures.accuracy(first, "log"),
+                "linear": figures.accuracy(first, "linear"),
+            },
+            datatables=base64.b64encode(library).decode(),
+            figures=pictures(results, tidy[~tidy["source"].str.endswith(".csv")], data),
         )
-    page = Environment(
-        loader=PackageLoader("evals"), autoescape=True, undefined=StrictUndefined
-    ).get_template("report.html")
-    name = results.name
-    text = page.render(
-        name=name, results=results, tables=shown, figures=pictures(results, tidy, data)
     )
     write_text(out, text)
 
@@ -108,11 +127,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.report", description=__doc__)
     parser.add_argument("results", type=Path, help="results folder, for example results/mini")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--tables", required=True, help="JSON list of the config's tables")
+    parser.add_argument("--config", required=True, help="the config: a file, or its text as JSON")
+    parser.add_argument("--gpu-hours", type=Path, help="CSV of evals.gpu_hours")
     parser.add_argument("--out", type=Path, required=True, help="file for the page")
     parser.add_argument("--chosen", type=Path, nargs="+", required=True, help="evaluation JSON")
-    options = parser.parse_args()
-    report(options.results, options.chosen, options.data, json.loads(options.tables), options.out)
+    given = parser.parse_args()
+    report(
+        given.results,
+        given.chosen,
+        given.data,
+        tables.read_config(given.config),
+        given.out,
+        given.gpu_hours,
+    )
 
 
 if __name__ == "__main__":

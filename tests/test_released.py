@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from evals.__main__ import evaluate
 from evals.features import extract
+from evals.results import read_results
 from evals.subject import Subject
-from evals.tables import read_results
 from ijepa import methods, released
 from ijepa.checkpoint import (
     describe,

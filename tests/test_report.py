@@ -2,19 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
 import yaml
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from evals import tables
 from evals.__main__ import evaluate
 from evals.features import extract
 from evals.report import report
+from evals.results import read_results
+from evals.shapes import markdown, note
 from evals.subject import Subject
+from evals.tabulate import tabulate
 from ijepa.config import parse
 from ijepa.errors import UserError
 from ijepa.train import train
@@ -25,6 +28,12 @@ SPEC = {
     "title": "Tiny, frozen features",
     "evaluations": EVALUATIONS,
     "titles": {"linear_probe": "linear"},
+}
+CONFIG: dict[str, Any] = {
+    "evaluations": [{"name": name} for name in EVALUATIONS],
+    "runs": [{"name": "ijepa"}],
+    "seeds": [0],
+    "tables": [{key: SPEC[key] for key in ("name", "title", "evaluations")}],
 }
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "linear_probe": {"preset": "cifar100", "batch_size": 32, "epochs": 2, "milestones": []},
@@ -77,7 +86,7 @@ def seeded(results: Path, folder: Path, values: list[float]) -> pd.DataFrame:
         path = folder / "evaluations" / "ijepa" / f"seed{seed}" / "knn.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({**result, "value": value}))
-    return tables.read_results(found(folder))
+    return read_results(found(folder))
 
 
 def found(folder: Path) -> list[Path]:
@@ -85,7 +94,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def test_a_table_has_every_run_and_then_the_two_controls(results: Path) -> None:
-    table = tables.tabulate(tables.read_results(found(results)), SPEC).rows
+    table = tabulate(read_results(found(results)), SPEC).rows
     assert table["run"].tolist() == ["ijepa", "random_init", "pixels"]
     result = json.loads((results / "evaluations/ijepa/seed0/knn.json").read_text())
     assert table["knn"][0] == pytest.approx(100 * result["value"])
@@ -93,11 +102,11 @@ def test_a_table_has_every_run_and_then_the_two_controls(results: Path) -> None:
 
 
 def test_a_table_that_names_its_runs_has_no_others_and_no_gains(results: Path) -> None:
-    tidy = tables.read_results(found(results))
-    table = tables.tabulate(tidy, {**SPEC, "runs": ["ijepa"]})
+    tidy = read_results(found(results))
+    table = tabulate(tidy, {**SPEC, "runs": ["ijepa"]})
     assert table.rows["run"].tolist() == ["ijepa"]
-    assert "gain" not in tables.markdown(table)
-    assert "| linear, top-1 % | knn, top-1 % |" in tables.markdown(table)
+    assert "gain" not in markdown(table)
+    assert "| linear, top-1 % | knn, top-1 % |" in markdown(table)
 
 
 def test_an_evaluation_that_an_encoder_does_not_have_is_a_dash(
@@ -106,8 +115,8 @@ def test_an_evaluation_that_an_encoder_does_not_have_is_a_dash(
     """Raw pixels cannot be fine-tuned."""
     shutil.copytree(results / "evaluations", tmp_path / "evaluations")
     (tmp_path / "evaluations" / "pixels" / "seed0" / "linear_probe.json").unlink()
-    table = tables.tabulate(tables.read_results(found(tmp_path)), SPEC)
-    assert "| pixels (no network) | - |  |" in tables.markdown(table)
+    table = tabulate(read_results(found(tmp_path)), SPEC)
+    assert "| pixels (no network) | - |  |" in markdown(table)
 
 
 def test_what_is_no_accuracy_is_shown_as_it_is(results: Path, tmp_path: Path) -> None:
@@ -115,16 +124,16 @@ def test_what_is_no_accuracy_is_shown_as_it_is(results: Path, tmp_path: Path) ->
     for path in (tmp_path / "evaluations").glob("*/*/knn.json"):
         result = json.loads(path.read_text())
         path.write_text(json.dumps(result | {"metric": "rankme", "value": 12.5}))
-    text = tables.markdown(tables.tabulate(tables.read_results(found(tmp_path)), SPEC))
+    text = markdown(tabulate(read_results(found(tmp_path)), SPEC))
     assert "| knn, RankMe |" in text
     assert "| 12.50 [" in text
 
 
 def test_seeds_are_averaged_and_their_spread_is_told(results: Path, tmp_path: Path) -> None:
-    table = tables.tabulate(seeded(results, tmp_path, [0.2, 0.4, 0.6]), SPEC)
+    table = tabulate(seeded(results, tmp_path, [0.2, 0.4, 0.6]), SPEC)
     row = table.rows.set_index("run").loc["ijepa"]
     assert (row["knn"], row["knn_std"], row["seeds"]) == pytest.approx((40, 20, 3))
-    assert "40.00 +- 20.00" in tables.markdown(table)
+    assert "40.00 +- 20.00" in markdown(table)
 
 
 def test_mixed_commits_and_uncommitted_code_are_flagged(results: Path, tmp_path: Path) -> None:
@@ -133,58 +142,149 @@ def test_mixed_commits_and_uncommitted_code_are_flagged(results: Path, tmp_path:
         text = path.read_text()
         commit = json.loads(text)["commit"]
         path.write_text(text.replace(f'"{commit}"', '"aaaa"' if number else '"bbbb+"'))
-    note = tables.note(tables.tabulate(tables.read_results(found(tmp_path)), SPEC))
-    assert "MIXED COMMITS" in note
-    assert "UNCOMMITTED CODE" in note
+    text = note(tabulate(read_results(found(tmp_path)), SPEC))
+    assert "MIXED COMMITS" in text
+    assert "UNCOMMITTED CODE" in text
 
 
 def test_an_encoder_that_gained_nothing_is_named(results: Path, tmp_path: Path) -> None:
     (tmp_path / "low").mkdir()
-    table = tables.tabulate(seeded(results, tmp_path / "low", [0.0, 0.0]), SPEC)
-    assert "NO GAIN over the network untrained" in tables.note(table)
-    assert "knn)" in tables.note(table)
+    table = tabulate(seeded(results, tmp_path / "low", [0.0, 0.0]), SPEC)
+    assert "NO GAIN over the network untrained" in note(table)
+    assert "knn)" in note(table)
     table.rows.loc[table.rows["run"] == "ijepa", EVALUATIONS] = 100.0
-    assert "NO GAIN" not in tables.note(table)
+    assert "NO GAIN" not in note(table)
 
 
 def test_no_results_are_an_error() -> None:
     with pytest.raises(UserError, match="run the evaluations first"):
-        tables.read_results([])
+        tabulate(read_results([]), SPEC)
 
 
-@pytest.mark.browser
-def test_the_page_opens_from_disk_without_console_errors(
-    results: Path, data: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def page_file(results: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a table whose run has a second seed, which the control lacks."""
+    folder = Path(shutil.copytree(results, tmp_path_factory.mktemp("page") / "tiny"))
+    seeds = folder / "evaluations" / "ijepa"
+    shutil.copytree(seeds / "seed0", seeds / "seed1")
+    file = folder / "report.html"
+    report(folder, found(folder), data, {**CONFIG, "seeds": [0, 1]}, file)
+    return file
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Debian's chromium is not installed (apt-get install chromium)")
-    page_file = tmp_path / "report.html"
-    report(results, found(results), data, [SPEC], page_file)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            viewport = {"width": width, "height": 900}
-            page = browser.new_page(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
-            look_at(page, page_file)
-            page.close()
+        yield browser
         browser.close()
 
 
-def look_at(page: Page, file: Path) -> None:
-    """Open the file and check that it is whole, silent, and asks for nothing but itself."""
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(375, "dark"), (800, "light"), (1400, "light"), (1400, "dark")]
+)
+def test_the_page_opens_from_disk_at_every_width_without_console_errors(
+    page_file: Path, browser: Browser, width: int, scheme: Literal["dark", "light"]
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     events: list[str] = []
     page.on("console", lambda message: events.append(message.text))
     page.on("pageerror", lambda error: events.append(str(error)))
     page.on("request", lambda request: events.append(request.url))
-    page.goto(file.as_uri())
-    assert events == [file.as_uri()]
+    page.goto(page_file.as_uri())
+    # The page is whole, silent, and asks for nothing but itself.
+    assert events == [page_file.as_uri()]
     assert page.locator("table tbody tr").count() == 3
-    figures = page.locator("figure svg")
-    assert figures.count() == 4
+    figures = page.locator("figure svg:visible")
+    assert figures.count() == 5
     assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 100)")
-    assert page.evaluate(
-        "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-    ), "something is wider than the page"
+    fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    assert page.evaluate(fits), "something is wider than the page"
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1047})  # A4 within margins of 1 cm
+    assert page.evaluate(fits), "something is wider than the sheet"
+    assert page.locator("input:visible").count() == 0
+
+
+def encoders(page: Page) -> list[str]:
+    return [text.split()[0] for text in page.locator("table tbody th").all_inner_texts()]
+
+
+@pytest.mark.browser
+def test_the_tables_sort_and_filter_by_keyboard(page_file: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    assert encoders(page) == ["ijepa", "random_init", "pixels"]
+    cells = page.locator("table tbody tr td:nth-child(2)")
+    shown = {
+        name: float(value or "nan")
+        for name, value in zip(
+            encoders(page), cells.evaluate_all("c => c.map(x => x.dataset.order)"), strict=True
+        )
+    }
+    header = page.locator("table thead th").nth(1)
+    focused = header.locator("[tabindex='0']")
+    for key, direction in (("Enter", "ascending"), ("Enter", "descending")):
+        focused.focus()
+        assert focused.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+        page.keyboard.press(key)
+        assert header.get_attribute("aria-sort") == direction
+        values = [shown[name] for name in encoders(page)]
+        assert values == sorted(values, reverse=direction == "descending")
+    page.get_by_label("Filter").fill("pixels")
+    assert encoders(page) == ["pixels"]
+
+
+@pytest.mark.browser
+def test_a_number_leads_by_keyboard_to_where_it_comes_from(
+    page_file: Path, browser: Browser
+) -> None:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    page.locator("table thead th [tabindex='0']").nth(1).press("Enter")  # rows change places
+    row = page.locator("table tbody tr").filter(has_text="ijepa")
+    number = row.get_by_role("button").first
+    number.focus()
+    page.keyboard.press("Enter")
+    shown = page.locator(".provenance:visible")
+    told = json.loads((page_file.parent / "evaluations/ijepa/seed0/linear_probe.json").read_text())
+    for text in (
+        "ijepa: linear probe",
+        told["about"]["encoder"],
+        told["about"]["data_version"],
+        told["commit"],
+        told["machine"],
+        "GPU-hours",
+        "evaluations/ijepa/seed1/linear_probe.json",
+    ):
+        assert text in shown.inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator(".provenance:visible").count() == 0
+
+
+@pytest.mark.browser
+def test_the_axis_of_the_figure_switches(page_file: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    for name, other in (("log", "linear"), ("linear", "log")):
+        page.locator(f"#{name}").check()
+        assert page.locator(f".card.{name} svg").is_visible()
+        assert not page.locator(f".card.{other} svg").is_visible()
+
+
+@pytest.mark.browser
+def test_what_is_wrong_is_marked_and_listed_at_the_end(page_file: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    listed = page.locator("#problems + ul li").all_inner_texts()
+    assert any("random_init: seed 1 is missing" in text for text in listed)
+    assert any("the same encoder" in text for text in listed)
+    marked = page.locator("tr", has_text="random_init").get_by_role("button")
+    assert all("(!)" in text for text in marked.all_inner_texts())
+    assert f"{len(listed)} problems in these results" in page.inner_text("body")

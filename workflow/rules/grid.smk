@@ -120,7 +120,8 @@ def results_of(table):
     return [
         f"{RESULTS}/evaluations/{run}/seed{seed}/{evaluation}.json"
         for run in runs
-        for seed in SEEDS_OF[run]
+        # Of what was measured elsewhere there is nothing to make.
+        for seed in SEEDS_OF.get(run, [])
         for evaluation in table["evaluations"]
         if run != "pixels" or uses(run, evaluation) == "features"
     ]
@@ -169,8 +170,14 @@ def raw_folder(dataset):
     return config.get("raw", {}).get(dataset, f"data/raw/{dataset}")
 
 
-TITLES = {name: item["title"] for name, item in EVALUATIONS.items() if "title" in item}
-SPECS = [{**table, "titles": TITLES} for table in config["tables"]]
+# What tables and report must know of the config, as JSON.
+ASKED = ("name", "dataset", "seeds", "evaluations", "tables", "external")
+ASKED = {key: config[key] for key in ASKED if key in config}
+ASKED |= {
+    part: [{"name": item["name"]} for item in config.get(part, [])]
+    for part in ("runs", "released")
+}
+ASKED = json.dumps(ASKED)
 WANTED = sorted({result for table in config["tables"] for result in results_of(table)})
 # What the report shows of: encoders trained here, and those with features of the data set that
 # they are trained on.

@@ -3,25 +3,34 @@
 
 rule tabulate:
     input:
-        WANTED,
+        *config.get("external", []),
+        results=WANTED,
+        gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
     output:
-        expand(f"{RESULTS}/tables/{{table}}.{{kind}}", table=TABLES, kind=["csv", "md"]),
+        expand(
+            f"{RESULTS}/tables/{{table}}.{{kind}}",
+            table=TABLES,
+            kind=["csv", "md", "tex", "html"],
+        ),
+        f"{RESULTS}/tables/tidy.csv",
+        f"{RESULTS}/tables/accuracy.svg",
     log:
         f"logs/{RESULTS}/tabulate.log",
     conda:
         "../../environment.yml"
     params:
         folder=lambda wc, output: Path(output[0]).parent,
-        tables=json.dumps(SPECS),
+        config=ASKED,
     shell:
-        "python -m evals.tables write {input} --tables {params.tables:q} --out {params.folder}"
-        " 2>&1 | tee {log}"
+        "python -m evals.tables write {input.results} --config {params.config:q}"
+        " --gpu-hours {input.gpu_hours} --out {params.folder} 2>&1 | tee {log}"
 
 
 rule report:
     input:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
-        evaluations=rules.tabulate.input,
+        evaluations=WANTED,
+        gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
         logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
         features=[
             ancient(features_of(run, seed, config["dataset"]))
@@ -36,11 +45,11 @@ rule report:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output[0]).parent,
-        tables=json.dumps(SPECS),
+        config=ASKED,
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
-        " --chosen {input.evaluations}"
-        " --tables {params.tables:q} --out {output} 2>&1 | tee {log}"
+        " --chosen {input.evaluations} --gpu-hours {input.gpu_hours}"
+        " --config {params.config:q} --out {output} 2>&1 | tee {log}"
 
 
 rule gpu_hours:
