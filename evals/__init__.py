@@ -45,8 +45,9 @@ class Result:
     ``chosen`` holds hyper-parameters that the protocol selected, and whatever else a reader needs
     to judge the number: plain data for JSON. ``correct`` says which test images, in their order,
     were classified rightly (see ``packed``): two results of the same images are compared image by
-    image (``evals.compare``), which tells smaller differences from noise than their values do. None
-    where the metric is no share of images.
+    image (``evals.compare``), which tells smaller differences from noise than their values do.
+    ``classes`` counts the same by class (see ``by_class``). Both are None where the metric is no
+    share of images.
     """
 
     metric: str
@@ -55,6 +56,7 @@ class Result:
     interval: tuple[float, float]
     chosen: dict[str, Any] = field(default_factory=dict)
     correct: str | None = None
+    classes: dict[str, Any] | None = None
 
 
 class Evaluation(Protocol):
@@ -67,10 +69,37 @@ class Evaluation(Protocol):
         """Measure the subject by the protocol of ``config``."""
 
 
-def top1(correct: Tensor, chosen: dict[str, Any]) -> Result:
-    """The share of test images that are classified rightly, from [images] bool."""
+def top1(predicted: Tensor, y: Tensor, num_classes: int, chosen: dict[str, Any]) -> Result:
+    """The share of test images that are classified rightly, from class numbers [images] int64."""
+    correct = predicted == y
     right, n = int(correct.sum()), len(correct)
-    return Result("top1", right / n, n, wilson(right, n), chosen, packed(correct))
+    classes = by_class(predicted, y, num_classes)
+    return Result("top1", right / n, n, wilson(right, n), chosen, packed(correct), classes)
+
+
+MAX_CONFUSED = 100
+"""Of more classes the confusion matrix is not kept: it grows with their square."""
+
+
+def by_class(predicted: Tensor, y: Tensor, num_classes: int) -> dict[str, Any]:
+    """How many ``images`` each class has and how many are ``right``; of few classes ``confusion``.
+
+    All are counts as text, separated by spaces, one line of JSON each. ``confusion`` has a text for
+    each true class, with the count of each predicted one.
+    """
+    told: dict[str, Any] = {
+        name: counts(classes.bincount(minlength=num_classes))
+        for name, classes in (("images", y), ("right", y[predicted == y]))
+    }
+    if num_classes <= MAX_CONFUSED:
+        pairs = (y * num_classes + predicted).bincount(minlength=num_classes**2)
+        told["confusion"] = [counts(row) for row in pairs.view(num_classes, num_classes)]
+    return told
+
+
+def counts(numbers: Tensor) -> str:
+    """Counts as text."""
+    return " ".join(map(str, numbers.tolist()))
 
 
 def packed(correct: Tensor) -> str:

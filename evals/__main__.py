@@ -21,7 +21,8 @@ from ijepa.provenance import here
 def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
     """Write one result: metric, n, 95 % interval, protocol, and its provenance.
 
-    Of top-1 also ``correct``, which test images were classified rightly (``evals.packed``).
+    Of top-1 also ``correct``, which test images were classified rightly (``evals.packed``), and
+    ``classes``, how many of each class were, or were taken for another (``evals.by_class``).
     """
     config = configure(name, raw, f"evaluations.{name}")
     about = subject.about()
@@ -51,6 +52,8 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     begun = time.perf_counter()
     result = load(name).evaluate(config, subject)
     seconds = time.perf_counter() - begun
+    classes = index.labels[subject.label]
+    names = {"names": classes} if isinstance(classes, list) else {}
     write_json(
         out,
         {
@@ -68,6 +71,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             "seconds": round(seconds, 2),
             "gpu_seconds": round(seconds * torch.cuda.device_count(), 2),
             **({} if result.correct is None else {"correct": result.correct}),
+            **({} if result.classes is None else {"classes": names | result.classes}),
             "about": about,
             **here(),
         },

@@ -15,7 +15,7 @@ from torch import nn
 
 from evals import Result, Uses, top1
 from evals.subject import Subject
-from evals.supervised import Classifier, TrainingConfig, correct, seeded, train
+from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
 from ijepa.vit import initialise, norm_layer
 
 USES: tuple[Uses, ...] = ("images",)
@@ -41,8 +41,9 @@ def evaluate(config: Config, subject: Subject) -> Result:
     model = classifier(config, subject)
     groups = param_groups_weight_decay(model, config.weight_decay)
     about = train(config, subject, None, model, groups, "attentive probe")
-    every = torch.arange(len(subject.labels("test")))
-    return top1(correct(config, subject, model, "test", every), about)
+    y = subject.labels("test")
+    predicted = classify(config, subject, model, "test", torch.arange(len(y)))
+    return top1(predicted, y, subject.num_classes, about)
 
 
 def classifier(config: Config, subject: Subject) -> Classifier:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evals import Result, Uses, top1
 from evals.subject import Subject
-from evals.supervised import Classifier, TrainingConfig, correct, seeded, train
+from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
 from ijepa.vit import Variant, ViT, norm_layer
 
 USES: tuple[Uses, ...] = ("images",)
@@ -97,14 +97,15 @@ def evaluate(config: Config, subject: Subject) -> Result:
     """Fine-tune on the training images; top-1 of the last epoch's weights, none are chosen."""
     numbers = None if config.subset is None else subject.subset(config.subset)
     model, about = tuned(config, subject, numbers)
-    every = torch.arange(len(subject.labels("test")))
-    return top1(correct(config, subject, model, "test", every), about)
+    y = subject.labels("test")
+    predicted = classify(config, subject, model, "test", torch.arange(len(y)))
+    return top1(predicted, y, subject.num_classes, about)
 
 
 def fine_tune(
     config: Config, subject: Subject, numbers: Tensor | None, asked: dict[str, tuple[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Which images are classified rightly after fine-tuning on others, [images] bool by name.
+    """What images are taken for after fine-tuning on others, class numbers [images] by name.
 
     Args:
         config: The protocol.
@@ -115,7 +116,7 @@ def fine_tune(
     """
     model, _ = tuned(config, subject, numbers)
     return {
-        name: correct(config, subject, model, split, which)
+        name: classify(config, subject, model, split, which)
         for name, (split, which) in asked.items()
     }
 

@@ -179,9 +179,9 @@ class Heads(nn.Module):
             losses.append(F.cross_entropy(logits_SCB, y_SB, reduction="none").mean(1))
         return torch.cat(losses)
 
-    def correct(self, x_BLD: Tensor, y_B: Tensor) -> Tensor:
-        """Which head classifies which image rightly, [H, B] bool."""
-        return torch.cat([stack(x_BLD).argmax(1) for stack in self.stacks]) == y_B
+    def classify(self, x_BLD: Tensor) -> Tensor:
+        """What each head takes each image for, [H, B] int64."""
+        return torch.cat([stack(x_BLD).argmax(1) for stack in self.stacks])
 
     def finite(self) -> Tensor:
         """Which heads have not diverged, [H] bool: one update on an infinite loss leaves nan."""

@@ -46,7 +46,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
         weight_BK = (similarity_BK / config.temperature).exp()
         votes_BC = weight_BK.new_zeros(len(weight_BK), subject.num_classes)
         predictions.append(votes_BC.scatter_add_(1, known_y[index_BK], weight_BK).argmax(1))
-    return top1(torch.cat(predictions) == asked_y, {})
+    return top1(torch.cat(predictions), asked_y, subject.num_classes, {})
 
 
 def neighbours(known_ND: Tensor, asked_QD: Tensor, k: int) -> list[tuple[Tensor, Tensor]]:

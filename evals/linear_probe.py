@@ -156,8 +156,11 @@ def evaluate(config: Config, subject: Subject) -> Result:
     train(config, subject, source, heads, kept)
 
     heads.eval()
-    held_HB = correct(heads, source.evaluation("train", held_out))
-    test_HB = correct(heads, source.evaluation("test", torch.arange(len(subject.labels("test")))))
+    test_y = subject.labels("test")
+    held_HB = classify(heads, source.evaluation("train", held_out))
+    held_HB = held_HB == subject.labels("train")[held_out]
+    predicted_HB = classify(heads, source.evaluation("test", torch.arange(len(test_y))))
+    test_HB = predicted_HB == test_y
     converged = heads.finite().tolist()
     rows = [
         {
@@ -184,7 +187,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
         },
         "heads": rows,
     }
-    return top1(test_HB[best(held_HB)], chosen)
+    return top1(predicted_HB[best(held_HB)], test_y, subject.num_classes, chosen)
 
 
 def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
@@ -251,6 +254,6 @@ def train(config: Config, subject: Subject, source: Source, heads: Heads, kept: 
 
 
 @torch.no_grad()
-def correct(heads: Heads, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Which head classifies which image rightly, [H, images] bool, on the CPU."""
-    return torch.cat([heads.correct(x_BLD, y_B).cpu() for x_BLD, y_B in batches], 1)
+def classify(heads: Heads, batches: Iterable[Tensor]) -> Tensor:
+    """What each head takes each image for, [H, images] int64, on the CPU."""
+    return torch.cat([heads.classify(x_BLD).cpu() for x_BLD in batches], 1)

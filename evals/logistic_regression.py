@@ -83,7 +83,8 @@ def evaluate(config: Config, subject: Subject) -> Result:
     y, test_y = (checked_labels(subject, split) for split in ("train", "test"))
     check_memory(subject.features("train").shape[-1], y, subject.num_classes)
     head = fit(config, last_layer(subject, "train"), y)
-    return top1(head.predict(last_layer(subject, "test")) == test_y, head.chosen)
+    predicted = head.predict(last_layer(subject, "test"))
+    return top1(predicted, test_y, subject.num_classes, head.chosen)
 
 
 def check_memory(dim: int, y: Tensor, num_classes: int) -> None:

@@ -87,20 +87,27 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
     head = fit(config.logistic, last_layer(subject, "train", numbers), y[numbers])
     truth = {"train": y, "test": test_y}
-    correct = {
+    predicted = {
         "logistic": {
-            name: head.predict(last_layer(subject, split, which)) == truth[split][which]
+            name: head.predict(last_layer(subject, split, which))
             for name, (split, which) in asked.items()
         }
     }
     if subject.encoder is not None:
-        correct["finetune"] = fine_tune(config.finetune, subject, numbers, asked)
+        predicted["finetune"] = fine_tune(config.finetune, subject, numbers, asked)
+    correct = {
+        name: {part: parts[part] == truth[split][which] for part, (split, which) in asked.items()}
+        for name, parts in predicted.items()
+    }
 
     def best(part: str) -> str:
         """The head that is right most often; of equals, the last."""
         return max(reversed(correct), key=lambda name: int(correct[name][part].sum()))
 
-    results = {name: top1(parts["test"], {}) for name, parts in correct.items()}
+    results = {
+        name: top1(parts["test"], test_y, subject.num_classes, {})
+        for name, parts in predicted.items()
+    }
     chosen = {
         "head": best("held_out"),
         "best_on_test": best("test"),

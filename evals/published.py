@@ -6,6 +6,7 @@ has ``published: table1`` has its ``runs`` as a mapping: ``{method: mae, arch: V
 one row of that table with these values, and ``{}`` a row that the paper does not have.
 """
 
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -24,8 +25,13 @@ DATASETS = {"in1k": "imagenet"} | {
 
 def read() -> pd.DataFrame:
     """Every published number: table, IDENTITY, evaluation, metric and value."""
-    numbers = pd.read_csv(FOLDER / "paper_tables.csv", dtype=str, keep_default_na=False)
+    numbers = _read("paper_tables.csv")
     return numbers.assign(value=numbers["value"].astype(float))
+
+
+@cache  # asked for each row of each table
+def _read(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / name, dtype=str, keep_default_na=False)
 
 
 def dataset_of(evaluation: str) -> str:
@@ -35,7 +41,7 @@ def dataset_of(evaluation: str) -> str:
 
 def gpu_hours(row: "pd.Series[Any]") -> str:
     """What is published of the GPU-hours of a row's pretraining, with "<" before a bound, or ""."""
-    costs = pd.read_csv(FOLDER / "costs.csv", dtype=str, keep_default_na=False)
+    costs = _read("costs.csv")
     keys = ["method", "arch", "epochs"]
     known = costs[(costs[keys] == row[keys]).all(axis=1) & (costs["gpu_hours"] != "")]
     if known.empty or row["pretrain_data"] != "in1k":  # the only one that costs are told of

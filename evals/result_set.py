@@ -51,6 +51,10 @@ def checked(result: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"value is {value}, no finite number")
     if n < 1 or (result["metric"] == "top1" and not 0 <= value <= 1):
         raise ValueError(f"value is {value} of n = {n} images, no share of them")
+    if "classes" in result:
+        right = sum(map(int, result["classes"]["right"].split()))
+        if right / n != value:
+            raise ValueError(f"classes have {right} of {n} images, but value is {value}")
     if "correct" in result:
         try:
             right = int(unpacked(result["correct"], n).sum())

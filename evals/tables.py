@@ -4,11 +4,11 @@ Results may be all, some or none of a config's: what is not measured yet is a da
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -16,8 +16,8 @@ from evals import figures, formats
 from evals.results import read_external, read_results, to_csv
 from evals.shapes import note, view
 from evals.tabulate import Table, tabulate
-from ijepa.errors import UserError, run_command
-from ijepa.files import write_text
+from ijepa.errors import run_command
+from ijepa.files import read_yaml, write_text
 
 
 def specs(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -62,11 +62,7 @@ def write(config: dict[str, Any], results: pd.DataFrame, out: Path) -> None:
 
 def read_config(text: str) -> dict[str, Any]:
     """A config, from its file or from its text as JSON."""
-    if not text.lstrip().startswith("{"):
-        if not Path(text).exists():
-            raise UserError(f"--config {text}: there is no such file")
-        text = Path(text).read_text(encoding="utf-8")
-    config: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = json.loads(text) if text.startswith("{") else read_yaml(Path(text))
     return config
 
 

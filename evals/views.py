@@ -68,8 +68,8 @@ class Source(Protocol):
     def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and labels of each batch, a batch being numbers of training images."""
 
-    def evaluation(self, split: str, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and labels of these images of a split in order, some at a time."""
+    def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
+        """Features of these images of a split in order, some at a time."""
 
 
 class Stored:
@@ -111,9 +111,9 @@ class Stored:
         """The features do not depend on the epoch."""
         return self._batches("train", batches)
 
-    def evaluation(self, split: str, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
         """See Source."""
-        return self._batches(split, numbers.split(1024))
+        return (x_BLD for x_BLD, _ in self._batches(split, numbers.split(1024)))
 
     def _batches(self, split: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for numbers in batches:
@@ -167,15 +167,13 @@ class Encoded:
             parts = [self._encode(next(items).views[0]) for _ in numbers.split(CHUNK)]
             yield torch.cat(parts), labels[numbers].to(self.device)
 
-    def evaluation(self, split: str, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
         """The images as the data set has them evaluated, centre or all."""
         views = EvaluationViews(self.subject.images(split), self.size, self.subject.index.view)
         images = evaluation_batches(
             Subset(views, numbers.tolist()), CHUNK, num_workers=self.num_workers
         )
-        labels = self.subject.labels(split)[numbers].split(CHUNK)
-        for images_BHWC, y_B in zip(images, labels, strict=True):
-            yield self._encode(images_BHWC), y_B.to(self.device)
+        return map(self._encode, images)
 
     def _encode(self, images_BHWC: Tensor) -> Tensor:
         return pooled(self.network, normalise(images_BHWC.to(self.device)), self.num_layers)

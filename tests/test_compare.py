@@ -234,6 +234,7 @@ def test_a_metric_that_is_not_top1_is_shown_without_a_judgement() -> None:
         ({"n": 0}, "value is 0.5 of n = 0 images"),
         ({"correct": "AAAA"}, "correct has 3 bytes, 1000 images take 125"),
         ({"correct": "?"}, "correct is not base64"),
+        ({"classes": {"right": "300 100"}}, "classes have 400 of 1000 images, but value is 0.5"),
         ({"about": {}}, "knn.json of .* has no 'data_version'"),
     ],
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -331,7 +332,28 @@ def test_which_images_were_right_is_kept_in_a_bit_each(n: int) -> None:
     correct = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.7
     assert unpacked(packed(correct), n).tolist() == correct.tolist()
     assert len(packed(correct)) <= n / 6 + 4
-    assert top1(correct, {}).correct == packed(correct)
+    y = torch.zeros(n, dtype=torch.int64)
+    assert top1((~correct).long(), y, 2, {}).correct == packed(correct)
+
+
+@pytest.mark.parametrize("classes", [3, 100, 101])
+def test_what_was_taken_for_what_is_counted_as_scikit_learn_counts_it(classes: int) -> None:
+    """The last class is nobody's, neither in truth nor by prediction."""
+    random = torch.Generator().manual_seed(0)
+    y, predicted = (torch.randint(classes - 1, (500,), generator=random) for _ in range(2))
+    result = top1(predicted, y, classes, {})
+    told, expected = result.classes, confusion_matrix(y, predicted, labels=range(classes))
+    assert told is not None
+    assert numbers(told["images"]) == expected.sum(1).tolist()
+    assert numbers(told["right"]) == expected.diagonal().tolist()
+    assert sum(numbers(told["right"])) == round(500 * result.value)
+    assert ("confusion" in told) == (classes <= 100)
+    if "confusion" in told:
+        assert [numbers(row) for row in told["confusion"]] == expected.tolist()
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
 
 
 @pytest.mark.parametrize("name", STATISTICAL)
@@ -358,6 +380,7 @@ def test_a_result_says_what_where_and_by_whom(
     assert result["interval"][0] <= result["value"] <= result["interval"][1]
     assert result["protocol"] == {"num_neighbours": 5, "temperature": 0.07}
     assert unpacked(result["correct"], 32).mean() == result["value"]
+    assert len(result["classes"]["confusion"]) == len(result["classes"]["names"])
     assert {"commit", "machine", "torch", "chosen", "seconds"} <= set(result)
     assert result["about"]["facts"]["images_seen"] == 256
     assert len(result["about"]["data_version"]) == 12
