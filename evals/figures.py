@@ -1,6 +1,8 @@
 """Pictures for the report, as self-contained SVG text.
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles differ as well.
+Nothing has a background, and text has the colour of the page's: dark where that is light, light
+where it is dark.
 """
 
 import io
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,10 +47,11 @@ def loss_curves(logs: dict[str, Path]) -> str:
         axes = list(drawing.subplots(2, 2, sharex=True).flat)
         for number, (run, path) in enumerate(logs.items()):
             records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            colour = COLOURS[number % len(COLOURS)]
+            style = STYLES[(number + number // len(COLOURS)) % len(STYLES)]  # 36 pairs
             for axis, name in zip(axes, panels, strict=True):
                 points = [(r["images"], r[name]) for r in records if name in r]
                 x, y = zip(*points, strict=True) if points else ((), ())
-                style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
                 axis.plot(x, y, color=colour, linestyle=style, label=run, marker=".", markersize=3)
         for axis, title in zip(axes, panels.values(), strict=True):
             axis.set_title(title)
@@ -55,11 +59,13 @@ def loss_curves(logs: dict[str, Path]) -> str:
             axis.set_ylim(bottom=0)
         for axis in axes[2:]:
             axis.set_xlabel("images seen")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_formatter("{x:,.0f}")
         axes[0].legend()
     return file.getvalue()
 
 
-GREY = "#555555"
+GREY = "#7a7a7a"
 MARKS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
 
 
@@ -115,7 +121,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
             for method, (mark, colour) in looks.items()
         ]
         kinds = {point.published for point in [*placed, *aside]}
-        for kind, label, face in ((False, "measured here", GREY), (True, "published", "white")):
+        for kind, label, face in ((False, "measured here", GREY), (True, "published", "none")):
             if kind in kinds:
                 key = Line2D([], [], color=GREY, marker="o", markerfacecolor=face, label=label)
                 key.set_linestyle("")
@@ -163,7 +169,7 @@ def _points(table: Table, evaluation: str) -> list[_Point]:
 
 def _mark(axis: Axes, x: float, point: _Point, look: tuple[str, str]) -> None:
     mark, colour = look
-    face = "white" if point.published else colour
+    face = "none" if point.published else colour
     half = None if math.isnan(point.half) or not point.half else point.half
     axis.errorbar(
         x, point.value, half, marker=mark, color=colour, markerfacecolor=face, markersize=8,
@@ -175,6 +181,83 @@ def _mark(axis: Axes, x: float, point: _Point, look: tuple[str, str]) -> None:
     axis.annotate(
         text, (x, point.value), (where, -3), textcoords="offset points", fontsize=8, ha=side
     )
+
+
+def accuracy_by_class(told: dict[str, dict[str, Any]]) -> str:
+    """Each class's accuracy by run: a cell each, or of more classes than have room sorted curves.
+
+    ``told`` has of each run what ``evals.by_class`` counts, and the classes' names where known.
+    """
+    share = {run: 100 * _shares(one["right"], one["images"]) for run, one in told.items()}
+    names = next(iter(told.values())).get("names", [])
+    if 0 < len(names) <= MAX_CELLS:
+        with figure(1.6 + 0.75 * len(names), 0.9 + 0.33 * len(told)) as (drawing, file):
+            axis = drawing.subplots()
+            _cells(axis, np.stack(list(share.values())), names, list(share))
+        return file.getvalue()
+    with figure(8, 4) as (drawing, file):
+        axis = drawing.subplots()
+        for number, (run, of_class) in enumerate(share.items()):
+            axis.plot(
+                np.sort(of_class)[::-1],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=STYLES[(number + number // len(COLOURS)) % len(STYLES)],
+                label=run,
+            )
+        axis.set(xlabel="classes, each run's best first", ylabel="top-1 %", ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        drawing.legend(loc="outside right upper")
+    return file.getvalue()
+
+
+def confusions(told: dict[str, dict[str, Any]]) -> str:
+    """What each run takes the images of each class for, in percent of the class, a panel a run."""
+    columns = min(4, len(told))
+    rows = -(-len(told) // columns)
+    with figure(0.8 + 2.3 * columns, 0.6 + 2.4 * rows) as (drawing, file):
+        axes = drawing.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat[len(told) :]:
+            axis.remove()
+        for number, (run, one) in enumerate(told.items()):
+            axis = axes.flat[number]
+            counted = np.array([row.split() for row in one["confusion"]], float)
+            shares = 100 * counted / np.where(counted.sum(1), counted.sum(1), np.nan)[:, None]
+            names = one.get("names", [str(number) for number in range(len(counted))])
+            below = number + columns >= len(told)
+            _cells(axis, shares, names if below else [], names if number % columns == 0 else [])
+            axis.set_title(run, fontsize=9)
+        drawing.supylabel("true", fontsize=9)
+        drawing.supxlabel("predicted", fontsize=9)
+    return file.getvalue()
+
+
+MAX_CELLS = 20
+"""Classes that have room for a number each."""
+
+
+def _shares(part: str, whole: str) -> NDArray[np.float64]:
+    """One count over another by class; NaN for a class of no images."""
+    total = np.array(whole.split(), float)
+    return np.array(part.split(), float) / np.where(total, total, np.nan)
+
+
+def _cells(axis: Axes, percent: NDArray[np.float64], columns: list[str], rows: list[str]) -> None:
+    """A matrix of percentages with its numbers, as shapes and not as an image."""
+    axis.pcolormesh(percent, cmap="cividis", vmin=0, vmax=100)
+    axis.invert_yaxis()
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.tick_params(length=0, labelsize=7)
+    size = 8 if len(percent) != percent.shape[1] else 6.5
+    if percent.shape[1] <= MAX_CELLS:
+        for (y, x), value in np.ndenumerate(percent):
+            if not math.isnan(value):
+                ink = "black" if value > 55 else "white"
+                axis.text(
+                    x + 0.5, y + 0.5, f"{value:.0f}", color=ink, ha="center", va="center", size=size
+                )
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right")
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
 
 
 def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
@@ -220,6 +303,23 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
     return file.getvalue()
 
 
+INK = "#010203"
+"""Stands for the colour of text until the file is written; nothing else has it."""
+STYLE: Any = {
+    "svg.fonttype": "path",
+    "legend.frameon": False,
+    **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], "none"),
+    **dict.fromkeys(
+        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK
+    ),
+}
+ADAPTS = """<style>
+svg { color-scheme: light dark; color: #1b1f24 }
+@media (prefers-color-scheme: dark) { svg { color: #e6e8ea } }
+@media print { svg { color: #000 } }
+</style>"""
+
+
 @contextmanager
 def figure(
     width: float, height: float, salt: str = "ijepa-bench"
@@ -230,14 +330,16 @@ def figure(
     """
     file = io.StringIO()
     # A fixed salt and no date: the same data draw the same bytes.
-    with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
         drawing = Figure(figsize=(width, height), layout="constrained")
         yield drawing, file
         drawing.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     file.seek(0)
     file.truncate()
-    file.write(text[text.index("<svg") :])
+    start = text.index("<svg")
+    inside = text.index(">", start) + 1
+    file.write(text[start:inside] + ADAPTS + text[inside:].replace(INK, "currentColor"))
 
 
 def _picture(axis: Axes, pixels: NDArray[np.uint8]) -> None:

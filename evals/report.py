@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from itables import options
 
 from evals import figures, shapes, tables
 from evals.formats import environment
+from evals.results import CONTROLS
 from ijepa import config
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
@@ -21,8 +23,9 @@ from ijepa.randomness import generator
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the page."""
+    """One figure of the page, and the file of that name in ``figures/`` beside the page."""
 
+    name: str
     title: str
     caption: str
     svg: str
@@ -36,7 +39,9 @@ def report(
     out: Path,
     gpu_hours: Path | None = None,
 ) -> None:
-    """Write the page; it needs nothing but itself, neither a network nor other files.
+    """Write the page, and its figures beside it as files.
+
+    The page needs nothing but itself, neither a network nor other files.
 
     ``results`` is the folder, ``chosen`` are the results in it that tables and pictures show, and
     ``of`` is their config.
@@ -53,6 +58,12 @@ def report(
         }
         for name, table in made.items()
     ]
+    drawn = [
+        *pictures_of_classes(of, chosen),
+        *pictures(results, tidy[~tidy["source"].str.endswith(".csv")], data),
+    ]
+    for picture in drawn:
+        write_text(out.parent / "figures" / f"{picture.name}.svg", picture.svg)
     library = Path(options.dt_bundle).read_bytes()
     text = (
         environment()
@@ -70,10 +81,48 @@ def report(
                 "linear": figures.accuracy(first, "linear"),
             },
             datatables=base64.b64encode(library).decode(),
-            figures=pictures(results, tidy[~tidy["source"].str.endswith(".csv")], data),
+            figures=drawn,
         )
     )
     write_text(out, text)
+
+
+def pictures_of_classes(of: dict[str, Any], chosen: list[Path]) -> list[Picture]:
+    """Of each kind of label what the first evaluation tells: accuracy by class, or confusion.
+
+    Classes are told one by one; counts, distances and other kinds of label, whose order says which
+    mistakes are small ones, by what they are taken for. It is the first seed of every run.
+    """
+    results = sorted(
+        ((path.parts[-3] in CONTROLS, path, json.loads(path.read_text())) for path in chosen),
+        key=lambda one: one[:2],
+    )
+    found: dict[tuple[str, str], Picture] = {}
+    for item in of["evaluations"]:
+        told: dict[str, dict[str, Any]] = {}
+        for _, path, result in results:
+            if path.stem == item["name"] and "classes" in result:
+                told.setdefault(path.parts[-3], result["classes"])
+                kind = (result["dataset"], result["label"])
+        if not told or kind in found:
+            continue
+        title = item.get("title", item["name"])
+        if kind[1] == "class" or not all("confusion" in one for one in told.values()):
+            found[kind] = Picture(
+                f"classes_{item['name']}",
+                f"Accuracy by class: {title}",
+                f"Of the test images of each class in {kind[0]} the percentage that is right.",
+                figures.accuracy_by_class(told),
+            )
+        else:
+            found[kind] = Picture(
+                f"confusion_{item['name']}",
+                f"What is taken for what: {title}",
+                f"Of the test images of each {kind[1]} in {kind[0]} the percentage that is taken "
+                "for each; what is right stands on the diagonal.",
+                figures.confusions(told),
+            )
+    return list(found.values())
 
 
 def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
@@ -89,6 +138,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
     if trained:
         found.append(
             Picture(
+                "pretraining",
                 "Pretraining",
                 "Loss of the method's own task (not comparable between methods), and two monitors "
                 "that fall towards 0 and 1 when features collapse.",
@@ -101,6 +151,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
         if rows := run_config.recipe.masks(6, grid, generator("picture of masks")):
             found.append(
                 Picture(
+                    f"masks_{run}",
                     f"Masks of {run}",
                     "From top to bottom: the image; what the network that learns sees of it "
                     "(I-JEPA: the context block less the targets); and, for I-JEPA, the target "
@@ -114,6 +165,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
         if features.exists():  # not where every evaluation runs the encoder itself
             found.append(
                 Picture(
+                    f"neighbours_{run}",
                     f"Nearest neighbours: {run}",
                     "A test image (framed) and the training images with the nearest features.",
                     figures.nearest_images(features, train, test),

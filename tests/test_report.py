@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from evals.__main__ import evaluate
 from evals.features import extract
-from evals.report import report
+from evals.report import pictures_of_classes, report
 from evals.results import read_results
 from evals.shapes import markdown, note
 from evals.subject import Subject
@@ -202,7 +202,10 @@ def test_the_page_opens_from_disk_at_every_width_without_console_errors(
     assert events == [page_file.as_uri()]
     assert page.locator("table tbody tr").count() == 3
     figures = page.locator("figure svg:visible")
-    assert figures.count() == 5
+    assert figures.count() == 6
+    files = sorted(path.stem for path in (page_file.parent / "figures").iterdir())
+    of_runs = ["neighbours_ijepa", "neighbours_random_init"]
+    assert files == ["classes_linear_probe", "masks_ijepa", *of_runs, "pretraining"]
     assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 100)")
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits), "something is wider than the page"
@@ -288,3 +291,20 @@ def test_what_is_wrong_is_marked_and_listed_at_the_end(page_file: Path, browser:
     marked = page.locator("tr", has_text="random_init").get_by_role("button")
     assert all("(!)" in text for text in marked.all_inner_texts())
     assert f"{len(listed)} problems in these results" in page.inner_text("body")
+
+
+def test_classes_are_told_one_by_one_and_counts_by_what_they_are_taken_for(tmp_path: Path) -> None:
+    """A picture for each kind of label, of the first evaluation that has it, controls last."""
+    counted = {"images": "4 2", "right": "3 0", "confusion": ["3 1", "2 0"]}
+    evaluations = {"knn": "class", "linear_probe": "class", "clevr_count": "count"}
+    paths = []
+    for run in ("pixels", "random_init", "zeta"):
+        for name, label in evaluations.items():
+            paths.append(tmp_path / run / "seed0" / f"{name}.json")
+            paths[-1].parent.mkdir(parents=True, exist_ok=True)
+            result = {"dataset": "any", "label": label, "classes": counted}
+            paths[-1].write_text(json.dumps(result))
+    made = pictures_of_classes({"evaluations": [{"name": name} for name in evaluations]}, paths)
+    assert [picture.name for picture in made] == ["classes_knn", "confusion_clevr_count"]
+    order = [made[1].svg.index(f"<!-- {run} -->") for run in ("zeta", "pixels", "random_init")]
+    assert order == sorted(order)

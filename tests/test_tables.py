@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -404,10 +405,53 @@ def test_the_figure_has_a_mark_for_each_published_and_measured_row(
     assert {x for x, point in placed if point.published and not point.bound} == {0, 1, 2}
 
 
+COUNTED = {
+    "names": ["three", "four"],
+    "images": "4 0",
+    "right": "3 0",
+    "confusion": ["3 1", "0 0"],
+}
+
+
+def test_matrices_are_of_each_true_class_in_percent_and_nothing_of_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[tuple[list[Any], list[str], list[str]]] = []
+    monkeypatch.setattr(
+        figures,
+        "_cells",
+        lambda axis, percent, columns, rows: drawn.append((percent.tolist(), columns, rows)),
+    )
+    figures.confusions({"a": COUNTED})
+    figures.accuracy_by_class({"a": COUNTED, "b": COUNTED})
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert drawn == [
+        ([[75, 25], [nan, nan]], ["three", "four"], ["three", "four"]),
+        ([[75, nan], [75, nan]], ["three", "four"], ["a", "b"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.confusions({"a": COUNTED}),
+        lambda: figures.accuracy_by_class({"a": COUNTED}),
+        lambda: figures.accuracy_by_class({"a": {"images": "5 " * 300, "right": "2 " * 300}}),
+        lambda: figures.accuracy(of_paper("table1", tidy())),
+    ],
+    ids=["confusions", "cells", "curves", "accuracy"],
+)
+def test_a_figure_is_of_shapes_and_takes_the_page_s_colours(draw: Callable[[], str]) -> None:
+    text = draw()
+    assert "<image" not in text
+    assert "currentColor" in text
+    assert figures.INK not in text
+    assert "prefers-color-scheme: dark" in text
+
+
 def test_the_figure_draws_the_same_bytes_twice_and_needs_nothing_else() -> None:
     table = of_paper("table1", tidy())
     text = figures.accuracy(table)
     assert text == figures.accuracy(table)
     assert text.startswith("<svg")
-    assert "<image" not in text
     assert text != figures.accuracy(table, "linear")

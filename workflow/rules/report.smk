@@ -39,6 +39,7 @@ rule report:
         data=f"data/shards/{config['dataset']}/index.json",
     output:
         f"{RESULTS}/report.html",
+        directory(f"{RESULTS}/figures"),
     log:
         f"logs/{RESULTS}/report.log",
     conda:

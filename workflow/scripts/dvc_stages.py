@@ -82,7 +82,8 @@ def stages_of(path: Path) -> dict[str, Any]:
         ],
         "outs": [
             *kept(f"{results}/evaluations", f"{results}/tables", cache=False),
-            *kept(f"{results}/report.html", f"{results}/tables.records.json"),
+            *kept(f"{results}/report.html", f"{results}/figures"),
+            *kept(f"{results}/tables.records.json"),
         ],
         "metrics": kept(f"{results}/metrics.json", cache=False),
         "plots": [
