@@ -30,11 +30,13 @@ def test_a_table_has_the_rows_of_the_papers_and_the_untrained_network(
 ) -> None:
     *rows, control = table["runs"]
     assert control == "random_init"
-    deepest = parsed(PAPER, IN_PAPER[table["name"]]["runs"][-1]).recipe.predictor_depth
-    for name, in_paper in zip(rows, IN_PAPER[table["name"]]["runs"], strict=True):
+    in_papers = list(IN_PAPER[table["name"]]["runs"])
+    deepest = parsed(PAPER, in_papers[-1]).recipe.predictor_depth
+    for name, in_paper in zip(rows, in_papers, strict=True):
         mini, paper = parsed(MINI, name).recipe, parsed(PAPER, in_paper).recipe
         for setting in VARIED:
             assert getattr(mini.masking, setting) == getattr(paper.masking, setting), name
+        assert mini.targets == paper.targets, name
         assert mini.predictor_depth / 2 == paper.predictor_depth / deepest, name
 
 
