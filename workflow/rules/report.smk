@@ -38,19 +38,19 @@ rule report:
         ],
         data=f"data/shards/{config['dataset']}/index.json",
     output:
-        f"{RESULTS}/report.html",
-        directory(f"{RESULTS}/figures"),
+        html=f"{RESULTS}/report.html",
+        figures=directory(f"{RESULTS}/figures"),
     log:
         f"logs/{RESULTS}/report.log",
     conda:
         "../../environment.yml"
     params:
-        results=lambda wc, output: Path(output[0]).parent,
+        results=lambda wc, output: Path(output.html).parent,
         config=ASKED,
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {input.evaluations} --gpu-hours {input.gpu_hours}"
-        " --config {params.config:q} --out {output} 2>&1 | tee {log}"
+        " --config {params.config:q} --out {output.html} 2>&1 | tee {log}"
 
 
 rule gpu_hours:
