@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from evals.subject import Subject
 
 NOT_EVALUATIONS = {
-    "__main__", "audit", "benchmark", "compare", "features", "figures", "formats", "gpu_hours",
-    "heads", "metrics", "noise", "provenance", "published", "report", "result_set", "results",
-    "shapes", "subject", "supervised", "tables", "tabulate", "views",
+    "__main__", "audit", "benchmark", "compare", "costs", "features", "figures", "formats",
+    "gpu_hours", "heads", "metrics", "noise", "provenance", "published", "report", "result_set",
+    "results", "shapes", "subject", "supervised", "tables", "tabulate", "views",
 }  # fmt: skip
 
 Uses = Literal["features", "images", "both"]

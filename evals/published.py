@@ -34,6 +34,11 @@ def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / name, dtype=str, keep_default_na=False)
 
 
+def costs() -> pd.DataFrame:
+    """Every published training time, as text: method, arch, epochs, hardware, hours, source."""
+    return _read("costs.csv")
+
+
 def dataset_of(evaluation: str) -> str:
     """The data set, by its name in the register, of a published evaluation; "" of another one."""
     return DATASETS.get(evaluation.partition("_")[0], "")
@@ -41,9 +46,8 @@ def dataset_of(evaluation: str) -> str:
 
 def gpu_hours(row: "pd.Series[Any]") -> str:
     """What is published of the GPU-hours of a row's pretraining, with "<" before a bound, or ""."""
-    costs = _read("costs.csv")
     keys = ["method", "arch", "epochs"]
-    known = costs[(costs[keys] == row[keys]).all(axis=1) & (costs["gpu_hours"] != "")]
+    known = costs()[(costs()[keys] == row[keys]).all(axis=1) & (costs()["gpu_hours"] != "")]
     if known.empty or row["pretrain_data"] != "in1k":  # the only one that costs are told of
         return ""
     cost = known.iloc[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from itables import options
 
-from evals import figures, shapes, tables
+from evals import costs, figures, shapes, tables
 from evals.formats import environment
 from evals.results import CONTROLS
 from ijepa import config
@@ -38,13 +38,15 @@ def report(
     of: dict[str, Any],
     out: Path,
     gpu_hours: Path | None = None,
+    predicted: Path | None = None,
 ) -> None:
     """Write the page, and its figures beside it as files.
 
     The page needs nothing but itself, neither a network nor other files.
 
     ``results`` is the folder, ``chosen`` are the results in it that tables and pictures show, and
-    ``of`` is their config.
+    ``of`` is their config. ``gpu_hours`` and ``predicted`` are CSV of evals.gpu_hours and
+    ijepa.cost.
     """
     tidy = tables.read(of, chosen, gpu_hours)
     made = tables.tables_of(of, tidy)
@@ -58,6 +60,22 @@ def report(
         }
         for name, table in made.items()
     ]
+    if predicted is not None:
+        cost = pd.read_csv(predicted)
+        shown += [
+            {
+                "name": "cost",
+                "title": "What pretraining cost",
+                "view": costs.view(cost, tidy),
+                "note": costs.NOTE,
+            },
+            {
+                "name": "published_cost",
+                "title": "What others say that pretraining cost them",
+                "view": costs.of_papers(),
+                "note": "As published; one GPU-hour is of the hardware in its row.",
+            },
+        ]
     drawn = [
         *pictures_of_classes(of, chosen),
         *pictures(results, tidy[~tidy["source"].str.endswith(".csv")], data),
@@ -181,6 +199,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--config", required=True, help="the config: a file, or its text as JSON")
     parser.add_argument("--gpu-hours", type=Path, help="CSV of evals.gpu_hours")
+    parser.add_argument("--predicted", type=Path, help="CSV of ijepa.cost")
     parser.add_argument("--out", type=Path, required=True, help="file for the page")
     parser.add_argument("--chosen", type=Path, nargs="+", required=True, help="evaluation JSON")
     given = parser.parse_args()
@@ -191,6 +210,7 @@ def main() -> None:
         tables.read_config(given.config),
         given.out,
         given.gpu_hours,
+        given.predicted,
     )
 
 

@@ -46,6 +46,7 @@ from rich.table import Table
 from ijepa import config, methods
 from ijepa.config import RunConfig
 from ijepa.data import register
+from ijepa.data.shards import read_index
 from ijepa.data.transforms import augment, to_array
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_yaml, write_json, write_text
@@ -107,6 +108,17 @@ class Cost:
     published: str = ""
     measured_hours: float | None = None
     """Of the same run, from its results."""
+
+
+def card_here() -> str:
+    """The name in GPUS of this machine's cards, or cpu where it has none."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    told = torch.cuda.get_device_name()  # as "NVIDIA A100-SXM4-80GB"
+    found = [name for name in GPUS if all(part in told.lower() for part in name.split("-"))]
+    if not found:
+        raise UserError(f"--gpu here: {told} is none of {', '.join(GPUS)}: name the nearest one")
+    return found[0]
 
 
 def images_per_second(run: RunConfig, threads: int) -> float:
@@ -364,10 +376,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, help="a benchmark, such as config/paper.yaml")
-    parser.add_argument("--gpu", choices=(*GPUS, "cpu"), default="a100-80gb")
+    parser.add_argument("--gpu", choices=(*GPUS, "cpu", "here"), default="a100-80gb")
     parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
     parser.add_argument("--measure", action="store_true", help="time steps here: --gpu cpu")
     parser.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
+    parser.add_argument("--shards", type=Path, help="count images in these, such as data/shards")
     parser.add_argument("--against", type=Path, help="results of the config, such as results/mini")
     parser.add_argument("--published", action="store_true", help="also published times")
     parser.add_argument("--markdown", action="store_true", help="a table for the README instead")
@@ -377,12 +390,16 @@ def main() -> None:
     if not 0 < options.utilisation <= 1:
         raise UserError(f"--utilisation: {options.utilisation} must lie above 0 and up to 1")
     num_images = {}
+    for path in options.shards.glob("*/index.json") if options.shards else ():
+        shards = read_index(path.parent).splits.get("train", [])
+        num_images[path.parent.name] = sum(shard["num_samples"] for shard in shards)
     for told in options.images:
         dataset, _, number = told.partition("=")
         if not number.isdecimal():
             raise UserError(f"--images: {told!r} must be DATASET=NUMBER")
         num_images[dataset] = int(number)
     card = "cpu" if options.measure else options.gpu
+    card = card_here() if card == "here" else card
     benchmark = read(options.config)
     costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images)
     if options.against:

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import benchmark, figures, formats, published, results, shapes, tables, tabulate
+from evals import benchmark, costs, figures, formats, published, results, shapes, tables, tabulate
 from evals.formats import Cell, Header, View
 from ijepa.errors import UserError
 
@@ -403,6 +403,47 @@ def test_the_figure_has_a_mark_for_each_published_and_measured_row(
     # Of one alone a cost is published; no other is given one.
     assert [x for x, point in placed if point.published and point.bound] == [1152]
     assert {x for x, point in placed if point.published and not point.bound} == {0, 1, 2}
+
+
+def test_cost_is_told_as_predicted_measured_and_published() -> None:
+    """Two seeds of half the predicted images, in 30 minutes on average, on two cards."""
+    shared = {"machine": "2 x A100", "images_seen": 36e5, "gpu_hours": 1.0}
+    found = tidy(
+        one("a", 0, "knn", 50, train_minutes=40, **shared),
+        one("a", 0, "linear_probe", 50, train_minutes=40, **shared),
+        one("a", 1, "knn", 50, train_minutes=20, **shared),
+    )
+    predicted = {
+        "arch": "ViT-H/14", "gpus": 2, "gflop_per_image": 700.0, "images": 72e5, "hours": 0.5,
+    }  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {"run": "a", **predicted, "published": "1,152 A100-80GB"},
+            {"run": "b", **predicted, "published": math.nan},
+        ]
+    )
+    shown = costs.view(frame, found)
+    rows = [
+        dict(zip([h.text for h in shown.headers], [c.text for c in row], strict=True))
+        for row in shown.rows
+    ]
+    speed = (36e5 / 2400 / 2 + 36e5 / 1200 / 2) / 2
+    assert rows[0] == {
+        "run": "a",
+        "architecture": "ViT-H/14",
+        "GFLOP / image": "700",
+        "images": "7,200,000",
+        "images/s per device": f"{speed:,.0f}",
+        "hours, predicted": "0.5",
+        "hours, measured": "1",
+        "ratio": "0.50",
+        "GPU-hours": "1.0",
+        "GPU-hours, published": "1,152 A100-80GB",
+        "machine": "2 x A100",
+    }
+    unmeasured = ("images/s per device", "hours, measured", "ratio", "GPU-hours", "machine")
+    assert {rows[1][name] for name in (*unmeasured, "GPU-hours, published")} == {"-"}
+    assert len(costs.of_papers().rows) == len(published.costs())
 
 
 COUNTED = {

@@ -178,6 +178,14 @@ ASKED |= {
     for part in ("runs", "released")
 }
 ASKED = json.dumps(ASKED)
+# What decides the cost of pretraining, as JSON.
+PREDICTED = json.dumps(
+    {
+        key: config[key]
+        for key in ("dataset", "vit", "seeds", "threads", "runs")
+        if key in config
+    }
+)
 WANTED = sorted({result for table in config["tables"] for result in results_of(table)})
 # What the report shows of: encoders trained here, and those with features of the data set that
 # they are trained on.
@@ -192,9 +200,9 @@ NEIGHBOURS = sorted(
         and EVALUATIONS[Path(result).stem]["dataset"] == config["dataset"]
     }
 )
+TRAINED_ON = sorted({RUNS[run]["dataset"] for run, _ in TRAINED})
 DATASETS = sorted(
-    {RUNS[run]["dataset"] for run, _ in TRAINED}
-    | {EVALUATIONS[Path(result).stem]["dataset"] for *_, result in SHOWN}
+    {*TRAINED_ON} | {EVALUATIONS[Path(result).stem]["dataset"] for *_, result in SHOWN}
 )
 
 

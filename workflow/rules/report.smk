@@ -31,6 +31,8 @@ rule report:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
         evaluations=WANTED,
         gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
+        # Of a config that trains nothing there is nothing to predict.
+        predicted=[f"{RESULTS}/tables/cost.csv"] if RUNS else [],
         logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
         features=[
             ancient(features_of(run, seed, config["dataset"]))
@@ -47,10 +49,30 @@ rule report:
     params:
         results=lambda wc, output: Path(output.html).parent,
         config=ASKED,
+        predicted=lambda wc, input: f"--predicted {input.predicted}" if RUNS else "",
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
-        " --chosen {input.evaluations} --gpu-hours {input.gpu_hours}"
+        " --chosen {input.evaluations} --gpu-hours {input.gpu_hours} {params.predicted}"
         " --config {params.config:q} --out {output.html} 2>&1 | tee {log}"
+
+
+rule predict_cost:
+    input:
+        [f"data/shards/{name}/index.json" for name in TRAINED_ON],
+    output:
+        f"{RESULTS}/tables/cost.csv",
+    log:
+        f"logs/{RESULTS}/predict_cost.log",
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        card="here",
+    params:
+        config=PREDICTED,
+    shell:
+        "echo {params.config:q} | python -m ijepa.cost /dev/stdin --shards data/shards"
+        " --gpu {resources.card} --csv {output} 2>&1 | tee {log}"
 
 
 rule gpu_hours:
