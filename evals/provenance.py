@@ -26,7 +26,7 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
     """
     path = table.with_suffix(".csv")
     if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv"))) or "none"
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.md"))) or "none"
         raise UserError(f"{path} does not exist: tables here are {known}")
     cells = pd.read_csv(path)
     if "run" not in cells or row not in set(cells["run"]):
