@@ -35,6 +35,14 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 
 
+def line(number: int) -> dict[str, Any]:
+    """Colour and style of a curve; 36 of them differ."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[(number + number // len(COLOURS)) % len(STYLES)],
+    }
+
+
 def loss_curves(logs: dict[str, Path]) -> str:
     """Loss, learning rate and the two collapse monitors against images seen."""
     panels = {
@@ -47,12 +55,10 @@ def loss_curves(logs: dict[str, Path]) -> str:
         axes = list(drawing.subplots(2, 2, sharex=True).flat)
         for number, (run, path) in enumerate(logs.items()):
             records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            colour = COLOURS[number % len(COLOURS)]
-            style = STYLES[(number + number // len(COLOURS)) % len(STYLES)]  # 36 pairs
             for axis, name in zip(axes, panels, strict=True):
                 points = [(r["images"], r[name]) for r in records if name in r]
                 x, y = zip(*points, strict=True) if points else ((), ())
-                axis.plot(x, y, color=colour, linestyle=style, label=run, marker=".", markersize=3)
+                axis.plot(x, y, **line(number), label=run, marker=".", markersize=3)
         for axis, title in zip(axes, panels.values(), strict=True):
             axis.set_title(title)
             axis.grid(alpha=0.3)
@@ -127,7 +133,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
                 key.set_linestyle("")
                 keys.append(key)
         keys += [*axes[0].get_legend_handles_labels()[0]]
-        drawing.legend(handles=keys, loc="outside right upper", frameon=False)
+        drawing.legend(handles=keys, loc="outside right upper")
     return file.getvalue()
 
 
@@ -198,12 +204,7 @@ def accuracy_by_class(told: dict[str, dict[str, Any]]) -> str:
     with figure(8, 4) as (drawing, file):
         axis = drawing.subplots()
         for number, (run, of_class) in enumerate(share.items()):
-            axis.plot(
-                np.sort(of_class)[::-1],
-                color=COLOURS[number % len(COLOURS)],
-                linestyle=STYLES[(number + number // len(COLOURS)) % len(STYLES)],
-                label=run,
-            )
+            axis.plot(np.sort(of_class)[::-1], **line(number), label=run)
         axis.set(xlabel="classes, each run's best first", ylabel="top-1 %", ylim=(0, 100))
         axis.grid(alpha=0.3)
         drawing.legend(loc="outside right upper")

@@ -12,7 +12,7 @@ from itables import options
 
 from evals import costs, figures, shapes, tables
 from evals.formats import environment
-from evals.results import CONTROLS
+from evals.results import CONTROLS, external
 from ijepa import config
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
@@ -78,7 +78,7 @@ def report(
         ]
     drawn = [
         *pictures_of_classes(of, chosen),
-        *pictures(results, tidy[~tidy["source"].str.endswith(".csv")], data),
+        *pictures(results, tidy[~external(tidy)], data),
     ]
     for picture in drawn:
         write_text(out.parent / "figures" / f"{picture.name}.svg", picture.svg)

@@ -125,6 +125,11 @@ def read_external(paths: list[Path]) -> pd.DataFrame:
     return pd.concat(tables) if tables else _typed(pd.DataFrame(columns=COLUMNS))
 
 
+def external(results: pd.DataFrame) -> "pd.Series[bool]":
+    """Which tidy results were measured elsewhere (``read_external``)."""
+    return results["source"].str.endswith(".csv")
+
+
 def differences(protocols: dict[str, str]) -> str:
     """Where the protocols of runs differ, one setting after the other with its values."""
     flat = {run: _flat(json.loads(text)) for run, text in protocols.items()}

@@ -15,7 +15,7 @@ import pandas as pd
 
 from evals import published
 from evals.formats import number
-from evals.results import CONTROLS, UNITS, differences
+from evals.results import CONTROLS, UNITS, differences, external
 from ijepa.errors import UserError
 
 SEEDLESS = ["", "released"]
@@ -64,12 +64,12 @@ def tabulate(results: pd.DataFrame, spec: dict[str, Any]) -> Table:
     What was measured elsewhere is in every table that has its evaluation.
     """
     results = results[results["evaluation"].isin(spec["evaluations"])]
-    external = list(results.loc[results["source"].str.endswith(".csv"), "run"].unique())
+    elsewhere = list(results.loc[external(results), "run"].unique())
     if "runs" in spec:
-        results = results[results["run"].isin([*spec["runs"], *external])]
+        results = results[results["run"].isin([*spec["runs"], *elsewhere])]
     columns = [_column(name, results, spec) for name in spec["evaluations"]]
     columns = [column for column in columns if column.metric or "encoders" in spec]
-    lines = _lines(results, spec, external)
+    lines = _lines(results, spec, elsewhere)
     if not lines:
         raise UserError(f"table {spec['name']}: there are no results: run the evaluations first")
     problems, marked = _same_protocol(results, columns, spec)
@@ -112,13 +112,13 @@ def _column(name: str, results: pd.DataFrame, spec: dict[str, Any]) -> Column:
 
 
 def _lines(
-    results: pd.DataFrame, spec: dict[str, Any], external: list[str]
+    results: pd.DataFrame, spec: dict[str, Any], elsewhere: list[str]
 ) -> list[dict[str, Any]]:
     """Which rows there are, whether measured or not: run, and what is published of it."""
     measured = [str(run) for run in results["run"].unique()]
     if "published" not in spec:
         known = {*measured, *spec.get("encoders", [])} - {*CONTROLS}
-        named = [*spec.get("runs", sorted(known)), *external]
+        named = [*spec.get("runs", sorted(known)), *elsewhere]
         if "runs" not in spec:
             named += [run for run in CONTROLS if run in measured]
         shown = {*measured, *spec.get("encoders", [])}
@@ -135,7 +135,7 @@ def _lines(
                 **{f"{name}_published": row.get(name, math.nan) for name in spec["evaluations"]},
             }
         )
-    for run in dict.fromkeys([*spec["runs"], *external]):
+    for run in dict.fromkeys([*spec["runs"], *elsewhere]):
         if run not in filled.values():
             of_run = results[results["run"] == run]
             method, arch = (next(iter(of_run[key]), "") for key in ("method", "arch"))
@@ -156,7 +156,7 @@ def _expected(found: pd.DataFrame, results: pd.DataFrame, spec: dict[str, Any]) 
     trained = results[~results["method"].isin(SEEDLESS) | (results["run"] == "random_init")]
     if found.empty or found["run"].iloc[0] not in set(trained["run"]):
         return set()
-    if found["source"].iloc[0].endswith(".csv"):  # has the seeds that it has
+    if external(found).iloc[0]:  # has the seeds that it has
         return set()
     return set(spec.get("seeds", trained["seed"]))
 
@@ -250,14 +250,13 @@ def _twins(results: pd.DataFrame) -> list[str]:
 def _origin(of_run: pd.DataFrame) -> dict[str, Any]:
     """What a row's numbers come from."""
     seeds = of_run.groupby("seed")
-    files = of_run["source"]
     return {
         "images_seen": of_run["images_seen"].max(),
         "tokenizer": next(iter(of_run["tokenizer"]), ""),
         "train_minutes": seeds["train_minutes"].first().mean(),
         "gpu_hours": seeds["gpu_hours"].first().mean(),
         "epochs_here": of_run["epochs"].max(),
-        "external": " ".join(sorted({file for file in files if file.endswith(".csv")})),
+        "external": " ".join(sorted(set(of_run.loc[external(of_run), "source"]))),
         **{
             name: " ".join(sorted({value for value in of_run[name] if value}))
             for name in ("data_version", "commit", "machine")
