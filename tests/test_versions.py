@@ -105,7 +105,8 @@ def origin(tiny: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -
     listed = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
-        if not name.startswith(("tests/", "results/", "dvc.lock")) and (ROOT / name).is_file():
+        made = name.startswith("results/") and not name.startswith("results/published/")
+        if not (made or name.startswith(("tests/", "dvc.lock"))) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     shutil.copy(tiny / "datasets.yaml", folder / "data" / "datasets.yaml")
