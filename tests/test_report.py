@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from evals.__main__ import evaluate
 from evals.features import extract
@@ -237,10 +237,11 @@ def test_the_tables_sort_and_filter_by_keyboard(page_file: Path, browser: Browse
         focused.focus()
         assert focused.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
         page.keyboard.press(key)
-        assert header.get_attribute("aria-sort") == direction
+        expect(header).to_have_attribute("aria-sort", direction)  # DataTables sorts a moment later
         values = [shown[name] for name in encoders(page)]
         assert values == sorted(values, reverse=direction == "descending")
     page.get_by_label("Filter").fill("pixels")
+    expect(page.locator("table tbody th")).to_have_count(1)
     assert encoders(page) == ["pixels"]
 
 
@@ -251,6 +252,7 @@ def test_a_number_leads_by_keyboard_to_where_it_comes_from(
     page = browser.new_page()
     page.goto(page_file.as_uri())
     page.locator("table thead th [tabindex='0']").nth(1).press("Enter")  # rows change places
+    expect(page.locator("table thead th").nth(1)).to_have_attribute("aria-sort", "ascending")
     row = page.locator("table tbody tr").filter(has_text="ijepa")
     number = row.get_by_role("button").first
     number.focus()
@@ -268,7 +270,7 @@ def test_a_number_leads_by_keyboard_to_where_it_comes_from(
     ):
         assert text in shown.inner_text()
     page.keyboard.press("Escape")
-    assert page.locator(".provenance:visible").count() == 0
+    expect(page.locator(".provenance:visible")).to_have_count(0)
 
 
 @pytest.mark.browser
