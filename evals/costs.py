@@ -1,17 +1,100 @@
-"""What pretraining cost: predicted by ijepa.cost, measured, and published."""
+"""What pretraining cost: predicted by ijepa.cost, measured, published, and for which accuracy."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from evals import published
 from evals.formats import Cell, Header, View, number
+from evals.results import CONTROLS
+from evals.tabulate import Column, Table
 
 NOTE = (
     "Predicted hours are those of ijepa.cost: of FLOPs at a fifth of the card's peak, or without a "
     "card of a few timed steps on this machine; measured ones are of the run's own clock, on "
     "average over seeds, scaled to its images. GPU-hours are of every start of a job."
 )
+
+
+@dataclass(frozen=True)
+class Point:
+    """An accuracy (percent) and what pretraining for it cost, in the table's ``unit``.
+
+    ``cost`` is nan where it is not known and 0 of controls; ``bound`` says that it was less;
+    ``half`` is half of the accuracy's interval, 0 where there is none.
+    """
+
+    run: str
+    method: str
+    size: str
+    value: float
+    cost: float
+    half: float = 0.0
+    bound: bool = False
+    published: bool = False
+
+
+def accuracy_of(table: Table) -> Column | None:
+    """The first accuracy of a table: the one that is told against costs."""
+    return next((column for column in table.columns if column.metric == "top1"), None)
+
+
+def unit(table: Table) -> str:
+    """GPU-hours or, of a table of runs without a GPU, minutes."""
+    on_gpus = bool(table.published) or bool((table.rows["gpu_hours"] > 0).any())
+    return "GPU-hours" if on_gpus else "minutes"
+
+
+def points(table: Table) -> list[Point]:
+    """What is published and what was measured of each row's first accuracy."""
+    column, found = accuracy_of(table), []
+    if column is None:
+        return []
+    name = column.name
+    measured_in = "gpu_hours" if unit(table) == "GPU-hours" else "train_minutes"
+    for _, row in table.rows.iterrows():
+        method = row["method"] if table.published else row["run"]
+        size = str(row["arch"]).removeprefix("ViT-") if table.published else ""
+        if table.published and not math.isnan(value := row[f"{name}_published"]):
+            told = row["gpu_hours_published"]
+            cost = float(told.lstrip("<") or "nan")
+            found.append(Point("", method, size, value, cost, 0, told.startswith("<"), True))
+        if not math.isnan(value := row[name]):
+            half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+            half = row[f"{name}_std"] if math.isnan(half) else half
+            found.append(Point(row["run"], method, size, value, row[measured_in], half))
+    return found
+
+
+def to_reach(table: Table) -> View | None:
+    """For each method the least cost of a row that reaches an accuracy; a dash where none does.
+
+    Only of rows whose cost is known: None where there are none.
+    """
+    known = [one for one in points(table) if one.cost > 0 and one.run not in CONTROLS]
+    if not known:
+        return None
+    best = max(one.value for one in known)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(min(one.value for one in known), best)
+    accuracies = [float(tick) for tick in ticks if 0 <= tick <= best]
+    rows = []
+    for method in dict.fromkeys(one.method for one in known):
+        row = [Cell(method)]
+        for accuracy in accuracies:
+            enough = [one for one in known if one.method == method and one.value >= accuracy]
+            if not enough:
+                row.append(Cell("-", "number"))
+                continue
+            least = min(enough, key=lambda one: one.cost)
+            told = f"{'<' * least.bound}{least.cost:,.4g}"
+            told += f" ({least.size})" if least.size else ""
+            row.append(Cell(told, "published" if least.published else "number", least.cost))
+        rows.append(row)
+    titles = (f"{accuracy:g} %" for accuracy in accuracies)
+    return View([*_headers("method"), *_headers(*titles, kind="number")], rows)
 
 
 def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evals import costs
+from evals.costs import Point
 from evals.knn import neighbours
 from evals.results import CONTROLS
 from evals.tabulate import Table
@@ -82,11 +83,9 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
     without a GPU, minutes; what is published without its cost stands in a strip beside the axis.
     Controls, which cost nothing, are lines.
     """
-    column = next((one for one in table.columns if one.metric == "top1"), None)
-    points = _points(table, column.name) if column else []
-    on_gpus = bool(table.published) or bool((table.rows["gpu_hours"] > 0).any())
-    unit = "GPU-hours" if on_gpus else "minutes"
-    placed = [point for point in points if point.cost(on_gpus) > 0]
+    column = costs.accuracy_of(table)
+    points, unit = costs.points(table), costs.unit(table)
+    placed = [point for point in points if point.cost > 0]
     controls = [point for point in points if point.run in CONTROLS]
     aside = [point for point in points if point not in [*placed, *controls]]
     aside.sort(key=lambda point: point.value)  # neighbours stand in different columns
@@ -102,7 +101,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
             drawing.subplots(1, len(ratios), sharey=True, width_ratios=ratios, squeeze=False)[0]
         )
         for point in placed:
-            _mark(axes[0], point.cost(on_gpus), point, looks[point.method])
+            _mark(axes[0], point.cost, point, looks[point.method])
         for control, style in zip(controls, (":", "--"), strict=False):
             axes[0].axhline(control.value, color=GREY, linestyle=style, label=control.run)
         for number, point in enumerate(aside):
@@ -112,11 +111,11 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
             axes[0].set_xlabel(f"pretraining, {unit}")
             axes[0].margins(x=0.18)
             if scale == "log":
-                costs = [point.cost(on_gpus) for point in placed]
+                # Labels between the powers of ten too, where these are few: never on each other.
+                decades = math.log10(max(p.cost for p in placed) / min(p.cost for p in placed))
+                axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
                 axes[0].xaxis.set_major_formatter("{x:g}")
-                axes[0].xaxis.set_minor_formatter(
-                    "{x:g}" if 1 < max(costs) / min(costs) < 8 else ""
-                )
+                axes[0].xaxis.set_minor_formatter("")
         if aside:
             axes[-1].set(xticks=[], xlim=(-0.4, 3.2), xlabel=f"{unit} not known")
         axes[0].set_ylabel(column.heading if column else "no accuracies")
@@ -137,43 +136,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
     return file.getvalue()
 
 
-@dataclass(frozen=True)
-class _Point:
-    run: str
-    method: str
-    size: str
-    value: float
-    gpu_hours: float
-    minutes: float
-    half: float = 0.0
-    bound: bool = False
-    published: bool = False
-
-    def cost(self, on_gpus: bool) -> float:
-        return self.gpu_hours if on_gpus else self.minutes
-
-
-def _points(table: Table, evaluation: str) -> list[_Point]:
-    points = []
-    for _, row in table.rows.iterrows():
-        name = row["run"]
-        method = row["method"] if table.published else name
-        size = str(row["arch"]).removeprefix("ViT-") if table.published else ""
-        if table.published and not math.isnan(value := row[f"{evaluation}_published"]):
-            told = row["gpu_hours_published"]
-            hours = float(told.lstrip("<") or "nan")
-            points.append(
-                _Point("", method, size, value, hours, math.nan, 0, told.startswith("<"), True)
-            )
-        if not math.isnan(value := row[evaluation]):
-            half = (row[f"{evaluation}_high"] - row[f"{evaluation}_low"]) / 2
-            half = row[f"{evaluation}_std"] if math.isnan(half) else half
-            minutes = row["train_minutes"]
-            points.append(_Point(name, method, size, value, row["gpu_hours"], minutes, half))
-    return points
-
-
-def _mark(axis: Axes, x: float, point: _Point, look: tuple[str, str]) -> None:
+def _mark(axis: Axes, x: float, point: Point, look: tuple[str, str]) -> None:
     mark, colour = look
     face = "none" if point.published else colour
     half = None if math.isnan(point.half) or not point.half else point.half

@@ -50,7 +50,6 @@ def report(
     """
     tidy = tables.read(of, chosen, gpu_hours)
     made = tables.tables_of(of, tidy)
-    first = next(iter(made.values()))
     shown = [
         {
             "name": name,
@@ -94,10 +93,18 @@ def report(
             problems=[
                 f"{table.title}: {problem}" for table in made.values() for problem in table.problems
             ],
-            accuracy={
-                "log": figures.accuracy(first, "log"),
-                "linear": figures.accuracy(first, "linear"),
-            },
+            accuracies=[
+                {
+                    "name": name,
+                    "title": table.title,
+                    "unit": costs.unit(table),
+                    "log": figures.accuracy(table, "log"),
+                    "linear": figures.accuracy(table, "linear"),
+                    "reach": costs.to_reach(table),
+                }
+                for name, table in made.items()
+                if costs.points(table)
+            ],
             datatables=base64.b64encode(library).decode(),
             figures=drawn,
         )

@@ -135,7 +135,7 @@ def no_gain(table: Table) -> list[str]:
 
 
 def note(table: Table) -> str:
-    """What every number of the table rests on, in one sentence; says so where commits are mixed."""
+    """What every number of the table rests on, in one sentence; says so of what gained nothing."""
     commits = sorted({word for value in table.rows["commit"] for word in str(value).split()})
     texts = [*table.texts]
     if table.published:
@@ -155,10 +155,6 @@ def note(table: Table) -> str:
     if behind := no_gain(table):
         assert table.control is not None
         text += f" NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(behind)}."
-    if len(commits) > 1:
-        text += " MIXED COMMITS: the rows were not all made by the same code."
-    if any(commit.endswith("+") for commit in commits):
-        text += ' UNCOMMITTED CODE: "+" marks a commit that the code differed from.'
     return text
 
 

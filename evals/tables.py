@@ -45,7 +45,7 @@ def tables_of(config: dict[str, Any], results: pd.DataFrame) -> dict[str, Table]
 
 
 def write(config: dict[str, Any], results: pd.DataFrame, out: Path) -> None:
-    """Write every table of a config in every format; beside them tidy results, and a figure."""
+    """Write every table of a config in every format, and its figure; beside them tidy results."""
     made = tables_of(config, results)
     for name, table in made.items():
         path = out / f"{name}.csv"
@@ -54,10 +54,10 @@ def write(config: dict[str, Any], results: pd.DataFrame, out: Path) -> None:
         write_text(path.with_suffix(".md"), formats.markdown(*told))
         write_text(path.with_suffix(".tex"), formats.latex(*told))
         write_text(path.with_suffix(".html"), formats.html(*told))
+        write_text(path.with_suffix(".svg"), figures.accuracy(table))
         for problem in table.problems:
             print(f"{name}: {problem}")
     write_text(out / "tidy.csv", to_csv(results))
-    write_text(out / "accuracy.svg", figures.accuracy(next(iter(made.values()))))
 
 
 def read_config(text: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def tabulate(results: pd.DataFrame, spec: dict[str, Any]) -> Table:
                     row[column.name] - row[f"{column.name}_published"]
                 )
         rows.append({**row, **_origin(of_run)})
-    problems += _twins(results)
+    problems += [*_twins(results), *_commits(results[~external(results)])]
     table = pd.DataFrame(rows)
     control = next((name for name in CONTROLS if name in set(table["run"])), None)
     return Table(
@@ -244,6 +244,23 @@ def _twins(results: pd.DataFrame) -> list[str]:
         names = sorted({f"{run} seed {seed}" for run, seed in found[["run", "seed"]].to_numpy()})
         if len(names) > 1:
             problems.append(f"{', '.join(names)}: the same encoder, {encoder}")
+    return problems
+
+
+def _commits(results: pd.DataFrame) -> list[str]:
+    """Whether one code made all results, and whether others can get it."""
+    runs: dict[str, set[str]] = {}
+    for run, told in results[["run", "commit"]].to_numpy():
+        for commit in str(told).split():
+            runs.setdefault(commit, set()).add(run)
+    problems = []
+    if len(runs) > 1:
+        listed = "; ".join(f"{name}: {', '.join(sorted(runs[name]))}" for name in sorted(runs))
+        problems.append(f"mixed commits: not all rows were made by the same code ({listed})")
+    if lost := sorted(commit for commit in runs if commit.endswith("+")):
+        problems.append(
+            f'uncommitted code: "+" marks a commit that it differed from ({", ".join(lost)})'
+        )
     return problems
 
 

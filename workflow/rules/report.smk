@@ -10,10 +10,9 @@ rule tabulate:
         expand(
             f"{RESULTS}/tables/{{table}}.{{kind}}",
             table=TABLES,
-            kind=["csv", "md", "tex", "html"],
+            kind=["csv", "md", "tex", "html", "svg"],
         ),
         f"{RESULTS}/tables/tidy.csv",
-        f"{RESULTS}/tables/accuracy.svg",
     log:
         f"logs/{RESULTS}/tabulate.log",
     conda:
