@@ -26,7 +26,8 @@ def check(expected: dict[str, Any]) -> None:
     """Raise UserError that names every result which the config would not give.
 
     ``expected`` has ``encoders``, ``features`` and ``evaluations``, each of them what should be
-    true by path, and the ``folder`` in which nothing else may lie (workflow/rules/version.smk).
+    true by path, the ``folder`` in which nothing else may lie, and the names of the only files in
+    ``tables``, by folder (workflow/rules/version.smk).
     """
     faults = [
         *_wrong_encoders(expected.get("encoders", {})),
@@ -86,7 +87,7 @@ def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
 
 
 def _left_over(expected: dict[str, Any]) -> Iterator[str]:
-    """Runs and seeds that lie in the folder and are not the config's any more."""
+    """Runs, seeds and tables that lie there and are not the config's any more."""
     folder = Path(expected["folder"])
     asked = {
         Path(path).relative_to(folder).parts[:2]
@@ -97,6 +98,10 @@ def _left_over(expected: dict[str, Any]) -> Iterator[str]:
     for path in sorted(folder.glob("*/seed*")):
         if path.relative_to(folder).parts not in asked:
             yield f"{path} is of an earlier config"
+    for tables, names in expected.get("tables", {}).items():
+        for path in sorted(Path(tables).iterdir()):
+            if path.stem not in names:
+                yield f"{path} is of an earlier config"
 
 
 def _differences(path: str, wanted: dict[str, Any], have: dict[str, Any]) -> Iterator[str]:

@@ -54,6 +54,7 @@ rule tables:
         expected=lambda wc: {
             "evaluations": expected_evaluations(),
             "folder": f"{RESULTS}/evaluations",
+            "tables": {f"{RESULTS}/tables": [*TABLES, "gpu_hours", "cost", "tidy"]},
         },
     script:
         "../scripts/audit.py"

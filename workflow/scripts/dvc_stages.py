@@ -79,6 +79,7 @@ def stages_of(path: Path) -> dict[str, Any]:
             *[f"{results}/features"] * bool(of_features),
             # Other data sets change features, and so this stage, when they change.
             *[f"data/shards/{dataset}" for dataset in sorted(evaluated - of_features)],
+            *config.get("external", []),
         ],
         "outs": [
             *kept(f"{results}/evaluations", f"{results}/tables", cache=False),

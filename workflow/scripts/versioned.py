@@ -70,9 +70,10 @@ def settle(only_new: bool = False) -> int:
     """Give Snakemake back its records of the files in dvc.lock, and these files one time.
 
     ``only_new``: of those stages whose records are not what was kept here last. Returns how many
-    files there were.
+    files there were. Raises UserError where DVC has not brought all bytes of what it holds.
     """
     files: list[Path] = []
+    stages = read(Path("dvc.yaml")).get("stages", {})
     for name, stage in read(Path("dvc.lock")).get("stages", {}).items():
         outs = [Path(out["path"]) for out in stage.get("outs", [])]
         records = next((path for path in outs if path.name.endswith(RECORDS)), None)
@@ -82,6 +83,7 @@ def settle(only_new: bool = False) -> int:
         kept = SETTLED / name
         if only_new and kept.exists() and kept.read_text(encoding="utf-8") == text:
             continue
+        whole(stage["outs"], held_by_dvc(stages.get(name, {})))
         for old in records_of(outs):
             (METADATA / old).unlink()
         for record, content in json.loads(text).items():
@@ -93,6 +95,30 @@ def settle(only_new: bool = False) -> int:
     for path in files:
         os.utime(path, ns=(now, now))
     return len(files)
+
+
+def held_by_dvc(stage: dict[str, Any]) -> set[str]:
+    """The outputs of a stage that are in DVC's cache and not in git."""
+    outs = (out for kind in KINDS for out in stage.get(kind, []))
+    return {path for out in outs for path, how in out.items() if how.get("cache", True)}
+
+
+def whole(outs: list[dict[str, Any]], held: set[str]) -> None:
+    """Raise UserError unless the outputs have the size that dvc.lock says.
+
+    DVC takes an object of its cache for what its name says (it is read-only), also where a machine
+    that lost power has left a half of it.
+    """
+    for out in outs:
+        path = Path(out["path"])
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        if out["path"] in held and size != out["size"]:
+            raise UserError(
+                f"{path} has {size:,} bytes, but dvc.lock says {out['size']:,}: DVC has not "
+                "brought all of it, or a part of its cache is torn: dvc pull; if that does not "
+                f"help, rm -r .dvc/cache {path} and dvc pull"
+            )
 
 
 def records_of(outs: list[Path]) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What users of DVC type, and what befalls them: for the tests of this folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+DVC = [sys.executable, "-m", "dvc"]
+SETTLE = [sys.executable, "-m", "workflow.scripts.versioned", "settle"]
+CONFIG = Path("config/tiny.yaml")
+PLAN = [sys.executable, "-m", "snakemake", "-n", "--profile", "workflow/profiles/local"]
+
+
+def run(folder: Path, *command: str) -> str:
+    """What a command says; it must succeed."""
+    done = attempt(folder, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def attempt(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def start(folder: Path, *command: str) -> psutil.Popen:
+    """A command that goes on while the test does something else."""
+    quiet = subprocess.DEVNULL
+    return psutil.Popen(command, cwd=folder, env=environment(), stdout=quiet, stderr=quiet)
+
+
+def kill(process: psutil.Popen) -> None:
+    """End it and all that it started, as the loss of the machine would."""
+    for one in [*process.children(recursive=True), process]:
+        one.kill()
+    process.wait()
+
+
+def environment() -> dict[str, str]:
+    env = {key: value for key, value in os.environ.items() if key != "IJEPA_REGISTER"}
+    path = f"{Path(sys.executable).parent}:{env['PATH']}"
+    return env | {"PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a commit")
+
+
+def clone_of(origin: Path, folder: Path) -> Path:
+    run(origin, "git", "clone", "-q", str(origin), str(folder))
+    return folder
+
+
+def finished(said: str) -> list[str]:
+    """The rules whose jobs ran, in order."""
+    return [line.split("Rule: ")[1].rstrip(")") for line in said.splitlines() if "(Rule: " in line]

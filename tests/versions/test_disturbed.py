@@ -1,0 +1,158 @@
+"""What is killed, cut off, torn or without room: the same command again finishes."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import eventually
+from tests.versions.actions import (
+    CONFIG,
+    DVC,
+    PLAN,
+    SETTLE,
+    attempt,
+    clone_of,
+    finished,
+    kill,
+    run,
+    start,
+)
+from tests.versions.conftest import WHEN_KILLED
+
+
+def objects(folder: Path) -> dict[str, Path]:
+    """The files of a cache or remote by the MD5 that their place says, temporary ones left out."""
+    found = {"".join(path.parts[-2:]).removesuffix(".dir"): path for path in folder.rglob("??/*")}
+    return {name: path for name, path in found.items() if len(name) == 32 and path.is_file()}
+
+
+def whole(folder: Path) -> set[str]:
+    """The names of all objects, each of which has the bytes that its name says."""
+    found = objects(folder)
+    for name, path in found.items():
+        assert hashlib.md5(path.read_bytes()).hexdigest() == name, path
+    return set(found)
+
+
+def test_a_killed_repro_has_noted_only_what_was_complete(origin: Path) -> None:
+    """The killed one was pretraining: its data have a version, its encoders none yet."""
+    noted = yaml.safe_load(origin.with_name(WHEN_KILLED).read_text())["stages"]
+    stages = yaml.safe_load((origin / "dvc.lock").read_text())["stages"]
+    assert list(noted) == ["data-tiny"]
+    assert list(stages) == ["data-tiny", "encoders-tiny", "features-tiny", "tables-tiny"]
+    assert noted["data-tiny"] == stages["data-tiny"]
+
+
+def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    clone = clone_of(origin, tmp_path / "clone")
+    run(clone, *DVC, "pull")
+    run(clone, *DVC, "remote", "add", "folder", str(remote))
+    pushing = start(clone, *DVC, "push", "-r", "folder")
+    eventually(lambda: remote.exists() and objects(remote), every=0.001)
+    kill(pushing)
+    whole(remote)
+    run(clone, *DVC, "push", "-r", "folder")
+    assert whole(remote) == whole(clone / ".dvc" / "cache")
+
+
+def test_a_killed_pull_is_finished_by_the_same_command(origin: Path, tmp_path: Path) -> None:
+    clone = clone_of(origin, tmp_path / "clone")
+    pulling = start(clone, *DVC, "pull")
+    eventually(lambda: list((clone / ".dvc" / "cache").rglob("??/*")), every=0.001)
+    kill(pulling)
+    run(clone, *DVC, "pull")
+    run(clone, *SETTLE)
+    assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+    assert whole(clone / ".dvc" / "cache") == whole(origin / ".dvc" / "cache")
+
+
+def test_a_torn_object_of_the_cache_is_named_and_fetched_again(
+    origin: Path, tmp_path: Path
+) -> None:
+    """As a machine leaves it that lost power: DVC alone takes it for what its name says."""
+    clone = clone_of(origin, tmp_path / "clone")
+    run(clone, *DVC, "fetch")
+    encoder = (origin / "results/tiny/runs/mae/seed0/encoder.safetensors").read_bytes()
+    torn = objects(clone / ".dvc" / "cache")[hashlib.md5(encoder).hexdigest()]
+    torn.chmod(0o644)
+    os.truncate(torn, len(encoder) // 2)
+    torn.chmod(0o444)
+    attempt(clone, *DVC, "pull")
+    done = attempt(clone, *SETTLE)
+    assert done.returncode != 0
+    assert "results/tiny/runs" in done.stderr
+    assert "rm -r .dvc/cache results/tiny/runs" in done.stderr
+    run(clone, "rm", "-r", ".dvc/cache", "results/tiny/runs")
+    run(clone, *DVC, "pull")
+    run(clone, *SETTLE)
+    assert (clone / "results/tiny/runs/mae/seed0/encoder.safetensors").read_bytes() == encoder
+
+
+@contextlib.contextmanager
+def disk(kind: str, folder: Path) -> Iterator[Path]:
+    """A file system of its own: XFS, whose files share blocks, or 8 MB that fill up; or a skip."""
+    folder.mkdir()
+    if kind == "xfs":
+        image = folder.with_suffix(".img")
+        with image.open("wb") as file:
+            file.truncate(400_000_000)
+        make = f"mkfs.xfs -q -m reflink=1 {image} && mount -o loop {image} {folder}"
+    else:
+        make = f"mount -t tmpfs -o size=8m none {folder}"
+    made = subprocess.run(make, shell=True, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no file system can be mounted here (root, xfsprogs): {made.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_an_error_and_room_is_all_that_it_needs(
+    origin: Path, tmp_path: Path
+) -> None:
+    with disk("small", tmp_path / "disk") as folder:
+        clone = clone_of(origin, folder / "clone")
+        filler = folder / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        os.truncate(filler, filler.stat().st_size - 100_000)
+        assert attempt(clone, *DVC, "pull").returncode != 0
+        filler.unlink()
+        run(folder, "mount", "-o", "remount,size=200m", str(folder))
+        run(clone, *DVC, "pull")
+        run(clone, *SETTLE)
+        assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+        config = (clone / CONFIG).read_text()
+        (clone / CONFIG).write_text(config.replace("num_neighbours: 5", "num_neighbours: 7"))
+        before = (clone / "dvc.lock").read_text()
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert attempt(clone, *DVC, "repro").returncode != 0
+        assert (clone / "dvc.lock").read_text() == before
+        filler.unlink()
+        assert finished(run(clone, *DVC, "repro")).count("evaluate") >= 1
+        assert "up to date" in run(clone, *DVC, "status")
+
+
+def test_where_the_file_system_can_cache_and_folder_share_their_blocks(
+    origin: Path, tmp_path: Path
+) -> None:
+    with disk("xfs", tmp_path / "disk") as folder:
+        clone = clone_of(origin, folder / "clone")
+        run(clone, *DVC, "config", "cache.type", "reflink")
+        run(clone, *DVC, "pull")
+        run(clone, *SETTLE)
+        assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+        encoder = clone / "results/tiny/runs/mae/seed0/encoder.safetensors"
+        extents = run(folder, "xfs_io", "-r", "-c", "fiemap -v", str(encoder))
+        assert "0x2" in extents.split()[-1]  # FIEMAP_EXTENT_SHARED
