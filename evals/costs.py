@@ -14,8 +14,8 @@ from evals.tabulate import Column, Table
 
 NOTE = (
     "Predicted hours are those of ijepa.cost: of FLOPs at a fifth of the card's peak, or without a "
-    "card of a few timed steps on this machine; measured ones are of the run's own clock, on "
-    "average over seeds, scaled to its images. GPU-hours are of every start of a job."
+    "card of twenty seconds of each run on this machine; measured ones are of the run's own clock, "
+    "on average over seeds, scaled to its images. GPU-hours are of every start of a job."
 )
 
 

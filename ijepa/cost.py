@@ -13,9 +13,7 @@ The ratios of the paper are of hours, on cards that it does not name. In FLOPs, 
 epochs) costs 2.3 times I-JEPA's (300 epochs), not "over 10", and iBOT's ViT-S/16 half as much, not
 "over 2.5 times": the rest of those factors is cards and software, or is not explained.
 
-``--measure`` times updates on this machine's CPU and adds the loader's augmentation. Reading,
-monitors and checkpoints are not in it: against mini's results it was 0.6 to 1.2 times the time on
-an idle machine, and up to 1.6 on a busy one.
+``--gpu cpu`` trains each run for a while on this machine (ijepa/speed.py).
 
 Memory = float32 weights, averages and their copies included, gradients (twice with several GPUs:
 DDP has its buckets), two moments of AdamW, and what one part of a GPU's batch saves for the
@@ -30,16 +28,15 @@ import csv
 import dataclasses
 import io
 import json
+import math
+import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -47,20 +44,12 @@ from ijepa import config, methods
 from ijepa.config import RunConfig
 from ijepa.data import register
 from ijepa.data.shards import read_index
-from ijepa.data.transforms import augment, to_array
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_yaml, write_json, write_text
-from ijepa.flops import batch_of_noise, size
-from ijepa.optim import adamw, clip
-from ijepa.precision import kernels, precision
+from ijepa.flops import size
+from ijepa.speed import images_per_second
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "costs.csv"
-NUM_MEASURED = 30
-"""Steps timed on this machine for each run: many, because masks differ from step to step."""
-NUM_WARM = 5
-"""Steps before them."""
-NUM_AUGMENTED = 100
-"""Images whose augmentation is timed."""
 
 
 class Gpu(NamedTuple):
@@ -121,41 +110,6 @@ def card_here() -> str:
     return found[0]
 
 
-def images_per_second(run: RunConfig, threads: int) -> float:
-    """Of whole updates, average, clipping and augmentation included, on this machine's CPU.
-
-    The loader's time is added, as where jobs fill all cores; reading and decoding are not in it.
-    """
-    device = torch.device("cpu")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    method = methods.load(run.method).Method(run.recipe, run.vit)
-    optim, optimizer = run.recipe.optim, adamw(method, run.recipe.optim)
-    seconds = []
-    for step in range(NUM_WARM + NUM_MEASURED):
-        batch = batch_of_noise(run, optim.batch_size, step, device)
-        begun = time.perf_counter()
-        with precision(run.precision, device):
-            loss = method(batch)["loss"]
-        with kernels(run.precision, device):
-            loss.backward()
-        method.before_step(0.5)
-        clip(method, optim)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(0.5)
-        seconds.append(time.perf_counter() - begun)
-    torch.set_num_threads(before)
-    random, side = np.random.default_rng(0), register.load(run.dataset).image_size
-    image = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
-    begun = time.perf_counter()
-    for _ in range(NUM_AUGMENTED):
-        for view in run.recipe.views(run.vit.image_size):
-            to_array(augment(image, view.size, view.crop, random)[0])
-    augmented = (time.perf_counter() - begun) / NUM_AUGMENTED
-    return 1 / (statistics.mean(seconds[NUM_WARM:]) / optim.batch_size + augmented)
-
-
 def arch(run: RunConfig) -> str:
     """The encoder's name in papers."""
     names = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
@@ -172,9 +126,9 @@ def cost(
     gpus: int,
     gpu: Gpu | None,
     utilisation: float = UTILISATION,
-    threads: int = 1,
+    speed: float = math.nan,
 ) -> Cost:
-    """The prediction for a run on so many cards, or by measurement on this machine for None."""
+    """The prediction for a run on so many cards, or for None on a CPU of ``speed`` images/s."""
     optim = run.recipe.optim
     if optim.batch_size % (gpus * optim.accumulate):
         raise UserError(
@@ -188,7 +142,7 @@ def cost(
     per_parameter = 4 + 8 + (4 if gpus > 1 else 0)
     memory = 4 * one.parameters + per_parameter * one.trained + one.saved
     if gpu is None:
-        gpus, hours = 1, images / images_per_second(run, threads) / 3600
+        gpus, hours = 1, images / speed / 3600
     else:
         peak = 1e12 * (gpu.half if half else gpu.single)
         hours = images * one.flops / (peak * utilisation) / 3600 / gpus
@@ -215,26 +169,39 @@ def read(path: Path) -> dict[str, Any]:
     return benchmark
 
 
+def runs_of(benchmark: dict[str, Any]) -> dict[str, RunConfig]:
+    """The runs of a config by name, its defaults applied as the workflow does."""
+    shared: dict[str, Any] = {key: benchmark[key] for key in ("dataset", "vit") if key in benchmark}
+    return {
+        item["name"]: config.parse(
+            {**shared, **{key: item[key] for key in item if key not in ("name", "gpus")}},
+            f"runs.{item['name']}",
+        )
+        for item in benchmark["runs"]
+    }
+
+
 def predict(
     benchmark: dict[str, Any],
     gpu: Gpu | None,
     utilisation: float = UTILISATION,
     num_images: dict[str, int] | None = None,
+    speeds: dict[str, float] | None = None,
 ) -> list[Cost]:
-    """The prediction for every run of a config, its defaults applied as the workflow does."""
-    shared = {key: benchmark[key] for key in ("dataset", "vit") if key in benchmark}
+    """The prediction for every run of a config; ``speeds`` are images/s of each where gpu is None.
+
+    Raises UserError where a data set's size is not known beforehand.
+    """
     costs, published = [], list(published_costs())
-    for item in benchmark["runs"]:
-        raw = {**shared, **item}
-        name, gpus = raw.pop("name"), raw.pop("gpus", 1)
-        run = config.parse(raw, f"runs.{name}")
+    for item, (name, run) in zip(benchmark["runs"], runs_of(benchmark).items(), strict=True):
+        gpus, speed = item.get("gpus", 1), (speeds or {}).get(name, math.nan)
         known = (num_images or {}).get(run.dataset, register.load(run.dataset).splits.get("train"))
         if known is None:
             raise UserError(
                 f"{register.REGISTER.name}: {run.dataset}.splits.train is not known beforehand: "
                 f"say --images {run.dataset}=NUMBER"
             )
-        one = cost(name, run, known, gpus, gpu, utilisation, benchmark.get("threads", 1))
+        one = cost(name, run, known, gpus, gpu, utilisation, speed)
         costs.append(dataclasses.replace(one, published=_told(one, run, published)))
     reference = next((c.gpu_hours for c in costs if (c.method, c.arch) == REFERENCE), None)
     return [
@@ -376,9 +343,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, help="a benchmark, such as config/paper.yaml")
-    parser.add_argument("--gpu", choices=(*GPUS, "cpu", "here"), default="a100-80gb")
+    parser.add_argument(
+        "--gpu",
+        choices=(*GPUS, "cpu", "here"),
+        default="a100-80gb",
+        help="cpu trains each run for a while here, on the images in --shards; here is this "
+        "machine's card, or cpu",
+    )
     parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
-    parser.add_argument("--measure", action="store_true", help="time steps here: --gpu cpu")
     parser.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
     parser.add_argument("--shards", type=Path, help="count images in these, such as data/shards")
     parser.add_argument("--against", type=Path, help="results of the config, such as results/mini")
@@ -398,10 +370,15 @@ def main() -> None:
         if not number.isdecimal():
             raise UserError(f"--images: {told!r} must be DATASET=NUMBER")
         num_images[dataset] = int(number)
-    card = "cpu" if options.measure else options.gpu
-    card = card_here() if card == "here" else card
+    card = card_here() if options.gpu == "here" else options.gpu
     benchmark = read(options.config)
-    costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images)
+    speeds = None
+    if card not in GPUS:
+        if options.shards is None:
+            raise UserError("--gpu cpu measures on real images: say --shards data/shards")
+        threads = benchmark.get("threads") or len(os.sched_getaffinity(0))
+        speeds = images_per_second(runs_of(benchmark), options.shards, threads)
+    costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images, speeds)
     if options.against:
         costs = [
             dataclasses.replace(c, measured_hours=measured_hours(options.against, c)) for c in costs

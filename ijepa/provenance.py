@@ -28,8 +28,12 @@ def here() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The working tree's commit, with "+" where its code differs; "unknown" outside git."""
+    """The working tree's commit, with "+" where its code differs; "unknown" outside git.
+
+    Profiles are not code: everyone sets one cluster's names in them.
+    """
     code = ["--", "Snakefile", "ijepa", "evals", "workflow", "requirements.lock"]
+    code += [":(exclude)workflow/profiles"]
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", *code) else "")

@@ -168,11 +168,9 @@ def test_measured_hours_are_scaled_to_the_images_of_the_run(tmp_path: Path) -> N
     assert cost.measured_hours(tmp_path, dataclasses.replace(one, run="another")) is None
 
 
-def test_a_measurement_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "NUM_MEASURED", 1)
-    monkeypatch.setattr(cost, "NUM_WARM", 1)
-    one = cost.cost("one", run("mae"), 50_000, 1, None)
-    assert one.hours > 0
+def test_on_a_cpu_a_prediction_is_of_images_and_their_speed() -> None:
+    one = cost.cost("one", run("mae"), 50_000, 1, None, speed=10)
+    assert one.hours == one.images / 10 / 3600
     assert one.kwh is None
 
 

@@ -1,11 +1,16 @@
 """What users of DVC type, and what befalls them: for the tests of this folder."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
 DVC = [sys.executable, "-m", "dvc"]
@@ -27,17 +32,17 @@ def attempt(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start(folder: Path, *command: str) -> psutil.Popen:
-    """A command that goes on while the test does something else."""
+def killed_when(what: Callable[[], Any], folder: Path, *command: str) -> None:
+    """A command that is killed once something is true, with all that it has started."""
     quiet = subprocess.DEVNULL
-    return psutil.Popen(command, cwd=folder, env=environment(), stdout=quiet, stderr=quiet)
-
-
-def kill(process: psutil.Popen) -> None:
-    """End it and all that it started, as the loss of the machine would."""
-    for one in [*process.children(recursive=True), process]:
-        one.kill()
-    process.wait()
+    process = psutil.Popen(command, cwd=folder, env=environment(), stdout=quiet, stderr=quiet)
+    try:
+        eventually(what, seconds=600, every=0.001)
+    finally:
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
 
 
 def environment() -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import eventually, raw_run_of
-from tests.versions.actions import CONFIG, DVC, ROOT, attempt, commit, kill, run, start
+from tests.conftest import raw_run_of
+from tests.versions.actions import CONFIG, DVC, ROOT, attempt, commit, killed_when, run
 
 WHEN_KILLED = "dvc.lock when killed"
 
@@ -112,9 +112,8 @@ def origin(tiny: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -
     run(folder, sys.executable, "-m", "workflow.scripts.dvc_stages", str(CONFIG))
     run(folder, "git", "init", "-q")
     commit(folder)
-    killed = start(folder, *DVC, "repro")
-    eventually(lambda: list(folder.glob("results/tiny/runs/*/seed0/encoder.safetensors")), 600)
-    kill(killed)
+    trained = "results/tiny/runs/*/seed0/encoder.safetensors"
+    killed_when(lambda: list(folder.glob(trained)), folder, *DVC, "repro")
     shutil.copy(folder / "dvc.lock", folder.with_name(WHEN_KILLED))
     run(folder, *DVC, "repro")
     run(folder, *DVC, "remote", "add", "-d", "store", f"http://127.0.0.1:{store.server_port}")

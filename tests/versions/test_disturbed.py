@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import eventually
 from tests.versions.actions import (
     CONFIG,
     DVC,
@@ -19,9 +18,8 @@ from tests.versions.actions import (
     attempt,
     clone_of,
     finished,
-    kill,
+    killed_when,
     run,
-    start,
 )
 from tests.versions.conftest import WHEN_KILLED
 
@@ -54,9 +52,7 @@ def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: P
     clone = clone_of(origin, tmp_path / "clone")
     run(clone, *DVC, "pull")
     run(clone, *DVC, "remote", "add", "folder", str(remote))
-    pushing = start(clone, *DVC, "push", "-r", "folder")
-    eventually(lambda: remote.exists() and objects(remote), every=0.001)
-    kill(pushing)
+    killed_when(lambda: objects(remote), clone, *DVC, "push", "-r", "folder")
     whole(remote)
     run(clone, *DVC, "push", "-r", "folder")
     assert whole(remote) == whole(clone / ".dvc" / "cache")
@@ -64,9 +60,7 @@ def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: P
 
 def test_a_killed_pull_is_finished_by_the_same_command(origin: Path, tmp_path: Path) -> None:
     clone = clone_of(origin, tmp_path / "clone")
-    pulling = start(clone, *DVC, "pull")
-    eventually(lambda: list((clone / ".dvc" / "cache").rglob("??/*")), every=0.001)
-    kill(pulling)
+    killed_when(lambda: objects(clone / ".dvc" / "cache"), clone, *DVC, "pull")
     run(clone, *DVC, "pull")
     run(clone, *SETTLE)
     assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))

@@ -58,13 +58,19 @@ rule report:
 rule predict_cost:
     input:
         [f"data/shards/{name}/index.json" for name in TRAINED_ON],
+        [
+            ancient(f"data/shards/{RUNS[run]['dataset']}/tokens/{TOKENS[run]}.json")
+            for run in RUNS
+            if run in TOKENS
+        ],
     output:
         f"{RESULTS}/tables/cost.csv",
     log:
         f"logs/{RESULTS}/predict_cost.log",
     conda:
         "../../environment.yml"
-    threads: THREADS
+    # Alone on the machine: it runs as many at a time as its cores hold.
+    threads: workflow.cores
     resources:
         card="here",
     params:

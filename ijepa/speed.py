@@ -1,0 +1,62 @@
+"""How fast pretraining is on this machine: every run is trained for a while, and then forgotten.
+
+It is the real loop on the real images, with all that it does between two updates, in as many
+processes at a time as this machine's cores hold: beside others, as most runs of a config are.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ijepa.config import RunConfig
+from ijepa.train import Stopped, train
+
+SECONDS = 20.0
+"""For which each run is trained, reading the data through and starting not counted."""
+NUM_WARM = 5
+"""Updates that are not counted: the first ones allocate."""
+
+
+def images_per_second(
+    runs: dict[str, RunConfig], shards: Path, threads: int, seconds: float = SECONDS
+) -> dict[str, float]:
+    """Of each run by name; ``shards`` has a folder for each data set, ``threads`` are a run's."""
+    copies = max(1, len(os.sched_getaffinity(0)) // threads)
+    os.environ["TQDM_DISABLE"] = "1"  # of those processes: their bars would be torn
+    with ProcessPoolExecutor(copies, get_context("spawn")) as pool:
+        found = [
+            pool.submit(_measure, run, shards / run.dataset, threads, seconds)
+            for run in runs.values()
+        ]
+        bar = tqdm(found, desc="time runs", unit="run", disable=False)
+        return {name: one.result() for name, one in zip(runs, bar, strict=True)}
+
+
+def _measure(run: RunConfig, data: Path, threads: int, seconds: float) -> float:
+    torch.set_num_threads(threads)
+    until = 0.0
+
+    def long_enough() -> bool:
+        nonlocal until
+        until = until or time.monotonic() + seconds
+        return time.monotonic() > until
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        run = dataclasses.replace(run, log_every=1)
+        with suppress(Stopped):
+            train(run, data, work, work / "encoder.safetensors", stopping=long_enough)
+        (log,) = work.glob("*/train.jsonl")
+        lines = log.read_text(encoding="utf-8").splitlines()
+    told: list[float] = [json.loads(line)["seconds"] for line in lines]
+    return run.recipe.optim.batch_size / statistics.mean(told[NUM_WARM:] or told)

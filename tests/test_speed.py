@@ -1,0 +1,51 @@
+"""The speed of a run is that of its own training loop."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ijepa import config, speed
+from tests.conftest import raw_run_of
+
+
+def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the log of a run that was trained and then forgotten; here it ends by itself."""
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: Kept(kept))
+    run = config.parse(raw_run_of("ijepa"))
+    found = speed._measure(run, data, threads=1, seconds=60)
+    (log,) = kept.glob("*/train.jsonl")
+    seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    assert len(seconds) == 8
+    assert found == pytest.approx(32 * 3 / sum(seconds[5:]))
+
+
+class Kept:
+    """A temporary folder that stays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> str:
+        self.folder.mkdir()
+        return str(self.folder)
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_every_run_is_measured_for_a_while(data: Path, tmp_path: Path) -> None:
+    """In processes of their own, and of one that would take days too."""
+    (tmp_path / "tiny").symlink_to(data)
+    endless = raw_run_of("mae")
+    endless["recipe"]["optim"]["epochs"] = 10_000
+    runs = {"ijepa": raw_run_of("ijepa"), "endless": endless}
+    found = speed.images_per_second(
+        {name: config.parse(run) for name, run in runs.items()}, tmp_path, 1, seconds=0.2
+    )
+    assert list(found) == ["ijepa", "endless"]
+    assert all(value > 0 for value in found.values())
