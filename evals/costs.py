@@ -103,6 +103,7 @@ def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
     ``tidy`` are results. What was not measured is a dash.
     """
     seeds = tidy.drop_duplicates(["run", "seed"])
+    compared = bool(predicted["of_reference"].notna().any())
     rows = []
     for _, of_run in predicted.iterrows():
         measured = seeds[seeds["run"] == of_run["run"]]
@@ -117,6 +118,7 @@ def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
             (hours, ",.3g"),
             (of_run["hours"] / hours, ".2f"),
             (measured["gpu_hours"].mean(), ",.1f"),
+            *([(of_run["of_reference"], ".2f")] if compared else []),
         ]
         told = of_run["published"]
         machines = sorted({machine for machine in measured["machine"] if machine})
@@ -134,6 +136,7 @@ def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
             *_headers("GFLOP / image", "images", "images/s per device", kind="number"),
             *_headers("hours, predicted", "hours, measured", "ratio", kind="number"),
             *_headers("GPU-hours", kind="number"),
+            *_headers(*["predicted, of I-JEPA's ViT-H/14"] * compared, kind="number"),
             *_headers("GPU-hours, published", kind="published"),
             *_headers("machine"),
         ],

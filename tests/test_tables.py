@@ -416,8 +416,8 @@ def test_cost_is_told_as_predicted_measured_and_published() -> None:
     }  # fmt: skip
     frame = pd.DataFrame(
         [
-            {"run": "a", **predicted, "published": "1,152 A100-80GB"},
-            {"run": "b", **predicted, "published": math.nan},
+            {"run": "a", **predicted, "of_reference": 1.0, "published": "1,152 A100-80GB"},
+            {"run": "b", **predicted, "of_reference": 2.3, "published": math.nan},
         ]
     )
     shown = costs.view(frame, found)
@@ -436,11 +436,15 @@ def test_cost_is_told_as_predicted_measured_and_published() -> None:
         "hours, measured": "1",
         "ratio": "0.50",
         "GPU-hours": "1.0",
+        "predicted, of I-JEPA's ViT-H/14": "1.00",
         "GPU-hours, published": "1,152 A100-80GB",
         "machine": "2 x A100",
     }
     unmeasured = ("images/s per device", "hours, measured", "ratio", "GPU-hours", "machine")
     assert {rows[1][name] for name in (*unmeasured, "GPU-hours, published")} == {"-"}
+    frame["of_reference"] = math.nan  # a config without that network
+    headers = [header.text for header in costs.view(frame, found).headers]
+    assert headers == [name for name in rows[0] if "I-JEPA" not in name]
     assert len(costs.of_papers().rows) == len(published.costs())
 
 
