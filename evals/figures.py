@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -117,8 +118,8 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
                 axes[0].xaxis.set_major_formatter("{x:g}")
                 axes[0].xaxis.set_minor_formatter("")
         if aside:
-            axes[-1].set(xticks=[], xlim=(-0.4, 3.2), xlabel=f"{unit} not known")
-        axes[0].set_ylabel(column.heading if column else "no accuracies")
+            axes[-1].set(xticks=[], xlim=(-0.4, 3.5), xlabel=f"{unit} not known")
+        axes[0].set_ylabel(fill(column.heading, 50) if column else "no accuracies")
         for axis in axes:
             axis.grid(alpha=0.3)
         keys = [
