@@ -403,6 +403,16 @@ def test_the_figure_has_a_mark_for_each_published_and_measured_row(
     assert {x for x, point in placed if point.published and not point.bound} == {0, 1, 2}
 
 
+def test_a_control_is_a_line_also_where_its_job_cost_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = tidy(
+        one("a", 0, "knn", 50, gpu_hours=2), one("random_init", 0, "knn", 40, gpu_hours=0.01)
+    )
+    placed = drawn(monkeypatch, tabulate.tabulate(found, SPEC))
+    assert [(x, point.run) for x, point in placed] == [(2, "a")]
+
+
 def test_cost_is_told_as_predicted_measured_and_published() -> None:
     """Two seeds of half the predicted images, in 30 minutes on average, on two cards."""
     shared = {"machine": "2 x A100", "images_seen": 36e5, "gpu_hours": 1.0}
