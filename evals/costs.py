@@ -89,7 +89,7 @@ def to_reach(table: Table) -> View | None:
                 row.append(Cell("-", "number"))
                 continue
             least = min(enough, key=lambda one: one.cost)
-            told = f"{'<' * least.bound}{least.cost:,.4g}"
+            told = f"{'<' * least.bound}{least.cost:{',.0f' if least.cost >= 100 else '.3g'}}"
             told += f" ({least.size})" if least.size else ""
             row.append(Cell(told, "published" if least.published else "number", least.cost))
         rows.append(row)
