@@ -4,6 +4,11 @@ Random bytes in files of a shard's size go the way of ``make repro``, ``dvc push
 noted and copied into the cache, pushed to a folder, brought into an empty clone, looked at again.
 The limit is MD5 on one core (DVC hashes each file by one thread) and the disk. ``--type reflink``
 needs a file system that has it (XFS, btrfs).
+
+2026-11-27, 2 cores of an AMD EPYC, 2 GB that stay in memory: MD5 760 MB/s. Copied (ext4): noted and
+cached 248 MB/s, pushed 317, fetched 875, checked out 577. Reflinks (XFS on a loop): noted and
+cached 433 MB/s, pushed, fetched and checked out as fast as DVC starts (1.3 s), and the cache takes
+no space. ``dvc status`` reads nothing again.
 """
 
 import argparse
