@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from evals.benchmark import check
 from ijepa.config import parse
@@ -206,3 +207,10 @@ def test_a_tokenizer_must_be_written_out() -> None:
         UserError, match=r"runs\.cae\.recipe\.tokenizer: write the default, 'dalle'"
     ):
         check(benchmark)
+
+
+@pytest.mark.parametrize("path", sorted({*CONFIGS, FOLDER / "released.yaml"}), ids=lambda p: p.stem)
+def test_every_config_has_the_shape_that_the_workflow_asks_for(path: Path) -> None:
+    schema = yaml.safe_load((FOLDER.parent / "workflow" / "config.schema.yaml").read_text())
+    faults = Draft202012Validator(schema).iter_errors(yaml.safe_load(path.read_text()))
+    assert [f"{fault.json_path}: {fault.message}" for fault in faults] == []
