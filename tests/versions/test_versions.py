@@ -101,7 +101,7 @@ def test_an_old_result_is_never_noted_under_new_parameters(origin: Path, tmp_pat
     config = (clone / CONFIG).read_text()
     (clone / CONFIG).write_text(config.replace("num_neighbours: 5", "num_neighbours: 7"))
     shutil.rmtree(clone / ".snakemake")
-    for records in clone.glob("results/tiny/*.records.json"):
+    for records in clone.rglob("*.records.json"):
         records.unlink()
     done = attempt(clone, *DVC, "repro", "tables-tiny", "--single-item")
     said = done.stdout + done.stderr
