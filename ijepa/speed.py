@@ -5,13 +5,14 @@ processes at a time as this machine's cores hold: beside others, as most runs of
 """
 
 import dataclasses
+import io
 import json
 import os
 import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,13 +33,12 @@ def images_per_second(
 ) -> dict[str, float]:
     """Of each run by name; ``shards`` has a folder for each data set, ``threads`` are a run's."""
     copies = max(1, len(os.sched_getaffinity(0)) // threads)
-    os.environ["TQDM_DISABLE"] = "1"  # of those processes: their bars would be torn
     with ProcessPoolExecutor(copies, get_context("spawn")) as pool:
         found = [
             pool.submit(_measure, run, shards / run.dataset, threads, seconds)
             for run in runs.values()
         ]
-        bar = tqdm(found, desc="time runs", unit="run", disable=False)
+        bar = tqdm(found, desc="time runs", unit="run")
         return {name: one.result() for name, one in zip(runs, bar, strict=True)}
 
 
@@ -51,7 +51,8 @@ def _measure(run: RunConfig, data: Path, threads: int, seconds: float) -> float:
         until = until or time.monotonic() + seconds
         return time.monotonic() > until
 
-    with tempfile.TemporaryDirectory() as folder:
+    # Its bar would be torn by those of the others.
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         work = Path(folder)
         run = dataclasses.replace(run, log_every=1)
         with suppress(Stopped):
