@@ -86,9 +86,8 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
     """
     column = costs.accuracy_of(table)
     points, unit = costs.points(table), costs.unit(table)
-    # On a cluster the untrained network costs its job's start.
+    placed = [point for point in points if point.cost > 0]
     controls = [point for point in points if point.run in CONTROLS]
-    placed = [point for point in points if point.cost > 0 and point not in controls]
     aside = [point for point in points if point not in [*placed, *controls]]
     aside.sort(key=lambda point: point.value)  # neighbours stand in different columns
     methods = dict.fromkeys(point.method for point in points if point not in controls)

@@ -169,16 +169,12 @@ def read(path: Path) -> dict[str, Any]:
     return benchmark
 
 
-def runs_of(benchmark: dict[str, Any]) -> dict[str, RunConfig]:
-    """The runs of a config by name, its defaults applied as the workflow does."""
-    shared: dict[str, Any] = {key: benchmark[key] for key in ("dataset", "vit") if key in benchmark}
-    return {
-        item["name"]: config.parse(
-            {**shared, **{key: item[key] for key in item if key not in ("name", "gpus")}},
-            f"runs.{item['name']}",
-        )
-        for item in benchmark["runs"]
-    }
+def run_of(benchmark: dict[str, Any], item: dict[str, Any]) -> RunConfig:
+    """The run of one of a config's ``runs``, the config's defaults applied as the workflow does."""
+    keys = ("dataset", "vit")
+    raw: dict[str, Any] = {key: benchmark[key] for key in keys if key in benchmark}
+    raw |= {key: item[key] for key in item if key not in ("name", "gpus")}
+    return config.parse(raw, f"runs.{item['name']}")
 
 
 def predict(
@@ -193,8 +189,9 @@ def predict(
     Raises UserError where a data set's size is not known beforehand.
     """
     costs, published = [], list(published_costs())
-    for item, (name, run) in zip(benchmark["runs"], runs_of(benchmark).items(), strict=True):
-        gpus, speed = item.get("gpus", 1), (speeds or {}).get(name, math.nan)
+    for item in benchmark["runs"]:
+        name, gpus, run = item["name"], item.get("gpus", 1), run_of(benchmark, item)
+        speed = speeds[name] if speeds else math.nan
         known = (num_images or {}).get(run.dataset, register.load(run.dataset).splits.get("train"))
         if known is None:
             raise UserError(
@@ -377,7 +374,8 @@ def main() -> None:
         if options.shards is None:
             raise UserError("--gpu cpu measures on real images: say --shards data/shards")
         threads = benchmark.get("threads") or len(os.sched_getaffinity(0))
-        speeds = images_per_second(runs_of(benchmark), options.shards, threads)
+        runs = {item["name"]: run_of(benchmark, item) for item in benchmark["runs"]}
+        speeds = images_per_second(runs, options.shards, threads)
     costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images, speeds)
     if options.against:
         costs = [

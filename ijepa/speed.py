@@ -7,6 +7,7 @@ processes at a time as this machine's cores hold: beside others, as most runs of
 import dataclasses
 import io
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -60,4 +61,6 @@ def _measure(run: RunConfig, data: Path, threads: int, seconds: float) -> float:
         (log,) = work.glob("*/train.jsonl")
         lines = log.read_text(encoding="utf-8").splitlines()
     told: list[float] = [json.loads(line)["seconds"] for line in lines]
+    if not told:
+        return math.inf  # its images are none: they take no time
     return run.recipe.optim.batch_size / statistics.mean(told[NUM_WARM:] or told)

@@ -24,6 +24,12 @@ def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
     assert found == pytest.approx(32 * 3 / sum(seconds[5:]))
 
 
+def test_a_run_of_no_epochs_takes_no_time(data: Path) -> None:
+    untrained = raw_run_of("mae")
+    untrained["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
+    assert speed._measure(config.parse(untrained), data, 1, seconds=1) == float("inf")
+
+
 class Kept:
     """A temporary folder that stays."""
 

@@ -61,6 +61,13 @@ def clone_of(origin: Path, folder: Path) -> Path:
     return folder
 
 
+def bring(clone: Path) -> None:
+    """Pull a clone's results; then there is nothing to do."""
+    run(clone, *DVC, "pull")
+    run(clone, *SETTLE)
+    assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+
+
 def finished(said: str) -> list[str]:
     """The rules whose jobs ran, in order."""
     return [line.split("Rule: ")[1].rstrip(")") for line in said.splitlines() if "(Rule: " in line]

@@ -13,9 +13,9 @@ import yaml
 from tests.versions.actions import (
     CONFIG,
     DVC,
-    PLAN,
     SETTLE,
     attempt,
+    bring,
     clone_of,
     finished,
     killed_when,
@@ -61,9 +61,7 @@ def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: P
 def test_a_killed_pull_is_finished_by_the_same_command(origin: Path, tmp_path: Path) -> None:
     clone = clone_of(origin, tmp_path / "clone")
     killed_when(lambda: objects(clone / ".dvc" / "cache"), clone, *DVC, "pull")
-    run(clone, *DVC, "pull")
-    run(clone, *SETTLE)
-    assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+    bring(clone)
     assert whole(clone / ".dvc" / "cache") == whole(origin / ".dvc" / "cache")
 
 
@@ -109,28 +107,29 @@ def disk(kind: str, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def fill(path: Path) -> None:
+    """A file that takes all room that there is."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 def test_a_full_disk_is_an_error_and_room_is_all_that_it_needs(
     origin: Path, tmp_path: Path
 ) -> None:
     with disk("small", tmp_path / "disk") as folder:
         clone = clone_of(origin, folder / "clone")
         filler = folder / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        fill(filler)
         os.truncate(filler, filler.stat().st_size - 100_000)
         assert attempt(clone, *DVC, "pull").returncode != 0
         filler.unlink()
         run(folder, "mount", "-o", "remount,size=200m", str(folder))
-        run(clone, *DVC, "pull")
-        run(clone, *SETTLE)
-        assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+        bring(clone)
         config = (clone / CONFIG).read_text()
         (clone / CONFIG).write_text(config.replace("num_neighbours: 5", "num_neighbours: 7"))
         before = (clone / "dvc.lock").read_text()
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        fill(filler)
         assert attempt(clone, *DVC, "repro").returncode != 0
         assert (clone / "dvc.lock").read_text() == before
         filler.unlink()
@@ -144,9 +143,7 @@ def test_where_the_file_system_can_cache_and_folder_share_their_blocks(
     with disk("xfs", tmp_path / "disk") as folder:
         clone = clone_of(origin, folder / "clone")
         run(clone, *DVC, "config", "cache.type", "reflink")
-        run(clone, *DVC, "pull")
-        run(clone, *SETTLE)
-        assert "Nothing to be done" in run(clone, *PLAN, "--configfile", str(CONFIG))
+        bring(clone)
         encoder = clone / "results/tiny/runs/mae/seed0/encoder.safetensors"
         extents = run(folder, "xfs_io", "-r", "-c", "fiemap -v", str(encoder))
         assert "0x2" in extents.split()[-1]  # FIEMAP_EXTENT_SHARED

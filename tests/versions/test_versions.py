@@ -10,7 +10,17 @@ import yaml
 from evals.audit import check
 from evals.provenance import trace
 from ijepa.errors import UserError
-from tests.versions.actions import CONFIG, DVC, PLAN, ROOT, SETTLE, attempt, clone_of, finished, run
+from tests.versions.actions import (
+    CONFIG,
+    DVC,
+    ROOT,
+    SETTLE,
+    attempt,
+    bring,
+    clone_of,
+    finished,
+    run,
+)
 from tests.versions.conftest import Store
 from workflow.scripts.dvc_stages import text_of
 
@@ -30,10 +40,7 @@ def test_after_a_clone_and_a_pull_there_is_nothing_to_do(
     store.cut = 3
     attempt(clone, *DVC, "pull")
     store.cut = 0
-    run(clone, *DVC, "pull")
-    run(clone, *SETTLE)
-    planned = run(clone, *PLAN, "--configfile", str(CONFIG))
-    assert "Nothing to be done" in planned
+    bring(clone)
     assert "up to date" in run(clone, *DVC, "status")
     same = ("data/shards/tiny", "results/tiny/runs")
     for path in (path for place in same for path in (origin / place).rglob("*.[st]a[fr]*")):
