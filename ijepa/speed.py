@@ -34,17 +34,14 @@ def images_per_second(
 ) -> dict[str, float]:
     """Of each run by name; ``shards`` has a folder for each data set, ``threads`` are a run's."""
     copies = max(1, len(os.sched_getaffinity(0)) // threads)
-    with ProcessPoolExecutor(copies, get_context("spawn")) as pool:
-        found = [
-            pool.submit(_measure, run, shards / run.dataset, threads, seconds)
-            for run in runs.values()
-        ]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(copies, context, torch.set_num_threads, (threads,)) as pool:
+        found = [pool.submit(_measure, run, shards / run.dataset, seconds) for run in runs.values()]
         bar = tqdm(found, desc="time runs", unit="run")
         return {name: one.result() for name, one in zip(runs, bar, strict=True)}
 
 
-def _measure(run: RunConfig, data: Path, threads: int, seconds: float) -> float:
-    torch.set_num_threads(threads)
+def _measure(run: RunConfig, data: Path, seconds: float) -> float:
     until = 0.0
 
     def long_enough() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 
@@ -43,6 +44,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 # Time is measured in benchmarks, not in tests.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A test leaves as many as it found: another number adds in another order, in other tests."""
+    found = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == found
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
     kept = tmp_path / "kept"
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: Kept(kept))
     run = config.parse(raw_run_of("ijepa"))
-    found = speed._measure(run, data, threads=1, seconds=60)
+    found = speed._measure(run, data, seconds=60)
     (log,) = kept.glob("*/train.jsonl")
     seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
     assert len(seconds) == 8
@@ -27,7 +27,7 @@ def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
 def test_a_run_of_no_epochs_takes_no_time(data: Path) -> None:
     untrained = raw_run_of("mae")
     untrained["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
-    assert speed._measure(config.parse(untrained), data, 1, seconds=1) == float("inf")
+    assert speed._measure(config.parse(untrained), data, seconds=1) == float("inf")
 
 
 class Kept:

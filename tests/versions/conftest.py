@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         def do_PUT(self) -> None:
             if http.cut:
                 http.cut -= 1
-                self.rfile.read(100)
+                self.rfile.read1(100)
                 self.close_connection = True
                 return
             path = Path(self.translate_path(self.path))
