@@ -49,8 +49,13 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
             header = json.loads(file.metadata()["ijepa"])
         run = dataclasses.asdict(config.parse(raw, path))
         yield from _differences(path, _plain(run), header["run"])
-        version = _version(f"data/shards/{run['dataset']}")
-        yield from _differences(path, {"data_version": version}, header["facts"])
+        data = f"data/shards/{run['dataset']}"
+        facts = {"data_version": _version(data)}
+        # They are made where they are needed: whoever only pulls has none.
+        tokens = Path(data, "tokens", f"{run['recipe'].get('tokenizer')}.json")
+        if tokens.exists():
+            facts["tokens_sha256"] = json.loads(tokens.read_text(encoding="utf-8"))["sha256"]
+        yield from _differences(path, facts, header["facts"])
 
 
 def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:

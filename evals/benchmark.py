@@ -13,7 +13,7 @@ import yaml
 
 from evals import configure, load, published
 from evals.results import read_external
-from ijepa import config
+from ijepa.cost import run_of
 from ijepa.data import register, tokens
 from ijepa.errors import UserError, run_command
 from ijepa.released import LAYOUTS
@@ -22,7 +22,6 @@ from ijepa.released import LAYOUTS
 def check(benchmark: dict[str, Any]) -> None:
     """Raise UserError unless every run, evaluation and table of the config can be carried out."""
     runs, released = benchmark.get("runs", []), benchmark.get("released", [])
-    shared = {key: benchmark[key] for key in ("dataset", "vit") if key in benchmark}
     for part, items in (
         ("runs and released", [*runs, *released]),
         ("evaluations", benchmark["evaluations"]),
@@ -49,10 +48,7 @@ def check(benchmark: dict[str, Any]) -> None:
                 f"runs.{run['name']}.seed: a run has none of its own, or the rows of a table could "
                 "not be compared: set seeds for the whole config"
             )
-        raw = {
-            key: value for key, value in {**shared, **run}.items() if key not in ("name", "gpus")
-        }
-        parsed = config.parse(raw, f"runs.{run['name']}")
+        parsed = run_of(benchmark, run)
         if (tokens_of := parsed.recipe.tokens) is not None:
             if "tokenizer" not in run.get("recipe", {}):
                 raise UserError(

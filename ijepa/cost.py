@@ -13,7 +13,8 @@ The ratios of the paper are of hours, on cards that it does not name. In FLOPs, 
 epochs) costs 2.3 times I-JEPA's (300 epochs), not "over 10", and iBOT's ViT-S/16 half as much, not
 "over 2.5 times": the rest of those factors is cards and software, or is not explained.
 
-``--gpu cpu`` trains each run for a while on this machine (ijepa/speed.py).
+``--gpu cpu`` trains each run for a while on this machine (ijepa/speed.py), and so does ``--gpu
+here`` where its cards are none of those below.
 
 Memory = float32 weights, averages and their copies included, gradients (twice with several GPUs:
 DDP has its buckets), two moments of AdamW, and what one part of a GPU's batch saves for the
@@ -100,14 +101,14 @@ class Cost:
 
 
 def card_here() -> str:
-    """The name in GPUS of this machine's cards, or cpu where it has none."""
+    """The name in GPUS of this machine's cards, or cpu where it has none, or others."""
     if not torch.cuda.is_available():
         return "cpu"
     told = torch.cuda.get_device_name()  # as "NVIDIA A100-SXM4-80GB"
     found = [name for name in GPUS if all(part in told.lower() for part in name.split("-"))]
     if not found:
-        raise UserError(f"--gpu here: {told} is none of {', '.join(GPUS)}: name the nearest one")
-    return found[0]
+        print(f"{told} is none of {', '.join(GPUS)}: every run is timed on it instead", flush=True)
+    return found[0] if found else "cpu"
 
 
 def arch(run: RunConfig) -> str:
@@ -128,13 +129,11 @@ def cost(
     utilisation: float = UTILISATION,
     speed: float = math.nan,
 ) -> Cost:
-    """The prediction for a run on so many cards, or for None on a CPU of ``speed`` images/s."""
+    """The prediction for a run on so many cards; None are those of this machine, or its CPU.
+
+    ``speed`` is images/s of one of these.
+    """
     optim = run.recipe.optim
-    if optim.batch_size % (gpus * optim.accumulate):
-        raise UserError(
-            f"runs.{name}.gpus: {gpus} (times recipe.optim.accumulate {optim.accumulate}) does not "
-            f"divide recipe.optim.batch_size {optim.batch_size}: choose a divisor"
-        )
     half = run.precision != "float32" and (gpu is None or gpu.bfloat16)
     one = size(run, optim.batch_size // (gpus * optim.accumulate), half)
     steps = optim.num_steps(num_images)
@@ -142,7 +141,7 @@ def cost(
     per_parameter = 4 + 8 + (4 if gpus > 1 else 0)
     memory = 4 * one.parameters + per_parameter * one.trained + one.saved
     if gpu is None:
-        gpus, hours = 1, images / speed / 3600
+        hours = images / (speed * gpus) / 3600
     else:
         peak = 1e12 * (gpu.half if half else gpu.single)
         hours = images * one.flops / (peak * utilisation) / 3600 / gpus
@@ -170,11 +169,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def run_of(benchmark: dict[str, Any], item: dict[str, Any]) -> RunConfig:
-    """The run of one of a config's ``runs``, the config's defaults applied as the workflow does."""
+    """The run of one of a config's ``runs``, the config's defaults applied as the workflow does.
+
+    Raises UserError for any mistake in it, also for GPUs that cannot share its batches.
+    """
     keys = ("dataset", "vit")
     raw: dict[str, Any] = {key: benchmark[key] for key in keys if key in benchmark}
     raw |= {key: item[key] for key in item if key not in ("name", "gpus")}
-    return config.parse(raw, f"runs.{item['name']}")
+    run = config.parse(raw, f"runs.{item['name']}")
+    gpus, optim = item.get("gpus", 1), run.recipe.optim
+    if optim.batch_size % (gpus * optim.accumulate):
+        raise UserError(
+            f"runs.{item['name']}.gpus: {gpus} (times recipe.optim.accumulate {optim.accumulate}) "
+            f"does not divide recipe.optim.batch_size {optim.batch_size}: choose a divisor"
+        )
+    return run
 
 
 def predict(
@@ -192,6 +201,8 @@ def predict(
     for item in benchmark["runs"]:
         name, gpus, run = item["name"], item.get("gpus", 1), run_of(benchmark, item)
         speed = speeds[name] if speeds else math.nan
+        if gpu is None:  # no more than there are, as for the run itself
+            gpus = min(gpus, max(1, torch.cuda.device_count()))
         known = (num_images or {}).get(run.dataset, register.load(run.dataset).splits.get("train"))
         if known is None:
             raise UserError(
@@ -345,7 +356,7 @@ def main() -> None:
         choices=(*GPUS, "cpu", "here"),
         default="a100-80gb",
         help="cpu trains each run for a while here, on the images in --shards; here is this "
-        "machine's card, or cpu",
+        "machine's card, or cpu where it has none of these",
     )
     parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
     parser.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")

@@ -37,7 +37,7 @@ import submitit
 
 from ijepa import slurm
 from ijepa.errors import UserError, run_command
-from ijepa.files import write_json, written_whole
+from ijepa.files import read_yaml, write_json, written_whole
 from ijepa.job import BEGUN, Pretraining
 from ijepa.slurm import Request
 
@@ -80,13 +80,23 @@ class Launch:
     poll: float = 10.0
 
     def name(self) -> str:
-        """A name for exactly this run on exactly these shards: another one has other files."""
-        index = self.data / "index.json"
-        for path in (self.run, index):
+        """A name for exactly this run on exactly these shards: another one has other files.
+
+        The tokens that a recipe names belong to it: their tokenizer's settings are not in the run.
+        """
+        made_of = [self.run, self.data / "index.json"]
+        recipe = (read_yaml(self.run) or {}).get("recipe") or {}
+        if "tokenizer" in recipe:
+            made_of.append(self.data / "tokens" / f"{recipe['tokenizer']}.json")
+        for path in made_of:
             if not path.exists():
                 raise UserError(f"{path} does not exist: make it first")
-        text = self.run.read_bytes() + index.read_bytes()
+        text = b"".join(path.read_bytes() for path in made_of)
         return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
+
+    def mark(self) -> str:
+        """By what the queue of a cluster tells this run: in another folder it has another job."""
+        return f"{self.name()} {hashlib.sha256(bytes(self.state.resolve())).hexdigest()[:12]}"
 
     @property
     def state(self) -> Path:
@@ -198,7 +208,7 @@ def pretrain(launch: Launch) -> None:
             if not may_go_on(end):
                 raise UserError(failure(launch, number, end))
             idle = idle + 1 if progress(launch) == before else 0
-            if idle == (1 if end.name == "TIMEOUT" else MOST_IDLE):
+            if idle >= (1 if end.name == "TIMEOUT" else MOST_IDLE):
                 raise UserError(
                     f"job {number} ended as {end.name} and no step was saved since it began: "
                     f"give it more than {launch.request.minutes} minutes (runtime), or more than "
@@ -209,21 +219,28 @@ def pretrain(launch: Launch) -> None:
 
 
 def attached(launch: Launch) -> Job | None:
-    """The job of an earlier launcher that still lives, or None."""
+    """The job of an earlier launcher that still lives, or None.
+
+    Raises UserError where that cannot be known from here, unless its encoder is there anyway.
+    """
     noted = jobs(launch)[-1:]
     # A launcher that was killed right after it had submitted has noted nothing.
-    if launch.cluster == "slurm" and (live := slurm.find(launch.name())) is not None:
+    if launch.cluster == "slurm" and (live := slurm.find(launch.mark())) is not None:
         noted = [{"cluster": "slurm", "number": live, "host": ""}]
     for told in noted:
         if told["cluster"] == "debug":
             continue
-        if told["cluster"] == "local" and told["host"] != socket.gethostname():
+        of_slurm = told["cluster"] == "slurm"
+        if not slurm.here() if of_slurm else told["host"] != socket.gethostname():
+            if encoder_of(launch).exists():
+                continue
+            what = "job" if of_slurm else "process"
             raise UserError(
-                f"{launch.state / 'jobs.json'}: the last job of this run is process "
-                f"{told['number']} of {told['host']}: go on there, or, where it has ended, delete "
-                "this file"
+                f"{launch.state / 'jobs.json'}: the last job of this run is {what} "
+                f"{told['number']}, started on {told['host']}: go on there, or, where it has "
+                "ended, delete this file"
             )
-        job = (SlurmJob if told["cluster"] == "slurm" else LocalJob)(launch, told["number"])
+        job = (SlurmJob if of_slurm else LocalJob)(launch, told["number"])
         if job.ended() is None:
             print(f"job {job.number} works on this run: waiting for it", flush=True)
             note(launch, told["cluster"], job.number)
@@ -282,7 +299,7 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         "mem_gb": request.gb_per_gpu * request.tasks_per_node,
         "timeout_min": request.minutes,
         "name": launch.name(),
-        "slurm_comment": launch.name(),
+        "slurm_comment": launch.mark(),
         "slurm_signal_delay_s": request.delay,
         "slurm_use_srun": True,
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_gpu}"],

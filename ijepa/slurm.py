@@ -131,9 +131,14 @@ class Request:
             )
 
 
+def here() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None
+
+
 def installed() -> None:
     """Raise UserError where there is no Slurm."""
-    if shutil.which("sbatch") is None:
+    if not here():
         raise UserError(
             "there is no Slurm on this machine (no sbatch in PATH): log in to the cluster, or use "
             "--profile workflow/profiles/local"

@@ -1,7 +1,8 @@
 """How fast pretraining is on this machine: every run is trained for a while, and then forgotten.
 
 It is the real loop on the real images, with all that it does between two updates, in as many
-processes at a time as this machine's cores hold: beside others, as most runs of a config are.
+processes at a time as this machine's cores hold: beside others, as most runs of a config are. On a
+GPU they come one after the other.
 """
 
 import dataclasses
@@ -34,6 +35,8 @@ def images_per_second(
 ) -> dict[str, float]:
     """Of each run by name; ``shards`` has a folder for each data set, ``threads`` are a run's."""
     copies = max(1, len(os.sched_getaffinity(0)) // threads)
+    if torch.cuda.is_available():
+        copies = 1
     context = get_context("spawn")
     with ProcessPoolExecutor(copies, context, torch.set_num_threads, (threads,)) as pool:
         found = [pool.submit(_measure, run, shards / run.dataset, seconds) for run in runs.values()]

@@ -160,6 +160,14 @@ def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
         check(benchmark)
 
 
+@pytest.mark.usefixtures("real_register")
+def test_gpus_that_cannot_share_a_batch_are_refused_before_anything_is_queued() -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    benchmark["runs"][0]["gpus"] = 3
+    with pytest.raises(UserError, match=r"runs\.ijepa\.gpus: 3 .* does not divide .*batch_size"):
+        check(benchmark)
+
+
 def test_a_run_has_no_seed_of_its_own() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["runs"][0]["seed"] = 1

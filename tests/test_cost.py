@@ -174,6 +174,21 @@ def test_on_a_cpu_a_prediction_is_of_images_and_their_speed() -> None:
     assert one.kwh is None
 
 
+def test_a_card_of_unknown_peak_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of it as there are, where a run asks for more."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    names = {"NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA GeForce RTX 4090": "cpu"}
+    for told, name in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda told=told: told)
+        assert cost.card_here() == name
+    benchmark = of_paper("mae_vitb16")
+    benchmark["runs"][0]["gpus"] = 4
+    (one,) = cost.predict(benchmark, None, speeds={"mae_vitb16": 10.0})
+    assert one.gpus == 2
+    assert one.hours == one.images / 20 / 3600 == one.gpu_hours / 2
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

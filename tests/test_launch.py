@@ -5,6 +5,7 @@ On a real Slurm: tests/slurm.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import yaml
 from ijepa import distributed, launch, slurm
 from ijepa.data.staging import staged
 from ijepa.errors import UserError
+from ijepa.files import write_json
 from ijepa.launch import Launch, pretrain
 from ijepa.slurm import Request, minutes
 from tests.conftest import eventually, raw_run_of
@@ -174,6 +176,48 @@ def test_another_run_and_other_shards_have_files_of_their_own(data: Path, tmp_pa
     assert launched({**raw_run_of("mae"), "seed": 1}, data, tmp_path / "run").name() != name
 
 
+def test_other_tokens_are_another_run(data: Path, tmp_path: Path) -> None:
+    """The settings of its tokenizer stand elsewhere in the config."""
+    copy = tmp_path / "shards"
+    copy.mkdir()
+    shutil.copy(data / "index.json", copy)
+    asked = launched(raw_run_of("cae"), copy, tmp_path / "run")
+    with pytest.raises(UserError, match=r"tokens/small\.json does not exist"):
+        asked.name()
+    (copy / "tokens").mkdir()
+    names = set()
+    for stride in (4, 8):
+        write_json(copy / "tokens" / "small.json", {"settings": {"stride": stride}})
+        names.add(asked.name())
+    assert len(names) == 2
+
+
+def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_path: Path) -> None:
+    one, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
+    assert one.name() == other.name()
+    assert one.mark() != other.mark()
+    assert launch.parameters(one, 0).keys().isdisjoint({"slurm_comment"})
+    on_slurm = launched(raw_run_of("mae"), data, tmp_path / "a", "slurm")
+    assert launch.parameters(on_slurm, 0)["slurm_comment"] == one.mark()
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_what_is_finished_is_brought_where_its_job_cannot_be_asked(
+    cluster: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without Slurm, or another one; what is not finished may be under way there."""
+    monkeypatch.setattr(slurm, "here", lambda: False)
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run")
+    told = {"cluster": cluster, "number": "7", "host": "elsewhere"}
+    write_json(asked.state / "jobs.json", [told])
+    with pytest.raises(UserError, match=r"(job|process) 7, started on elsewhere: go on there"):
+        pretrain(asked)
+    for name in ("encoder.safetensors", "train.jsonl"):
+        (asked.state / name).write_text("made")
+    pretrain(asked)
+    assert asked.out.read_text() == "made"
+
+
 def test_a_job_that_fails_says_why(data: Path, tmp_path: Path) -> None:
     raw = raw_run_of("mae")
     raw["recipe"]["optim"]["batch_size"] = 1000
@@ -220,19 +264,14 @@ def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
-    jobs: list[int] = []
-    for end, submitted in (("TIMEOUT", 1), ("NODE_FAIL", launch.MOST_IDLE)):
-        jobs.clear()
-
-        def submit(it: Launch) -> launch.LocalJob:
-            jobs.append(1)
-            return launch.LocalJob(it, "1")
-
-        monkeypatch.setattr(launch, "submit", submit)
-        monkeypatch.setattr(launch, "wait", lambda _it, _job, end=end: slurm.State(end))
+    lost = ["NODE_FAIL"] * launch.MOST_IDLE
+    for ends in (["TIMEOUT"], lost, ["NODE_FAIL", "TIMEOUT"]):
+        left = iter(ends)
+        monkeypatch.setattr(launch, "submit", lambda it: launch.LocalJob(it, "1"))
+        monkeypatch.setattr(launch, "wait", lambda _it, _job, left=left: slurm.State(next(left)))
         with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
             pretrain(asked)
-        assert len(jobs) == submitted
+        assert not list(left)
 
 
 def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> None:

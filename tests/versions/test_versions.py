@@ -64,6 +64,11 @@ def test_in_a_clone_a_changed_evaluation_makes_that_evaluation_and_no_other(
     changed = shown["results/tiny/metrics.json"]
     assert {key.split(".")[-1] for key in changed} <= {"knn"}
     assert "up to date" in run(clone, *DVC, "status")
+    # Beside what DVC holds there is now what was made of it, such as the note of verified shards.
+    assert (clone / "data/shards/tiny/.verified.json").exists()
+    run(clone, "git", "checkout", "dvc.lock", str(CONFIG))
+    run(clone, *DVC, "checkout")
+    run(clone, *SETTLE)
 
 
 def test_in_a_clone_a_changed_recipe_trains_that_run_and_no_other(

@@ -19,6 +19,8 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
+from dvc.repo import Repo
+
 from ijepa.data.shards import verify
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_yaml, to_json, write_text
@@ -107,18 +109,19 @@ def whole(outs: list[dict[str, Any]], held: set[str]) -> None:
     """Raise UserError unless the outputs have the size that dvc.lock says.
 
     DVC takes an object of its cache for what its name says (it is read-only), also where a machine
-    that lost power has left a half of it.
+    that lost power has left a half of it. What .dvcignore names does not count here either.
     """
-    for out in outs:
-        path = Path(out["path"])
-        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        if out["path"] in held and size != out["size"]:
-            raise UserError(
-                f"{path} has {size:,} bytes, but dvc.lock says {out['size']:,}: DVC has not "
-                "brought all of it, or a part of its cache is torn: dvc pull; if that does not "
-                f"help, rm -r .dvc/cache {path} and dvc pull"
-            )
+    with Repo() as repo:
+        for out in outs:
+            path = Path(out["path"])
+            files = [path] if path.is_file() else repo.dvcignore.find(repo.fs, out["path"])
+            size = sum(Path(file).stat().st_size for file in files)
+            if out["path"] in held and size != out["size"]:
+                raise UserError(
+                    f"{path} has {size:,} bytes, but dvc.lock says {out['size']:,}: DVC has not "
+                    "brought all of it, or a part of its cache is torn: dvc pull; if that does not "
+                    f"help, and all was pushed, rm -r .dvc/cache {path} and dvc pull"
+                )
 
 
 def records_of(outs: list[Path]) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Results are held against the config by what they say of themselves (the rest: tests/versions)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evals.audit import check
+from ijepa.config import parse
+from ijepa.data import tokens
+from ijepa.errors import UserError
+from ijepa.train import train
+from tests.conftest import raw_run_of
+
+
+def test_an_encoder_of_other_tokens_is_named(
+    tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tokenizer's settings are not in its run."""
+    monkeypatch.chdir(tmp_path)
+    shards = tmp_path / "data/shards/tiny"
+    shutil.copytree(tokenised, shards, symlinks=True)
+    raw = raw_run_of("cae")
+    raw["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
+    out = tmp_path / "runs/cae/seed0/encoder.safetensors"
+    train(parse(raw), shards, tmp_path / "work", out)
+    expected = {"encoders": {str(out): raw}, "folder": str(tmp_path / "runs")}
+    check(expected)
+    tokens.build(shards, "small", vocabulary=16)
+    with pytest.raises(UserError, match=r"cae/seed0/encoder\.safetensors has tokens_sha256"):
+        check(expected)
+    shutil.rmtree(shards / "tokens")  # a clone has none
+    check(expected)
