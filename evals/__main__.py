@@ -69,7 +69,8 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             "images": subject.limit,
             "chosen": result.chosen,
             "seconds": round(seconds, 2),
-            "gpu_seconds": round(seconds * torch.cuda.device_count(), 2),
+            # It uses one, however many it sees.
+            "gpu_seconds": round(seconds * torch.cuda.is_available(), 2),
             **({} if result.correct is None else {"correct": result.correct}),
             **({} if result.classes is None else {"classes": names | result.classes}),
             "about": about,

@@ -7,6 +7,8 @@ machines, job numbers and GPU-hours.
 
 import argparse
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ijepa.errors import UserError, run_command
 def trace(table: Path, row: str) -> list[dict[str, Any]]:
     """One entry for each result behind a row: what was measured, on what, by whom, at what cost.
 
+    Of a result from outside it is what its CSV file tells.
     Raises UserError for an unknown table or row, and for a file that is not what the table was
     made of any more.
     """
@@ -33,18 +36,29 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
         rows = ", ".join(map(str, cells["run"])) if "run" in cells else "none with results"
         raise UserError(f"{path} has no row {row!r}: there are {rows}")
     shown = cells[cells["run"] == row].iloc[0]
-    results = path.parents[1]
-    found = []
-    for file in sorted((results / "evaluations" / row).glob("seed*/*.json")):
-        if file.stem not in cells.columns or pd.isna(shown[file.stem]):
+    tidy = pd.read_csv(path.with_name("tidy.csv"), dtype={"run": str})
+    tidy = tidy[(tidy["run"] == row) & tidy["evaluation"].isin(cells.columns)]
+    found: list[dict[str, Any]] = []
+    for made in tidy.to_dict("records"):
+        if str(made["source"]).endswith(".csv"):  # what its file tells is all that there is
+            told = {str(key): value for key, value in made.items() if pd.notna(value)}
+            found.append({**told, "result": told.pop("source")})
             continue
-        found.append(entry(results, file))
+        name = f"{row}/seed{made['seed']}/{made['evaluation']}.json"
+        one = entry(path.parents[1], path.parents[1] / "evaluations" / name)
+        if abs(one["value"] - made["value"]) > 1e-3:
+            raise UserError(
+                f"{path.with_name('tidy.csv')}: {row}, {made['evaluation']} is {made['value']}, "
+                f"{one['result']} says {one['value']:.4f}: make the tables again"
+            )
+        found.append(one)
     for name in {one["evaluation"] for one in found}:
         values = [one["value"] for one in found if one["evaluation"] == name]
-        if abs(sum(values) / len(values) - shown[name]) > 1e-3:
+        # Of a cell that has a problem there is no number, but there are results.
+        if abs(statistics.mean(values) - shown[name]) > 1e-3:
             raise UserError(
                 f"{path}: {row}, {name} is {shown[name]}, its results give "
-                f"{sum(values) / len(values):.4f}: make the table again"
+                f"{statistics.mean(values):.4f}: make the tables again"
             )
     return found
 
@@ -62,7 +76,7 @@ def entry(results: Path, file: Path) -> dict[str, Any]:
     scale = 100 if result["metric"] == "top1" else 1
     return {
         "evaluation": file.stem,
-        "value": scale * result["value"],
+        "value": math.nan if result["value"] is None else scale * result["value"],
         "n": result["n"],
         "result": str(file),
         "seed": file.parts[-2].removeprefix("seed"),

@@ -158,7 +158,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
         run: results / "runs" / run / f"seed{first_seeds[run]}"
         for run in sorted(set(tidy[~tidy["method"].isin(["", "released"])]["run"]))
     }
-    train, test = Images(data, "train"), Images(data, "test")
+    train = Images(data, "train")
     found = []
     if trained:
         found.append(
@@ -193,7 +193,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     f"neighbours_{run}",
                     f"Nearest neighbours: {run}",
                     "A test image (framed) and the training images with the nearest features.",
-                    figures.nearest_images(features, train, test),
+                    figures.nearest_images(features, train, Images(data, "test")),
                 )
             )
     return found

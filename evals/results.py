@@ -88,7 +88,14 @@ def read_external(paths: list[Path]) -> pd.DataFrame:
     for path in paths:
         if not path.exists():
             raise UserError(f"external: {path} does not exist: bring it, or name another file")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        if path.suffix != ".csv":  # by which such results are known from here on
+            raise UserError(f"external: {path}: its name must end in .csv: rename it")
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise UserError(f"external: {path} is no CSV ({error}): see README") from None
+        if not isinstance(table.index, pd.RangeIndex):  # pandas would move the columns
+            raise UserError(f"external: {path} has lines with more fields than its first: mend it")
         if missing := [name for name in ("run", "evaluation", "value") if name not in table]:
             raise UserError(f"external: {path} has no column {', '.join(missing)}: add it")
         if unknown := [str(name) for name in table if name not in allowed]:
@@ -104,6 +111,8 @@ def read_external(paths: list[Path]) -> pd.DataFrame:
         table["metric"] = table["metric"].replace("", "top1")
         table["seed"] = table["seed"].replace("", "0")
         for line, row in enumerate(table.to_dict("records"), start=2):
+            if empty := [name for name in ("run", "evaluation") if not row[name].strip()]:
+                raise UserError(f"external: {path}:{line}: {', '.join(empty)} is empty: write it")
             if row["metric"] not in UNITS:
                 raise UserError(
                     f"external: {path}:{line}: metric {row['metric']!r} is unknown: allowed are "

@@ -214,7 +214,11 @@ def _same_protocol(
     problems, marked = [], set()
     for column in columns:
         found = results[results["evaluation"] == column.name]
-        for name, what in (("protocol", "protocols"), ("data_version", "versions of the data")):
+        for name, what in (
+            ("protocol", "protocols"),
+            ("data_version", "versions of the data"),
+            ("dataset", "data sets"),
+        ):
             known = found[found[name] != ""]
             if name == "protocol":  # another one by the config's own word
                 known = known[~known["run"].isin(spec.get("differs", {}).get(column.name, []))]

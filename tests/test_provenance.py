@@ -1,11 +1,16 @@
 """Where a number says that it comes from."""
 
+import csv
+import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from evals.provenance import trace
 from ijepa import provenance
+from ijepa.errors import UserError
 
 
 def test_a_commit_has_a_plus_where_code_differs_and_none_for_a_cluster_s_names(
@@ -26,3 +31,54 @@ def test_a_commit_has_a_plus_where_code_differs_and_none_for_a_cluster_s_names(
     assert provenance.commit() == committed
     code.write_text("new")
     assert provenance.commit() == f"{committed}+"
+
+
+@pytest.fixture
+def mini(tmp_path: Path) -> Path:
+    """A copy of the committed results of mini."""
+    for name in ("tables", "evaluations"):
+        shutil.copytree(Path(__file__).parents[1] / "results/mini" / name, tmp_path / name)
+    return tmp_path
+
+
+def test_seeds_that_a_table_has_not_are_none_of_its_business(mini: Path) -> None:
+    found = trace(mini / "tables/cifar10", "mae")
+    shutil.copytree(mini / "evaluations/mae/seed0", mini / "evaluations/mae/seed1")
+    assert trace(mini / "tables/cifar10", "mae") == found
+    assert {one["evaluation"] for one in found} == {"linear_probe", "linear_optimum", "knn"}
+
+
+def test_a_result_that_is_not_that_of_the_table_is_named(mini: Path) -> None:
+    path = mini / "evaluations/mae/seed0/knn.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"value": 0.99}))
+    with pytest.raises(
+        UserError, match=r"tidy\.csv: mae, knn is .* says 99\.0000: make the tables"
+    ):
+        trace(mini / "tables/cifar10", "mae")
+
+
+def test_a_cell_with_a_problem_leads_to_its_results_too(mini: Path) -> None:
+    """There is no number in it, and nobody needs its origin more."""
+    edit(mini / "tables/cifar10.csv", "mae", {"knn": ""})
+    assert "knn" in {one["evaluation"] for one in trace(mini / "tables/cifar10", "mae")}
+
+
+def test_a_result_from_outside_leads_to_its_file(mini: Path) -> None:
+    for name in ("cifar10", "tidy"):
+        edit(mini / f"tables/{name}.csv", "mae", {"run": "mine", "source": "elsewhere/mine.csv"})
+    found = trace(mini / "tables/cifar10", "mine")
+    assert {one["result"] for one in found} == {"elsewhere/mine.csv"}
+    assert {one["evaluation"] for one in found} >= {"linear_probe", "knn"}
+
+
+def edit(path: Path, run: str, new: dict[str, str]) -> None:
+    """Change a run's rows of a table, where it has such columns."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["run"] == run:
+            row |= {key: value for key, value in new.items() if key in row}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -302,6 +302,13 @@ def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: 
         ("run,evaluation,value,seed\nmine,knn,1,1.5\n", ":2: seed '1.5': write a whole number"),
         ("run,evaluation,value,metric\nmine,knn,1,f1\n", ":2: metric 'f1' is unknown: allowed"),
         ("run,evaluation,value\nmine,k_nn,1\n", "evaluation 'k_nn' is not among evaluations"),
+        ("run,evaluation,value\n,knn,1\n", ":2: run is empty: write it"),
+        ("", r"mine\.csv is no CSV \(No columns to parse"),
+        (
+            "run,evaluation,value\nmine,knn,1,2,3\nmine,knn,1\n",
+            "lines with more fields than its first",
+        ),
+        ("run,evaluation,value\nmine,knn,1\nmine,knn,1,2\n", r"mine\.csv is no CSV"),
         ("run,evaluation,value\nmae,knn,1\n", "run 'mae' is one of this config: give it another"),
     ],
 )
@@ -313,6 +320,21 @@ def test_a_file_from_outside_that_cannot_be_shown_is_refused(
         benchmark.check({**MINI, "external": [str(tmp_path / "mine.csv")]})
     with pytest.raises(UserError, match="does not exist: bring it"):
         benchmark.check({**MINI, "external": [str(tmp_path / "other.csv")]})
+    (tmp_path / "mine.csv").rename(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match=r"its name must end in \.csv: rename it"):
+        benchmark.check({**MINI, "external": [str(tmp_path / "mine.txt")]})
+
+
+def test_a_result_from_outside_on_other_images_is_marked(tmp_path: Path) -> None:
+    text = EXTERNAL.replace("method\n", "method,dataset\n", 1).replace(
+        "my method\n", "x,cifar100\n"
+    )
+    (tmp_path / "mine.csv").write_text(text)
+    config = {**MINI, "external": [str(tmp_path / "mine.csv")]}
+    paths = tables.existing(config, ROOT / "results/mini/evaluations")
+    made = tables.tables_of(config, tables.read(config, paths, None))["cifar10"]
+    assert ("mine", "knn") in made.marked
+    assert any("different data sets in one column" in text for text in made.problems)
 
 
 HARD = View(
