@@ -18,6 +18,9 @@ from ijepa.data import register, tokens
 from ijepa.errors import UserError, run_command
 from ijepa.released import LAYOUTS
 
+TAKEN = {"tidy", "cost", "gpu_hours"}
+"""What lies beside a config's tables."""
+
 
 def check(benchmark: dict[str, Any]) -> None:
     """Raise UserError unless every run, evaluation and table of the config can be carried out."""
@@ -28,6 +31,8 @@ def check(benchmark: dict[str, Any]) -> None:
         ("tables", benchmark["tables"]),
     ):
         names = [item["name"] for item in items]
+        if part == "tables" and (taken := sorted({*names} & TAKEN)):
+            raise UserError(f"tables: {', '.join(taken)} is another file's name: give it another")
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{part}: {', '.join(doubled)} is there twice: one name, one item")
     tokenizers = dict(benchmark.get("tokenizers", {}))

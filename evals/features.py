@@ -98,7 +98,7 @@ def _extract_split(
     begun = noted_at = time.perf_counter()
     # On a CPU the network uses every core; one process that decodes ahead makes it 1.4 times as
     # fast.
-    num_workers = (os.cpu_count() or 1) if device.type == "cuda" else 1
+    num_workers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 1
     rows = open_memmap(path, "r+") if done else None
     left = evaluation_batches(Subset(views, range(done, count)), BATCH_SIZE, num_workers)
     with tqdm(

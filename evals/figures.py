@@ -123,7 +123,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
         for axis in axes:
             axis.grid(alpha=0.3)
         keys = [
-            Line2D([], [], marker=mark, color=colour, linestyle="", label=method)
+            Line2D([], [], marker=mark, color=colour, linestyle="", label=_plain(method))
             for method, (mark, colour) in looks.items()
         ]
         kinds = {point.published for point in [*placed, *aside]}
@@ -137,6 +137,11 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
     return file.getvalue()
 
 
+def _plain(text: str) -> str:
+    """A name from outside, in which Matplotlib is to see no formula."""
+    return text.replace("$", r"\$")
+
+
 def _mark(axis: Axes, x: float, point: Point, look: tuple[str, str]) -> None:
     mark, colour = look
     face = "none" if point.published else colour
@@ -146,7 +151,7 @@ def _mark(axis: Axes, x: float, point: Point, look: tuple[str, str]) -> None:
         markeredgewidth=1.6, linewidth=1, zorder=3,
     )  # fmt: skip
     # What is published as a bound: the arrow says to which side of it the truth is.
-    text = f"$\\leftarrow$ {point.size}" if point.bound else point.size
+    text = f"$\\leftarrow$ {_plain(point.size)}" if point.bound else _plain(point.size)
     side, where = ("left", 7) if point.published else ("right", -7)
     axis.annotate(
         text, (x, point.value), (where, -3), textcoords="offset points", fontsize=8, ha=side
@@ -249,8 +254,8 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
         torch.from_numpy(np.load(features.with_name(f"{split}.npy"), mmap_mode="c")[:, -1])
         for split in ("train", "test")
     )
-    queries = list(range(0, len(asked), len(asked) // count))[:count]
-    found = neighbours(known, asked[queries], k)
+    queries = list(range(0, len(asked), max(1, len(asked) // count)))[:count]
+    found, count = neighbours(known, asked[queries], k), len(queries)
     labels = list(train.labels)
     indices = torch.cat([index for _, index in found]).tolist()
     with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):

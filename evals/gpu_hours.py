@@ -2,12 +2,14 @@
 
 One tidy table, a row for each of a config's jobs and each source that tells of it: ``log``, the
 time that processes noted themselves times their GPUs, and ``slurm``, the time that the cluster's
-accounting has for the same jobs, every start of a requeued one included (``sacct -D -X``). Failed
+accounting has for the same jobs, every start of a requeued one included (``sacct -D -X``), where it
+knows them all and they did nothing else. Failed
 tries of evaluations are only in the cluster's accounting, under other numbers, and not here.
 """
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,15 @@ def tabulate(results: Path) -> pd.DataFrame:
         *(_extraction(path) for path in sorted(results.glob("features/*/seed*/*/about.json"))),
         *(_evaluation(path) for path in sorted(results.glob("evaluations/*/seed*/*.json"))),
     ]
-    known = slurm.gpu_seconds({job for row in rows for job in row["slurm"]})
+    jobs_of = Counter(job for row in rows for job in row["slurm"])
+    known = slurm.gpu_seconds(set(jobs_of))
     told = []
     for row in rows:
         numbers = row.pop("slurm")
         told.append(row)
-        if found := [known[number] for number in numbers if number in known]:
+        # A job that did more, such as a whole workflow, or did not do all of it, tells nothing.
+        if numbers and all(jobs_of[number] == 1 and number in known for number in numbers):
+            found = [known[number] for number in numbers]
             seconds, gpu_seconds, starts = (sum(values) for values in zip(*found, strict=True))
             told.append(
                 row
@@ -48,6 +53,7 @@ def tabulate(results: Path) -> pd.DataFrame:
 
 def _pretraining(path: Path) -> dict[str, Any]:
     told = json.loads(path.read_text(encoding="utf-8"))
+    on_slurm = all(job["cluster"] == "slurm" for job in told["jobs"])
     lived = [(one["ended"] - one["begun"], one["gpus"]) for one in told["attempts"]]
     return {
         "rule": "pretrain",
@@ -59,7 +65,7 @@ def _pretraining(path: Path) -> dict[str, Any]:
         "starts": len(lived),
         "hours": sum(seconds for seconds, _ in lived) / 3600,
         "gpu_hours": sum(seconds * gpus for seconds, gpus in lived) / 3600,
-        "slurm": [job["number"] for job in told["jobs"] if job["cluster"] == "slurm"],
+        "slurm": [job["number"] for job in told["jobs"]] if on_slurm else [],
     }
 
 

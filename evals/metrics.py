@@ -21,8 +21,12 @@ def metrics(tidy: pd.DataFrame) -> dict[str, Any]:
     """By encoder: each evaluation's mean over seeds, and the hours of its pretraining."""
     found: dict[str, Any] = {}
     for run, of_run in tidy.groupby("run"):
-        values = of_run.groupby("evaluation")["value"].mean().round(4).to_dict()
-        hours = of_run.groupby("seed")["train_minutes"].first().sum() / 60
+        values = {
+            str(name): round(float(of_seeds.mean()), 4)
+            for name, of_seeds in of_run.groupby("evaluation")["value"]
+            if of_seeds.notna().all()  # the tables name the one that is no number
+        }
+        hours = of_run.groupby("seed")["train_minutes"].first().sum(skipna=False) / 60
         known = {} if pd.isna(hours) else {"pretraining_hours": round(float(hours), 4)}
         found[str(run)] = values | known
     return found
@@ -49,7 +53,7 @@ def losses(logs: list[Path]) -> pd.DataFrame:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog="python -m evals.metrics", description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="results of evaluations, JSON")
+    parser.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
     parser.add_argument("--logs", type=Path, nargs="*", default=[], help="train.jsonl of the runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json")
     options = parser.parse_args()

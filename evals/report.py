@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--gpu-hours", type=Path, help="CSV of evals.gpu_hours")
     parser.add_argument("--predicted", type=Path, help="CSV of ijepa.cost")
     parser.add_argument("--out", type=Path, required=True, help="file for the page")
-    parser.add_argument("--chosen", type=Path, nargs="+", required=True, help="evaluation JSON")
+    parser.add_argument("--chosen", type=Path, nargs="*", required=True, help="evaluation JSON")
     given = parser.parse_args()
     report(
         given.results,

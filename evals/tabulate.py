@@ -225,9 +225,12 @@ def _same_protocol(
             counts = known[name].value_counts(sort=True)
             if len(counts) < 2:
                 continue
+            alike = known["run"].map(known.groupby("run")[name].nunique()) == 1
+            seeds = known["run"] + " seed " + known["seed"].astype(str)
+            named = known.assign(run=known["run"].where(alike, seeds))
             one_of = {
                 ", ".join(sorted(of_value["run"].unique())): str(value)
-                for value, of_value in known.groupby(name)
+                for value, of_value in named.groupby(name)
             }
             told = (
                 differences(one_of)

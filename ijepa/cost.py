@@ -192,8 +192,11 @@ def predict(
     utilisation: float = UTILISATION,
     num_images: dict[str, int] | None = None,
     speeds: dict[str, float] | None = None,
+    here: bool = False,
 ) -> list[Cost]:
     """The prediction for every run of a config; ``speeds`` are images/s of each where gpu is None.
+
+    ``here``: on no more cards than this machine has, as the run itself would be.
 
     Raises UserError where a data set's size is not known beforehand.
     """
@@ -201,7 +204,7 @@ def predict(
     for item in benchmark["runs"]:
         name, gpus, run = item["name"], item.get("gpus", 1), run_of(benchmark, item)
         speed = speeds[name] if speeds else math.nan
-        if gpu is None:  # no more than there are, as for the run itself
+        if here:
             gpus = min(gpus, max(1, torch.cuda.device_count()))
         known = (num_images or {}).get(run.dataset, register.load(run.dataset).splits.get("train"))
         if known is None:
@@ -379,6 +382,7 @@ def main() -> None:
             raise UserError(f"--images: {told!r} must be DATASET=NUMBER")
         num_images[dataset] = int(number)
     card = card_here() if options.gpu == "here" else options.gpu
+    here = options.gpu in ("here", "cpu")
     benchmark = read(options.config)
     speeds = None
     if card not in GPUS:
@@ -387,7 +391,7 @@ def main() -> None:
         threads = benchmark.get("threads") or len(os.sched_getaffinity(0))
         runs = {item["name"]: run_of(benchmark, item) for item in benchmark["runs"]}
         speeds = images_per_second(runs, options.shards, threads)
-    costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images, speeds)
+    costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images, speeds, here)
     if options.against:
         costs = [
             dataclasses.replace(c, measured_hours=measured_hours(options.against, c)) for c in costs

@@ -1,9 +1,11 @@
 """Files that are either whole or not there: written beside, then renamed."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,15 @@ from ijepa.errors import UserError
 def written_whole(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
 
-    A killed process leaves at most a ``.part`` file, which the next writer removes. Two processes
-    that write the same path do not disturb each other: the last one to finish stays.
+    A killed process leaves at most a ``.part`` file, which the machine's next writer removes. Two
+    processes that write the same path do not disturb each other, on whatever machines: the last one
+    to finish stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for other in path.parent.glob(f".{path.name}.*.part"):
+    # Of another machine it cannot be told who is alive.
+    mine = f".{path.name}.{socket.gethostname()}"
+    part = path.with_name(f"{mine}.{os.getpid()}.part")
+    for other in path.parent.glob(f"{glob.escape(mine)}.*.part"):
         if not is_alive(int(other.name.split(".")[-2])):
             other.unlink(missing_ok=True)
     try:

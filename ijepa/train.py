@@ -196,7 +196,9 @@ def _train(
 
             done = step + 1
             bar.update()
-            if world.rank == 0 and (done % run.log_every == 0 or done == num_steps):
+            stop = distributed.any_of(stopping(), device) and done < num_steps
+            # At a stop, too, or the seconds since the last line would be lost.
+            if world.rank == 0 and (done % run.log_every == 0 or done == num_steps or stop):
                 seconds = time.perf_counter() - logged_at
                 speed = (done - logged_step) * optim.batch_size / seconds
                 logged_at, logged_step = time.perf_counter(), done
@@ -213,7 +215,6 @@ def _train(
                 if done % run.monitor_every < run.log_every or done == num_steps:
                     record |= collapse_monitors(method.encoder, monitored, run.precision)
                 log.write(json.dumps(record) + "\n")
-            stop = distributed.any_of(stopping(), device) and done < num_steps
             if world.rank == 0 and (done % run.checkpoint_every == 0 or stop):
                 log.flush()
                 save(work / "checkpoint.pt", method, optimizer, done)

@@ -161,6 +161,14 @@ def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("real_register")
+def test_a_table_that_would_overwrite_another_file_is_refused() -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    benchmark["tables"][0]["name"] = "cost"
+    with pytest.raises(UserError, match="tables: cost is another file's name: give it another"):
+        check(benchmark)
+
+
+@pytest.mark.usefixtures("real_register")
 def test_gpus_that_cannot_share_a_batch_are_refused_before_anything_is_queued() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["runs"][0]["gpus"] = 3

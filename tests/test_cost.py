@@ -184,8 +184,9 @@ def test_a_card_of_unknown_peak_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
         assert cost.card_here() == name
     benchmark = of_paper("mae_vitb16")
     benchmark["runs"][0]["gpus"] = 4
-    (one,) = cost.predict(benchmark, None, speeds={"mae_vitb16": 10.0})
-    assert one.gpus == 2
+    (one,) = cost.predict(benchmark, None, speeds={"mae_vitb16": 10.0}, here=True)
+    assert one.gpus == cost.predict(benchmark, A100, here=True)[0].gpus == 2
+    assert cost.predict(benchmark, A100)[0].gpus == 4
     assert one.hours == one.images / 20 / 3600 == one.gpu_hours / 2
 
 

@@ -74,3 +74,19 @@ def test_every_start_of_a_requeued_job_counts_and_its_gpus_once(
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/sacct")
     found = slurm.gpu_seconds(["7", "9", "10"])
     assert found == {"7": (87.0, 348.0, 2), "9": (10.0, 0.0, 1), "10": (0.0, 0.0, 0)}
+
+
+def test_a_job_that_did_more_or_only_a_part_tells_nothing_of_a_run(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole workflow within one allocation; a run that began without Slurm."""
+    for name in ("knn", "linear_probe"):
+        told = {"seconds": 36.0, "gpu_seconds": 36.0, "machine": "1 x NVIDIA A100", "job": "9"}
+        write(results / f"evaluations/mae/seed1/{name}.json", told)
+    path = results / "runs/mae/seed1/job.json"
+    job = json.loads(path.read_text())
+    write(path, job | {"jobs": [{"cluster": "local", "number": "12"}, *job["jobs"]]})
+    everything = {number: (7200.0, 14_400.0, 1) for number in ("7", "8", "9", "12")}
+    monkeypatch.setattr("ijepa.slurm.gpu_seconds", lambda _jobs: everything)
+    table = gpu_hours.tabulate(results)
+    assert table[table.source == "slurm"].rule.tolist() == ["extract_features"]

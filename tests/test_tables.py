@@ -17,7 +17,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import benchmark, costs, figures, formats, published, results, shapes, tables, tabulate
+from evals import (
+    benchmark,
+    costs,
+    figures,
+    formats,
+    metrics,
+    published,
+    results,
+    shapes,
+    tables,
+    tabulate,
+)
 from evals.formats import Cell, Header, View
 from ijepa.errors import UserError
 
@@ -239,6 +250,14 @@ def test_runs_of_another_protocol_or_data_version_are_named_with_what_differs() 
     # What the config itself asks of a run is no fault.
     agreed = tabulate.tabulate(tidy(*odd), {**SPEC, "differs": {"knn": ["c"]}})
     assert [text for text in agreed.problems if "protocol" in text] == []
+    by_seed = [row | {"protocol": other} if row["seed"] == 1 else row for row in rows]
+    told = "(finetune.lr 1 of a seed 0, b seed 0, c seed 0; 2 of a seed 1, b seed 1, c seed 1)"
+    assert any(told in text for text in tabulate.tabulate(tidy(*by_seed), SPEC).problems)
+
+
+def test_metrics_have_no_mean_of_what_has_no_number() -> None:
+    rows = [*PAIR[:3], one("b", 1, "knn", math.nan), one("b", 0, "linear_probe", 60)]
+    assert metrics.metrics(tidy(*rows)) == {"a": {"knn": 50.5}, "b": {"linear_probe": 60.0}}
 
 
 def test_one_encoder_under_two_seeds_is_named() -> None:
@@ -559,6 +578,11 @@ def test_a_figure_is_of_shapes_and_takes_the_page_s_colours(draw: Callable[[], s
     assert "currentColor" in text
     assert figures.INK not in text
     assert "prefers-color-scheme: dark" in text
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    rows = [one("a", 0, "knn", 50, method="cost $x_{$"), one("b", 0, "knn", 51)]
+    assert figures.accuracy(tabulate.tabulate(tidy(*rows), SPEC)).startswith("<svg")
 
 
 def test_the_figure_draws_the_same_bytes_twice_and_needs_nothing_else() -> None:

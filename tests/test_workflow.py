@@ -72,6 +72,22 @@ def test_a_config_is_taken_whole_and_not_merged_with_the_default(
     assert "'seeds' is a required property" in done.stdout + done.stderr
 
 
+def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(
+    mini: dict[str, Any], tmp_path: Path
+) -> None:
+    """Neither its data nor its tokens, also for the prediction of what the others cost."""
+    mini["runs"].append({**mini["runs"][1], "name": "elsewhere", "dataset": "cifar100"})
+    for table in mini["tables"]:
+        table["runs"] = ["ijepa", "mae"]
+    done = plan(mini, tmp_path, "-n", "-p")
+    assert done.returncode == 0, done.stderr
+    output = done.stdout + done.stderr
+    assert "rule predict_cost:" in output
+    assert "rule tokenise:" not in output
+    assert '"name": "elsewhere", ' not in output
+    assert "data/shards/cifar100" not in output
+
+
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any], tmp_path: Path) -> None:
     done = plan({**mini, "sedes": [1]}, tmp_path, "-n")
     assert done.returncode != 0

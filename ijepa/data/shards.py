@@ -100,7 +100,7 @@ def build(name: str, raw: Path, out: Path, num_workers: int | None = None) -> No
     dataset = register.load(name)
     out.mkdir(parents=True, exist_ok=True)
     _forget_other_settings(dataset, out)
-    num_workers = num_workers or os.cpu_count() or 1
+    num_workers = num_workers or len(os.sched_getaffinity(0))
     splits: dict[str, list[dict[str, Any]]] = {}
     largest = dict.fromkeys(dataset.labels, -1)
     corrupt: list[dict[str, str]] = []

@@ -310,7 +310,7 @@ def build(folder: Path, tokenizer: str, weights: Path | None = None, **settings:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = config.encoder(images).eval().to(device)
     # On a CPU the tokenizer uses every core, and a loader's process would only be in its way.
-    num_workers = (os.cpu_count() or 1) if device.type == "cuda" else 0
+    num_workers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 0
     batches = evaluation_batches(
         WholeViews(images, config.size), encoder.batch_size, num_workers=num_workers
     )

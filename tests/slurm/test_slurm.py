@@ -194,6 +194,19 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     )
 
 
+def test_what_the_cluster_will_never_run_of_any_rule_is_refused_before_the_first_job(
+    workflow: list[str], tmp_path: Path
+) -> None:
+    profile = tmp_path / "profile/config.yaml"
+    edited = yaml.safe_load(profile.read_text())
+    edited["set-resources"]["evaluate"]["slurm_partition"] = "nope"
+    profile.write_text(yaml.safe_dump(edited))
+    assert start(workflow, tmp_path / "log").wait(400) == 1
+    told = "rule evaluate: error: slurm_partition: 'nope' is unknown here; there are gpu, urgent"
+    assert told in (tmp_path / "log").read_text()
+    assert not live()
+
+
 def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     workflow: list[str], tmp_path: Path
 ) -> None:

@@ -23,10 +23,28 @@ def check_cluster():
     if workflow.executor_plugin.common_settings.local_exec:
         return
     run_module("ijepa.slurm", os.getcwd())
-    # What each launcher will ask for, as it will be told.
-    for options in {
-        job.params.launch
-        for job in workflow.dag.needrun_jobs()
-        if job.rule.name == "pretrain"
-    }:
-        run_module("ijepa.launch", "--check", *shlex.split(options))
+    asked = {}
+    for job in workflow.dag.needrun_jobs():
+        if options := asked_of_slurm(job):
+            asked.setdefault(options, job.rule.name)
+    for options, rule in asked.items():
+        try:
+            run_module("ijepa.launch", "--check", *shlex.split(options))
+        except WorkflowError as error:
+            raise WorkflowError(f"rule {rule}: {error}")
+
+
+def asked_of_slurm(job):
+    """What a job will ask for, as options of ijepa.launch; "" if it stays on this machine."""
+    if job.rule.name == "pretrain":
+        return job.params.launch  # as its launcher will be told
+    if job.is_local:
+        return ""
+    asked, gpus = job.resources, job.resources.get("gpu", 0)
+    return (
+        f"--partition '{asked.get('slurm_partition', '')}'"
+        f" --account '{asked.get('slurm_account', '')}'"
+        f" --minutes {asked.get('runtime', 1)} --save-seconds 0"
+        f" --gpus {gpus} --gpus-per-node {gpus} --cpus-per-gpu {job.threads}"
+        f" --gb-per-gpu {-(-asked.get('mem_mb', 0) // 1024)}"
+    )

@@ -178,19 +178,23 @@ ASKED |= {
     for part in ("runs", "released")
 }
 ASKED = json.dumps(ASKED)
-# What decides the cost of pretraining, as JSON.
-PREDICTED = json.dumps(
-    {
-        key: config[key]
-        for key in ("dataset", "vit", "seeds", "threads", "runs")
-        if key in config
-    }
-)
 WANTED = sorted({result for table in config["tables"] for result in results_of(table)})
 # What the report shows of: encoders trained here, and those with features of the data set that
 # they are trained on.
 SHOWN = {tuple(Path(result).parts[-3:]) for result in WANTED}
 TRAINED = sorted({(run, seed) for run, seed, _ in SHOWN if run in RUNS})
+# What decides the cost of pretraining, of the runs that are trained; as JSON.
+COSTING = [
+    run for run in config.get("runs", []) if run["name"] in {name for name, _ in TRAINED}
+]
+PREDICTED = json.dumps(
+    {
+        key: config[key]
+        for key in ("dataset", "vit", "seeds", "threads")
+        if key in config
+    }
+    | {"runs": COSTING}
+)
 NEIGHBOURS = sorted(
     {
         (run, seed)

@@ -40,7 +40,7 @@ rule report:
         evaluations=WANTED,
         gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
         # Of a config that trains nothing there is nothing to predict.
-        predicted=[f"{RESULTS}/tables/cost.csv"] if RUNS else [],
+        predicted=[f"{RESULTS}/tables/cost.csv"] if COSTING else [],
         logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
         features=[
             ancient(features_of(run, seed, config["dataset"]))
@@ -57,7 +57,9 @@ rule report:
     params:
         results=lambda wc, output: Path(output.html).parent,
         config=ASKED,
-        predicted=lambda wc, input: f"--predicted {input.predicted}" if RUNS else "",
+        predicted=lambda wc, input: (
+            f"--predicted {input.predicted}" if COSTING else ""
+        ),
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {input.evaluations} --gpu-hours {input.gpu_hours} {params.predicted}"
@@ -69,7 +71,7 @@ rule predict_cost:
         [f"data/shards/{name}/index.json" for name in TRAINED_ON],
         [
             ancient(f"data/shards/{RUNS[run]['dataset']}/tokens/{TOKENS[run]}.json")
-            for run in RUNS
+            for run in dict(TRAINED)
             if run in TOKENS
         ],
     output:

@@ -52,7 +52,7 @@ def stages_of(path: Path) -> dict[str, Any]:
     stages[f"encoders-{name}"] = {
         "desc": f"every pretrained network of {path}",
         "cmd": f"{MAKE} encoders {path}",
-        "params": asked("dataset", "vit", "seeds", "runs", "tokenizers", "released"),
+        "params": asked("dataset", "vit", "seeds", "runs", "tokenizers", "released", "tables"),
         "deps": [f"data/shards/{dataset}" for dataset in sorted(trained_on)],
         "outs": kept(*encoders, f"{results}/encoders.records.json"),
     }

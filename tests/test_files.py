@@ -1,0 +1,37 @@
+"""Files are whole or not there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ijepa.files import write_text, written_whole
+
+
+def test_a_writer_on_another_machine_is_not_disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of its process is nobody's here."""
+    path = tmp_path / "note.json"
+    with monkeypatch.context() as elsewhere, written_whole(path) as part:
+        part.write_text("theirs")
+        elsewhere.setattr("socket.gethostname", lambda: "another")
+        elsewhere.setattr(os, "getpid", lambda: 2**22 + 1)
+        monkeypatch.setattr("ijepa.files.is_alive", lambda _process: False)
+        write_text(path, "ours")
+    assert path.read_text() == "theirs"
+
+
+def test_what_a_killed_process_of_this_machine_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "note.json"
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "getpid", lambda: 2**22 + 1)
+        killed.setattr(Path, "unlink", lambda *_given, **_named: None)
+        with written_whole(path) as part:
+            part.write_text("half")
+            killed.setattr(Path, "replace", lambda *_given: None)
+    assert part.exists()
+    write_text(path, "whole")
+    assert [one.name for one in tmp_path.iterdir()] == ["note.json"]
