@@ -185,7 +185,9 @@ SHOWN = {tuple(Path(result).parts[-3:]) for result in WANTED}
 TRAINED = sorted({(run, seed) for run, seed, _ in SHOWN if run in RUNS})
 # What decides the cost of pretraining, of the runs that are trained; as JSON.
 COSTING = [
-    run for run in config.get("runs", []) if run["name"] in {name for name, _ in TRAINED}
+    run
+    for run in config.get("runs", [])
+    if run["name"] in {name for name, _ in TRAINED}
 ]
 PREDICTED = json.dumps(
     {
