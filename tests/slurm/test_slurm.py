@@ -202,7 +202,7 @@ def test_what_the_cluster_will_never_run_of_any_rule_is_refused_before_the_first
     edited["set-resources"]["evaluate"]["slurm_partition"] = "nope"
     profile.write_text(yaml.safe_dump(edited))
     assert start(workflow, tmp_path / "log").wait(400) == 1
-    told = "rule evaluate: error: slurm_partition: 'nope' is unknown here; there are gpu, urgent"
+    told = "of evaluate: error: slurm_partition: 'nope' is unknown here; there are gpu, urgent"
     assert told in (tmp_path / "log").read_text()
     assert not live()
 

@@ -27,11 +27,11 @@ def check_cluster():
     for job in workflow.dag.needrun_jobs():
         if options := asked_of_slurm(job):
             asked.setdefault(options, job.rule.name)
-    for options, rule in asked.items():
+    for options, name in asked.items():
         try:
             run_module("ijepa.launch", "--check", *shlex.split(options))
         except WorkflowError as error:
-            raise WorkflowError(f"rule {rule}: {error}")
+            raise WorkflowError(f"of {name}: {error}")
 
 
 def asked_of_slurm(job):
