@@ -31,8 +31,6 @@ def check(benchmark: dict[str, Any]) -> None:
         ("tables", benchmark["tables"]),
     ):
         names = [item["name"] for item in items]
-        if part == "tables" and (taken := sorted({*names} & TAKEN)):
-            raise UserError(f"tables: {', '.join(taken)} is another file's name: give it another")
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{part}: {', '.join(doubled)} is there twice: one name, one item")
     tokenizers = dict(benchmark.get("tokenizers", {}))
@@ -93,6 +91,8 @@ def _check_table(
 
     ``evaluations`` has the data set of each.
     """
+    if table["name"] in TAKEN:
+        raise UserError(f"tables: {table['name']} is another file's name: give it another")
     where = f"tables.{table['name']}"
     if missing := set(table["evaluations"]) - evaluations.keys():
         raise UserError(

@@ -3,8 +3,8 @@
 One tidy table, a row for each of a config's jobs and each source that tells of it: ``log``, the
 time that processes noted themselves times their GPUs, and ``slurm``, the time that the cluster's
 accounting has for the same jobs, every start of a requeued one included (``sacct -D -X``), where it
-knows them all and they did nothing else. Failed
-tries of evaluations are only in the cluster's accounting, under other numbers, and not here.
+knows them all and they did nothing else. Failed tries of evaluations are only in the cluster's
+accounting, under other numbers, and not here.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evals.audit import encoder_hash
+from evals.results import external
 from ijepa.errors import UserError, run_command
 
 
@@ -39,8 +40,8 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
     tidy = pd.read_csv(path.with_name("tidy.csv"), dtype={"run": str})
     tidy = tidy[(tidy["run"] == row) & tidy["evaluation"].isin(cells.columns)]
     found: list[dict[str, Any]] = []
-    for made in tidy.to_dict("records"):
-        if str(made["source"]).endswith(".csv"):  # what its file tells is all that there is
+    for made, elsewhere in zip(tidy.to_dict("records"), external(tidy), strict=True):
+        if elsewhere:  # what its file tells is all that there is
             told = {str(key): value for key, value in made.items() if pd.notna(value)}
             found.append({**told, "result": told.pop("source")})
             continue

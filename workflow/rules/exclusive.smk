@@ -41,10 +41,15 @@ def asked_of_slurm(job):
     if job.is_local:
         return ""
     asked, gpus = job.resources, job.resources.get("gpu", 0)
-    return (
-        f"--partition '{asked.get('slurm_partition', '')}'"
-        f" --account '{asked.get('slurm_account', '')}'"
-        f" --minutes {asked.get('runtime', 1)} --save-seconds 0"
-        f" --gpus {gpus} --gpus-per-node {gpus} --cpus-per-gpu {job.threads}"
-        f" --gb-per-gpu {-(-asked.get('mem_mb', 0) // 1024)}"
+    return as_options(
+        {
+            "partition": asked.get("slurm_partition", ""),
+            "account": asked.get("slurm_account", ""),
+            "minutes": asked.get("runtime", 1),
+            "save-seconds": 0,
+            "gpus": gpus,
+            "gpus-per-node": gpus,
+            "cpus-per-gpu": job.threads,
+            "gb-per-gpu": -(-asked.get("mem_mb", 0) // 1024),
+        }
     )

@@ -158,9 +158,14 @@ def launch_options(gpus, resources, threads):
         "stage": resources.stage,
         "setup": resources.setup,
     }
+    return as_options(options)
+
+
+def as_options(values):
+    """Values as a command takes them; what is "" is left out."""
     return " ".join(
         f"--{key} {shlex.quote(str(value))}"
-        for key, value in options.items()
+        for key, value in values.items()
         if value != ""
     )
 
@@ -184,11 +189,7 @@ WANTED = sorted({result for table in config["tables"] for result in results_of(t
 SHOWN = {tuple(Path(result).parts[-3:]) for result in WANTED}
 TRAINED = sorted({(run, seed) for run, seed, _ in SHOWN if run in RUNS})
 # What decides the cost of pretraining, of the runs that are trained; as JSON.
-COSTING = [
-    run
-    for run in config.get("runs", [])
-    if run["name"] in {name for name, _ in TRAINED}
-]
+COSTING = [run for run in config.get("runs", []) if run["name"] in dict(TRAINED)]
 PREDICTED = json.dumps(
     {
         key: config[key]
