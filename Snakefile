@@ -51,10 +51,16 @@ localrules:
     features,
     tables,
     freeze_run,
-    # Slurm's accounting is asked where Slurm is.
-    gpu_hours,
+    # Nodes of a cluster reach no internet, as a rule.
+    fetch,
+    fetch_weights,
     # Its launcher only waits for the job that trains.
     pretrain,
+    # Slurm's accounting is asked where Slurm is.
+    gpu_hours,
+    # A second each: less than a queue takes.
+    metrics,
+    tabulate,
 
 
 wildcard_constraints:

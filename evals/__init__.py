@@ -21,18 +21,19 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ijepa.errors import UserError
 from ijepa.strict import merged, strict
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what makes tables runs no network, and torch takes seconds to import
+    from torch import Tensor
+
     from evals.subject import Subject
 
 NOT_EVALUATIONS = {
     "__main__", "audit", "benchmark", "compare", "costs", "features", "figures", "formats",
-    "gpu_hours", "heads", "metrics", "noise", "provenance", "published", "report", "result_set",
-    "results", "shapes", "subject", "supervised", "tables", "tabulate", "views",
+    "gallery", "gpu_hours", "heads", "metrics", "noise", "provenance", "published", "report",
+    "result_set", "results", "shapes", "subject", "supervised", "tables", "tabulate", "views",
 }  # fmt: skip
 
 Uses = Literal["features", "images", "both"]
@@ -69,7 +70,7 @@ class Evaluation(Protocol):
         """Measure the subject by the protocol of ``config``."""
 
 
-def top1(predicted: Tensor, y: Tensor, num_classes: int, chosen: dict[str, Any]) -> Result:
+def top1(predicted: "Tensor", y: "Tensor", num_classes: int, chosen: dict[str, Any]) -> Result:
     """The share of test images that are classified rightly, from class numbers [images] int64."""
     correct = predicted == y
     right, n = int(correct.sum()), len(correct)
@@ -81,7 +82,7 @@ MAX_CONFUSED = 100
 """Of more classes the confusion matrix is not kept: it grows with their square."""
 
 
-def by_class(predicted: Tensor, y: Tensor, num_classes: int) -> dict[str, Any]:
+def by_class(predicted: "Tensor", y: "Tensor", num_classes: int) -> dict[str, Any]:
     """How many ``images`` each class has and how many are ``right``; of few classes ``confusion``.
 
     All are counts as text, separated by spaces, one line of JSON each. ``confusion`` has a text for
@@ -97,12 +98,12 @@ def by_class(predicted: Tensor, y: Tensor, num_classes: int) -> dict[str, Any]:
     return told
 
 
-def counts(numbers: Tensor) -> str:
+def counts(numbers: "Tensor") -> str:
     """Counts as text."""
     return " ".join(map(str, numbers.tolist()))
 
 
-def packed(correct: Tensor) -> str:
+def packed(correct: "Tensor") -> str:
     """A bit an image, first image first, as base64: ImageNet's 50,000 test images take 8 kB."""
     return base64.b64encode(np.packbits(correct.cpu().numpy()).tobytes()).decode("ascii")
 

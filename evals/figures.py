@@ -1,4 +1,4 @@
-"""Pictures for the report, as self-contained SVG text.
+"""Plots for tables and report, as self-contained SVG text.
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles differ as well.
 Nothing has a background, and text has the colour of the page's: dark where that is light, light
@@ -16,22 +16,16 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evals import costs
 from evals.costs import Point
-from evals.knn import neighbours
 from evals.results import CONTROLS
 from evals.tabulate import Table
-from ijepa.data.loader import Images
-from ijepa.data.transforms import centre_crop
-from ijepa.vit import ViTConfig
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
@@ -230,49 +224,6 @@ def _cells(axis: Axes, percent: NDArray[np.float64], columns: list[str], rows: l
     axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
 
 
-def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
-    """Real images, and below what is visible of them: named rows, boolean [images, patches]."""
-    count = len(next(iter(rows.values())))
-    with figure(1.5 * count, 1.7 * (1 + len(rows))) as (drawing, file):
-        axes = drawing.subplots(1 + len(rows), count, squeeze=False)
-        for column in range(count):
-            pixels = np.asarray(centre_crop(images[column], vit.image_size))
-            _picture(axes[0, column], pixels)
-            for row, visible in enumerate(rows.values(), start=1):
-                by_patch = visible[column].view(vit.grid).numpy()
-                by_pixel = by_patch.repeat(vit.patch_size, 0).repeat(vit.patch_size, 1)
-                faded = (pixels * 0.12 + 255 * 0.80).astype(np.uint8)
-                _picture(axes[row, column], np.where(by_pixel[..., None], pixels, faded))
-        for row, name in enumerate(["image", *rows]):
-            axes[row, 0].set_ylabel(name)
-    return file.getvalue()
-
-
-def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
-    """Test images, each followed by the training images whose features are nearest (cosine)."""
-    known, asked = (
-        torch.from_numpy(np.load(features.with_name(f"{split}.npy"), mmap_mode="c")[:, -1])
-        for split in ("train", "test")
-    )
-    queries = list(range(0, len(asked), max(1, len(asked) // count)))[:count]
-    found, count = neighbours(known, asked[queries], k), len(queries)
-    labels = list(train.labels)
-    indices = torch.cat([index for _, index in found]).tolist()
-    with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):
-        axes = drawing.subplots(count, k + 1, squeeze=False)
-        for row, (query, nearest) in enumerate(zip(queries, indices, strict=True)):
-            _picture(axes[row, 0], np.asarray(test[query]))
-            for spine in axes[row, 0].spines.values():
-                spine.set(visible=True, color=COLOURS[1], linewidth=2.5)
-            for column, index in enumerate(nearest, start=1):
-                _picture(axes[row, column], np.asarray(train[index]))
-                if labels and train.labels[labels[0]][index] == test.labels[labels[0]][query]:
-                    axes[row, column].set_xlabel("same class", fontsize=7, labelpad=1)
-        axes[0, 0].set_title("test image", fontsize=8)
-        axes[0, 1].set_title("nearest", fontsize=8)
-    return file.getvalue()
-
-
 INK = "#010203"
 """Stands for the colour of text until the file is written; nothing else has it."""
 STYLE: Any = {
@@ -310,9 +261,3 @@ def figure(
     start = text.index("<svg")
     inside = text.index(">", start) + 1
     file.write(text[start:inside] + ADAPTS + text[inside:].replace(INK, "currentColor"))
-
-
-def _picture(axis: Axes, pixels: NDArray[np.uint8]) -> None:
-    axis.imshow(pixels, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)

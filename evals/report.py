@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from itables import options
 
-from evals import costs, figures, shapes, tables
+from evals import costs, figures, gallery, shapes, tables
 from evals.formats import environment
 from evals.results import CONTROLS, external
 from ijepa import config
@@ -181,7 +181,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     "From top to bottom: the image; what the network that learns sees of it "
                     "(I-JEPA: the context block less the targets); and, for I-JEPA, the target "
                     "blocks, whose features are predicted.",
-                    figures.masks(rows, run_config.vit, train),
+                    gallery.masks(rows, run_config.vit, train),
                 )
             )
     dataset = read_index(data).dataset
@@ -193,7 +193,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     f"neighbours_{run}",
                     f"Nearest neighbours: {run}",
                     "A test image (framed) and the training images with the nearest features.",
-                    figures.nearest_images(features, train, Images(data, "test")),
+                    gallery.nearest_images(features, train, Images(data, "test")),
                 )
             )
     return found
