@@ -97,7 +97,13 @@ class Subject:
         They are mapped: only what is used is read, and a slice is to be made float32.
         """
         assert self.features_of is not None, "this evaluation was not given features"
-        x_NLD = np.load(self.features_of.with_name(f"{split}.npy"), mmap_mode="c")
+        path = self.features_of.with_name(f"{split}.npy")
+        try:
+            x_NLD = np.load(path, mmap_mode="c")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}): delete its folder and extract the features again"
+            ) from None
         count = len(self.labels(split))
         if len(x_NLD) < count:
             raise UserError(

@@ -43,7 +43,8 @@ class Pretraining:
     Args:
         run: YAML file of the run.
         data: Folder of shards.
-        state: Folder for checkpoints, for the finished encoder and for the notes of the time used.
+        state: Folder for checkpoints and for the finished encoder.
+        attempts: Folder for the notes of the time used.
         threads: Of each process on the CPU.
         gpus: In all; for the notes.
         stage: Folder on each node's own disk to which the shards are copied first.
@@ -53,6 +54,7 @@ class Pretraining:
     run: Path
     data: Path
     state: Path
+    attempts: Path
     threads: int
     gpus: int
     stage: Path | None = None
@@ -68,7 +70,7 @@ class Pretraining:
         environment = submitit.JobEnvironment()
         join(environment)
         first = environment.global_rank == 0
-        notes = Notes(self.state / "attempts", environment.job_id, self.gpus) if first else None
+        notes = Notes(self.attempts, environment.job_id, self.gpus) if first else None
         with notes or contextlib.nullcontext():
             if not self._finished(environment, asked):
                 leave(environment, asked)
@@ -162,11 +164,11 @@ def leave(environment: Any, asked: Signals) -> None:
 class Notes:
     """Writes when the process began and until when it has lived, for GPU-hours.
 
-    A thread writes it now and again: a process may be killed.
+    A thread writes it now and again: a process may be killed. What it takes to end, some seconds,
+    only a job's script can tell (``ijepa.launch``).
     """
 
     def __init__(self, folder: Path, job: str, gpus: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         number = sum(1 for _ in folder.glob(f"{job}-*.json"))
         self.path = folder / f"{job}-{number}.json"
         self.told = {

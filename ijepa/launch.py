@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -102,6 +103,11 @@ class Launch:
     def state(self) -> Path:
         """What belongs to this run: checkpoints, job, notes. It outlives job and launcher."""
         return self.work / self.name()
+
+    @property
+    def attempts(self) -> Path:
+        """When each start of the run's jobs began and ended."""
+        return self.state / "attempts"
 
     @property
     def record(self) -> Path:
@@ -258,12 +264,14 @@ def submit(launch: Launch) -> Job:
         launch.run.resolve(),
         launch.data.resolve(),
         launch.state.resolve(),
+        launch.attempts.resolve(),
         request.cpus_per_gpu if launch.cluster == "slurm" else launch.threads,
         gpus,
         launch.stage,
         # submitit would count a machine's GPUs from 0.
         None if launch.cluster == "slurm" else os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
+    launch.attempts.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(launch.state / "submitit", cluster=launch.cluster)
     executor.update_parameters(**parameters(launch, gpus))
     # A terminal's Ctrl-C reaches all that it has started. The job is to be told by the launcher
@@ -311,9 +319,11 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         given["slurm_partition"] = request.partition
     if request.account:
         given["slurm_account"] = request.account
-    # The job has its GPUs from here on, not from when Python has started.
-    begun = f"export {BEGUN}=$(date +%s.%N)"
-    given["slurm_setup"] = [begun, *([launch.setup] if launch.setup else [])]
+    # The job has its GPUs from before Python starts until after it has ended: seconds, both.
+    folder = shlex.quote(str(launch.attempts.resolve()))
+    begun = f"export {BEGUN}=$(date +%s.%N) ATTEMPTS={folder}"
+    ended = f"trap 'touch \"$ATTEMPTS/${BEGUN}.ended\"' EXIT"
+    given["slurm_setup"] = [begun, ended, *([launch.setup] if launch.setup else [])]
     return given
 
 
@@ -403,9 +413,12 @@ def deliver(launch: Launch) -> None:
     Snakemake deletes, because it was killed before it had noted it, is brought again.
     """
     attempts = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (launch.state / "attempts").glob("*.json")
+        json.loads(path.read_text(encoding="utf-8")) for path in launch.attempts.glob("*.json")
     ]
+    for path in launch.attempts.glob("*.ended"):
+        for attempt in attempts:
+            if attempt["begun"] == float(path.stem):
+                attempt["ended"] = max(attempt["ended"], path.stat().st_mtime)
     record = {
         "name": launch.name(),
         "request": asdict(launch.request),

@@ -226,11 +226,18 @@ def minutes(limit: str) -> int | None:
 
 
 def main() -> None:
-    """End what a killed Snakemake has left in a folder, and wait until it is gone."""
+    """End what a killed Snakemake has left in a folder, and wait until it is gone.
+
+    At once, by a signal that nothing in them handles: told to end, a rule's Snakemake deletes its
+    output, finished or not, with which the one that starts now may have planned.
+    """
     parser = argparse.ArgumentParser(prog="python -m ijepa.slurm", description=main.__doc__)
     parser.add_argument("folder", help="where Snakemake was started")
     folder = parser.parse_args().folder
     installed()
+    if jobs := leftovers(folder):
+        _run("scancel", "--state=RUNNING", "--full", "--signal=USR1", *jobs)
+        time.sleep(2)
     until = time.monotonic() + SECONDS_TO_END
     while jobs := leftovers(folder):
         cancel(jobs)

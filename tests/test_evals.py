@@ -455,6 +455,15 @@ def test_features_of_fewer_images_than_asked_for_are_refused(data: Path, tmp_pat
         Subject(data, "class", features_of=tmp_path / "about.json").features("train")
 
 
+@pytest.mark.parametrize("kept", [5, 200])
+def test_features_whose_file_is_damaged_are_refused(kept: int, data: Path, tmp_path: Path) -> None:
+    extract(None, data, 32, tmp_path / "about.json")
+    file = tmp_path / "train.npy"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"train.npy is damaged .* extract the features again"):
+        Subject(data, "class", features_of=tmp_path / "about.json").features("train")
+
+
 def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "encoder.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not an encoder of this project"):

@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
     """Told to requeue, preempted, its launcher killed, its node lost; then it is finished."""
-    raw = long_run(steps=300)
+    raw = long_run(steps=200)
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     command = launch(raw, data, calm)
     assert start(command, calm / "log").wait(300) == 0, (calm / "log").read_text()
@@ -103,7 +104,7 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
 def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_from_what_it_saved(
     data: Path, tmp_path: Path
 ) -> None:
-    command = launch(long_run(steps=400), data, tmp_path)
+    command = [*launch(long_run(steps=400), data, tmp_path), "--gpus", "2"]
     launcher = start(command, tmp_path / "log")
     eventually(lambda: saved(tmp_path))
     os.killpg(launcher.pid, signal.SIGINT)
@@ -157,6 +158,23 @@ def test_a_job_that_fails_says_why_and_a_node_without_the_environment_too(
     assert "ended as FAILED" in (tmp_path / "bare.log").read_text()
 
 
+def test_what_a_killed_snakemake_left_is_ended_and_what_it_has_written_stays(
+    tmp_path: Path,
+) -> None:
+    """A rule's job is a Snakemake too: told to end, it deletes what it has written."""
+    written = tmp_path / "written"
+    told_to_end = f"trap 'rm -f {written}; exit' TERM; touch {written}; sleep 100 & wait"
+    job = ["sbatch", "-A", "lab", "-D", str(tmp_path), "--comment=rule_evaluate", "-o", "/dev/null"]
+    for wrap in (told_to_end, f"srun bash -c {shlex.quote(told_to_end)} || rm -f {written}"):
+        for more in ([], ["--begin=now+1hour"]):
+            subprocess.run([*job, *more, "--wrap", wrap], check=True)
+        eventually(written.exists)
+        subprocess.run([sys.executable, "-m", "ijepa.slurm", tmp_path], cwd=ROOT, check=True)
+        assert not live()
+        assert written.exists()
+        written.unlink()
+
+
 @pytest.fixture
 def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     """Mini's first run on four GPUs with two evaluations, by the real profile, edited as a user's.
@@ -165,7 +183,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     """
     mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     run = mini["runs"][0]
-    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 120, "warmup_epochs": 1}
+    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 60, "warmup_epochs": 1}
     run["recipe"]["masking"]["group_size"] = 16
     config = {
         "name": "slurm",
@@ -188,7 +206,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
         retries=1,
         **{
             "latency-wait": 5,
-            "slurm-init-seconds-before-status-checks": 1,
+            "slurm-init-seconds-before-status-checks": 2,
             "seconds-between-status-checks": 2,
         },
     )
@@ -213,7 +231,8 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     snakemake = start(workflow, tmp_path / "log")
     eventually(lambda: list(tmp_path.glob("work/slurm/ijepa/*/*/*/train.jsonl")), 180)
     os.killpg(snakemake.pid, signal.SIGKILL)
-    (pretraining,) = live()
+    queue = actions.told("squeue", "-h", "-o", "%A|%j")
+    (pretraining,) = (job for job, name in queue if name.startswith("ijepa-"))
 
     assert start(workflow, tmp_path / "log").wait(400) == 0, (tmp_path / "log").read_text()
     record = json.loads((tmp_path / "results/slurm/runs/ijepa/seed0/job.json").read_text())
