@@ -18,12 +18,14 @@ import pytest
 import torch
 import yaml
 
-from ijepa import distributed, launch, slurm
+from ijepa import distributed, launch, slurm, submission
 from ijepa.data.staging import staged
 from ijepa.errors import UserError
 from ijepa.files import write_json
-from ijepa.launch import Launch, pretrain
+from ijepa.job import BEGUN
+from ijepa.launch import pretrain
 from ijepa.slurm import Request, minutes
+from ijepa.submission import Launch
 from tests.conftest import eventually, raw_run_of
 from tests.test_train import run, told, weights
 
@@ -101,6 +103,22 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
     assert [job["cluster"] for job in record["jobs"]] == ["debug"]
     (attempt,) = record["attempts"]
     assert attempt["ended"] > attempt["begun"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_start_of_a_job_lasted_until_its_script_ended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BEGUN, "1000.123456789")
+    asked = launched(raw_run_of("mae"), data, tmp_path, "debug")
+    asked.attempts.mkdir(parents=True)
+    for begun, ended in (("1000.123456789", 2.0**31), ("999.5", 2.0**32)):
+        note = asked.attempts / f"{begun}.ended"
+        note.touch()
+        os.utime(note, (ended, ended))
+    pretrain(asked)
+    (attempt,) = json.loads(asked.record.read_text())["attempts"]
+    assert (attempt["begun"], attempt["ended"]) == (1000.123456789, 2.0**31)
 
 
 @pytest.fixture
@@ -196,9 +214,9 @@ def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_pat
     one, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
     assert one.name() == other.name()
     assert one.mark() != other.mark()
-    assert launch.parameters(one, 0).keys().isdisjoint({"slurm_comment"})
+    assert submission.parameters(one, 0).keys().isdisjoint({"slurm_comment"})
     on_slurm = launched(raw_run_of("mae"), data, tmp_path / "a", "slurm")
-    assert launch.parameters(on_slurm, 0)["slurm_comment"] == one.mark()
+    assert submission.parameters(on_slurm, 0)["slurm_comment"] == one.mark()
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
@@ -267,7 +285,7 @@ def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
     lost = ["NODE_FAIL"] * launch.MOST_IDLE
     for ends in (["TIMEOUT"], lost, ["NODE_FAIL", "TIMEOUT"]):
         left = iter(ends)
-        monkeypatch.setattr(launch, "submit", lambda it: launch.LocalJob(it, "1"))
+        monkeypatch.setattr(launch, "submit", lambda it: submission.LocalJob(it, "1"))
         monkeypatch.setattr(launch, "wait", lambda _it, _job, left=left: slurm.State(next(left)))
         with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
             pretrain(asked)
