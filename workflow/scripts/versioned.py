@@ -113,10 +113,12 @@ def whole(outs: list[dict[str, Any]], held: set[str]) -> None:
     """
     with Repo() as repo:
         for out in outs:
+            if out["path"] not in held:  # git's own
+                continue
             path = Path(out["path"])
             files = [path] if path.is_file() else repo.dvcignore.find(repo.fs, out["path"])
             size = sum(Path(file).stat().st_size for file in files)
-            if out["path"] in held and size != out["size"]:
+            if size != out["size"]:
                 raise UserError(
                     f"{path} has {size:,} bytes, but dvc.lock says {out['size']:,}: DVC has not "
                     "brought all of it, or a part of its cache is torn: dvc pull; if that does not "
