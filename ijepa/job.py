@@ -104,7 +104,7 @@ class Pretraining:
                     raise
                 # It, or its node, tells why: the first to end with an error decides what is said of
                 # the job, and whether Slurm starts it again.
-                print("another process of this job is gone", file=sys.stderr, flush=True)
+                print(f"another process of this job is gone: {error}", file=sys.stderr, flush=True)
                 if environment.cluster == "slurm":
                     time.sleep(SECONDS_FOR_THE_CAUSE)
                 raise

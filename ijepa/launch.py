@@ -48,7 +48,7 @@ def pretrain(launch: Launch) -> None:
         launch.request.check()
     # Else an encoder would be trained and could not be put down.
     launch.out.parent.mkdir(parents=True, exist_ok=True)
-    with alone(launch), cancelled_by_signals() as current:
+    with cancelled_by_signals(launch) as current, alone(launch):
         job, idle = attached(launch), 0
         while job is not None or not launch.encoder.exists():
             mine = job is None
@@ -56,8 +56,9 @@ def pretrain(launch: Launch) -> None:
             before = progress(launch)
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
-            # A job that was cancelled before this launcher came says nothing of what is asked now.
-            if launch.encoder.exists() or (end.name == "CANCELLED" and not mine):
+            # A job that an earlier launcher started says nothing of what is asked now: it may have
+            # been cancelled, or lack what that launcher was killed before it had written.
+            if launch.encoder.exists() or (end.name in ("CANCELLED", "FAILED") and not mine):
                 continue
             if not may_go_on(end):
                 raise UserError(failure(launch, number, end))
@@ -141,7 +142,8 @@ def may_go_on(end: slurm.State) -> bool:
     process, and with it the job as a failure; one that takes too much memory has a state of its
     own where Slurm watches over it.
     """
-    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
+    # NCCL's watchdog aborts the processes that a dead node has left.
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL, signal.SIGABRT)
     return end.name in slurm.LOST or (end.name == "FAILED" and end.signal in signals)
 
 
@@ -225,16 +227,17 @@ class Current:
 
 
 @contextlib.contextmanager
-def cancelled_by_signals() -> Iterator[Current]:
-    """Where SIGINT or SIGTERM come, end the current job and this process."""
+def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
+    """Where SIGINT or SIGTERM come, end the run's job, whoever has started it, and this process."""
     current = Current()
 
     def end(number: int, _frame: FrameType | None) -> None:
         # First of all: a terminal's Ctrl-C ends what reads our output, too.
-        if current.job is not None:
-            current.job.cancel()
-        with contextlib.suppress(OSError):
-            print(f"{signal.Signals(number).name}: the job was ended", flush=True)
+        with contextlib.suppress(OSError, UserError):
+            job = current.job or attached(launch)
+            if job is not None:
+                job.cancel()
+                print(f"{signal.Signals(number).name}: the job was ended", flush=True)
         sys.exit(128 + number)
 
     kept = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}

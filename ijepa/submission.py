@@ -195,15 +195,17 @@ def submit(launch: Launch) -> Job:
     executor = submitit.AutoExecutor(launch.state / "submitit", cluster=launch.cluster)
     executor.update_parameters(**parameters(launch, gpus))
     # A terminal's Ctrl-C reaches all that it has started. The job is to be told by the launcher
-    # alone, which gives it the time to save: what ignores a signal at its start goes on doing so.
-    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # alone, which gives it the time to save: what begins with a signal blocked does not hear it.
+    # Here it is heard as soon as there is a job to end.
+    blocked = {signal.SIGINT, signal.SIGTERM} if launch.cluster == "slurm" else {signal.SIGINT}
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         submitted = executor.submit(work)
+        note(launch, launch.cluster, submitted.job_id)
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"Slurm did not take the job: {error}") from None
     finally:
-        signal.signal(signal.SIGINT, kept)
-    note(launch, launch.cluster, submitted.job_id)
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
     print(f"{launch.cluster} job {submitted.job_id} submitted", flush=True)
     if launch.cluster == "debug":
         submitted.result()

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import submitit
 import torch
 import yaml
 
@@ -273,6 +275,7 @@ def test_ends_that_say_nothing_against_a_run_let_it_go_on() -> None:
     assert all(launch.may_go_on(slurm.State(name)) for name in go_on)
     assert launch.may_go_on(slurm.State("FAILED", signal.SIGUSR2))
     assert launch.may_go_on(slurm.State("FAILED", signal.SIGKILL))
+    assert launch.may_go_on(slurm.State("FAILED", signal.SIGABRT))
     assert not any(launch.may_go_on(slurm.State(name)) for name in ("FAILED", "CANCELLED"))
     assert not launch.may_go_on(slurm.State("CANCELLED", signal.SIGTERM))
 
@@ -290,6 +293,45 @@ def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
         with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
             pretrain(asked)
         assert not list(left)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lack the file that its launcher was killed before it had written."""
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    wait = launch.wait
+    monkeypatch.setattr(launch, "attached", lambda it: submission.LocalJob(it, "77"))
+    monkeypatch.setattr(
+        launch,
+        "wait",
+        lambda it, job: slurm.State("FAILED") if job.number == "77" else wait(it, job),
+    )
+    pretrain(asked)
+    assert asked.out.exists()
+
+
+def test_a_signal_during_a_submission_is_heard_when_there_is_a_job_to_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    told: list[str] = []
+
+    def submit(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        told.append("submitted")
+        return SimpleNamespace(job_id="77")
+
+    class Job:
+        def cancel(self) -> None:
+            told.append("cancelled")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", submit)
+    monkeypatch.setattr(launch, "attached", lambda _: Job() if told else None)
+    with pytest.raises(SystemExit) as end:
+        pretrain(asked)
+    assert (end.value.code, told) == (130, ["submitted", "cancelled"])
 
 
 def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> None:
