@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evals.figures import COLOURS, figure
 from evals.knn import neighbours
+from evals.subject import mapped
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
 from ijepa.vit import ViTConfig
@@ -35,10 +36,7 @@ def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
 
 def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
     """Test images, each followed by the training images whose features are nearest (cosine)."""
-    known, asked = (
-        torch.from_numpy(np.load(features.with_name(f"{split}.npy"), mmap_mode="c")[:, -1])
-        for split in ("train", "test")
-    )
+    known, asked = (torch.from_numpy(mapped(features, split)[:, -1]) for split in ("train", "test"))
     queries = list(range(0, len(asked), max(1, len(asked) // count)))[:count]
     found, count = neighbours(known, asked[queries], k), len(queries)
     labels = list(train.labels)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ijepa.data.loader import Images
@@ -97,13 +98,7 @@ class Subject:
         They are mapped: only what is used is read, and a slice is to be made float32.
         """
         assert self.features_of is not None, "this evaluation was not given features"
-        path = self.features_of.with_name(f"{split}.npy")
-        try:
-            x_NLD = np.load(path, mmap_mode="c")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}): delete its folder and extract the features again"
-            ) from None
+        x_NLD = mapped(self.features_of, split)
         count = len(self.labels(split))
         if len(x_NLD) < count:
             raise UserError(
@@ -149,6 +144,18 @@ class Subject:
         if self.work is not None:
             with written_whole(self.work / "checkpoint.pt") as part:
                 torch.save({"identity": self.identity, "state": state}, part)
+
+
+def mapped(features_of: Path, split: str) -> NDArray[np.float16]:
+    """Stored features of a split, [N, L, D], beside the file that tells of them; not read yet."""
+    path = features_of.with_name(f"{split}.npy")
+    try:
+        x_NLD: NDArray[np.float16] = np.load(path, mmap_mode="c")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete its folder and extract the features again"
+        ) from None
+    return x_NLD
 
 
 def finite(x: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Notes:
     """Writes when the process began and until when it has lived, for GPU-hours.
 
     A thread writes it now and again: a process may be killed. What it takes to end, some seconds,
-    only a job's script can tell (``ijepa.launch``).
+    only a job's script can tell (``ijepa.submission``).
     """
 
     def __init__(self, folder: Path, job: str, gpus: int) -> None:

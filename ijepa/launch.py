@@ -56,13 +56,14 @@ def pretrain(launch: Launch) -> None:
             before = progress(launch)
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
+            if launch.encoder.exists():
+                continue
             # A job that an earlier launcher started says nothing of what is asked now: it may have
             # been cancelled, or lack what that launcher was killed before it had written.
-            if launch.encoder.exists() or (end.name in ("CANCELLED", "FAILED") and not mine):
-                continue
-            if not may_go_on(end):
+            theirs = not mine and end.name in ("CANCELLED", "FAILED")
+            if not theirs and not may_go_on(end):
                 raise UserError(failure(launch, number, end))
-            idle = idle + 1 if progress(launch) == before else 0
+            idle = idle + 1 if progress(launch) == before and not theirs else 0
             if idle >= (1 if end.name == "TIMEOUT" else MOST_IDLE):
                 raise UserError(
                     f"job {number} ended as {end.name} and no step was saved since it began: "
@@ -74,14 +75,24 @@ def pretrain(launch: Launch) -> None:
 
 
 def attached(launch: Launch) -> Job | None:
-    """The job of an earlier launcher that still lives, or None.
+    """The job of an earlier launcher that still lives, or None; it is noted as this run's."""
+    job = live(launch)
+    if job is not None:
+        print(f"job {job.number} works on this run: waiting for it", flush=True)
+        # A launcher that was killed right after it had submitted has noted nothing.
+        if isinstance(job, SlurmJob):
+            note(launch, "slurm", job.number)
+    return job
+
+
+def live(launch: Launch) -> Job | None:
+    """The job that works on a run now, or None.
 
     Raises UserError where that cannot be known from here, unless its encoder is there anyway.
     """
     noted = jobs(launch)[-1:]
-    # A launcher that was killed right after it had submitted has noted nothing.
-    if launch.cluster == "slurm" and (live := slurm.find(launch.mark())) is not None:
-        noted = [{"cluster": "slurm", "number": live, "host": ""}]
+    if launch.cluster == "slurm" and (queued := slurm.find(launch.mark())) is not None:
+        noted = [{"cluster": "slurm", "number": queued, "host": ""}]
     for told in noted:
         if told["cluster"] == "debug":
             continue
@@ -97,8 +108,6 @@ def attached(launch: Launch) -> Job | None:
             )
         job = (SlurmJob if of_slurm else LocalJob)(launch, told["number"])
         if job.ended() is None:
-            print(f"job {job.number} works on this run: waiting for it", flush=True)
-            note(launch, told["cluster"], job.number)
             return job
     return None
 
@@ -182,10 +191,9 @@ def deliver(launch: Launch) -> None:
     attempts = [
         json.loads(path.read_text(encoding="utf-8")) for path in launch.attempts.glob("*.json")
     ]
-    for path in launch.attempts.glob("*.ended"):
-        for attempt in attempts:
-            if attempt["begun"] == float(path.stem):
-                attempt["ended"] = max(attempt["ended"], path.stat().st_mtime)
+    ended = {float(path.stem): path.stat().st_mtime for path in launch.attempts.glob("*.ended")}
+    for attempt in attempts:
+        attempt["ended"] = max(attempt["ended"], ended.get(attempt["begun"], 0.0))
     record = {
         "name": launch.name(),
         "request": asdict(launch.request),
@@ -232,9 +240,9 @@ def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
     current = Current()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        # First of all: a terminal's Ctrl-C ends what reads our output, too.
+        # Nothing is said before: a terminal's Ctrl-C ends what reads our output, too.
         with contextlib.suppress(OSError, UserError):
-            job = current.job or attached(launch)
+            job = current.job or live(launch)
             if job is not None:
                 job.cancel()
                 print(f"{signal.Signals(number).name}: the job was ended", flush=True)

@@ -195,8 +195,8 @@ def submit(launch: Launch) -> Job:
     executor = submitit.AutoExecutor(launch.state / "submitit", cluster=launch.cluster)
     executor.update_parameters(**parameters(launch, gpus))
     # A terminal's Ctrl-C reaches all that it has started. The job is to be told by the launcher
-    # alone, which gives it the time to save: what begins with a signal blocked does not hear it.
-    # Here it is heard as soon as there is a job to end.
+    # alone, which gives it the time to save: what begins with a signal blocked does not hear it
+    # (SIGTERM is how processes of this machine are told). Here it is heard when the job is noted.
     blocked = {signal.SIGINT, signal.SIGTERM} if launch.cluster == "slurm" else {signal.SIGINT}
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:

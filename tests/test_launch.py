@@ -328,7 +328,7 @@ def test_a_signal_during_a_submission_is_heard_when_there_is_a_job_to_end(
             told.append("cancelled")
 
     monkeypatch.setattr(submitit.AutoExecutor, "submit", submit)
-    monkeypatch.setattr(launch, "attached", lambda _: Job() if told else None)
+    monkeypatch.setattr(launch, "live", lambda _: Job() if told else None)
     with pytest.raises(SystemExit) as end:
         pretrain(asked)
     assert (end.value.code, told) == (130, ["submitted", "cancelled"])
