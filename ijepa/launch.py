@@ -23,10 +23,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from ijepa import slurm
 from ijepa.errors import UserError, run_command
@@ -34,8 +35,12 @@ from ijepa.files import write_json, written_whole
 from ijepa.slurm import Request
 from ijepa.submission import Job, Launch, LocalJob, SlurmJob, jobs, note, submit
 
+T = TypeVar("T")
+
 MOST_IDLE = 3
 """How often in a row a job may be lost before it has saved anything."""
+SECONDS_TO_TRY_AGAIN = 60
+"""After Slurm was silent, or had as many of one's jobs as it takes."""
 
 
 def pretrain(launch: Launch) -> None:
@@ -45,14 +50,15 @@ def pretrain(launch: Launch) -> None:
     time is too short for it to get on.
     """
     if launch.cluster == "slurm":
-        launch.request.check()
+        patiently(launch.request.check)
     # Else an encoder would be trained and could not be put down.
     launch.out.parent.mkdir(parents=True, exist_ok=True)
     with cancelled_by_signals(launch) as current, alone(launch):
-        job, idle = attached(launch), 0
+        job, idle = patiently(lambda: attached(launch)), 0
         while job is not None or not launch.encoder.exists():
             mine = job is None
-            current.job = job = job or submit(launch)
+            # What seems to have failed may have been submitted all the same.
+            current.job = job = job or patiently(lambda: attached(launch) or submit(launch))
             before = progress(launch)
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
@@ -72,6 +78,16 @@ def pretrain(launch: Launch) -> None:
                 )
             print(f"job {number} ended as {end.name}: the run goes on", flush=True)
         deliver(launch)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """What is asked of Slurm, as soon as it can be had."""
+    while True:
+        try:
+            return ask()
+        except slurm.Busy as busy:
+            print(f"{busy}: trying again every {SECONDS_TO_TRY_AGAIN} seconds", flush=True)
+            time.sleep(SECONDS_TO_TRY_AGAIN)
 
 
 def attached(launch: Launch) -> Job | None:
@@ -277,6 +293,8 @@ def main() -> None:
     of_slurm = parser.add_argument_group("Slurm")
     of_slurm.add_argument("--partition")
     of_slurm.add_argument("--account")
+    of_slurm.add_argument("--qos")
+    of_slurm.add_argument("--constraint")
     of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="of time, for each start")
     of_slurm.add_argument("--gpus-per-node", type=int, default=8)
     of_slurm.add_argument("--cpus-per-gpu", type=int, default=10)
@@ -292,6 +310,8 @@ def main() -> None:
         options.cpus_per_gpu,
         options.gb_per_gpu,
         options.save_seconds,
+        options.qos,
+        options.constraint,
     )
     if options.check:
         request.check()

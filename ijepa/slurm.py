@@ -25,8 +25,17 @@ LOST = {"PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
 """Ends that say nothing against the job: it may be submitted again."""
 
 
+TRANSIENT = re.compile(
+    r"SubmitJob|Socket timed out|Unable to contact slurm controller|temporarily unable"
+)
+"""In sbatch's errors: that as many jobs wait as one may submit, or that the controller is busy."""
+
 FORGOTTEN = "FORGOTTEN"
 """A job that neither the controller nor accounting, if there is any, knows."""
+
+
+class Busy(UserError):
+    """What Slurm does not do now, and may do soon."""
 
 
 class State(NamedTuple):
@@ -51,6 +60,8 @@ class Request:
     cpus_per_gpu: int
     gb_per_gpu: int
     delay: int = 120
+    qos: str | None = None
+    constraint: str | None = None
 
     @property
     def nodes(self) -> int:
@@ -85,9 +96,9 @@ class Request:
     def _check_partition(self) -> None:
         if not self.partition:
             return
-        found = _rows("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l|%c|%m")
+        found = _answer("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l|%c|%m")
         if not found:
-            known = sorted({row[0] for row in _rows("sinfo", "-h", "-o", "%R")})
+            known = sorted({row[0] for row in _answer("sinfo", "-h", "-o", "%R")})
             raise UserError(
                 f"slurm_partition: {self.partition!r} is unknown here; there are {', '.join(known)}"
             )
@@ -250,22 +261,29 @@ def main() -> None:
 
 
 def _queue(columns: str) -> list[list[str]]:
-    """Columns of all live jobs of this user; raises UserError where the controller is silent.
+    """Columns of all live jobs of this user."""
+    return _answer("squeue", "-h", "--me", "-o", columns)
+
+
+def _answer(*command: str) -> list[list[str]]:
+    """The rows of what ends with its columns; raises Busy where the controller is silent.
 
     No answer is not "none": it would be taken for leave to submit a second job.
     """
     for attempt in range(3):
-        done = _run("squeue", "-h", "--me", "-o", columns)
+        done = _run(*command)
         if done.returncode == 0:
-            lines = done.stdout.splitlines()
-            return [line.strip().split("|", columns.count("|")) for line in lines if line.strip()]
+            return _split(done.stdout, command[-1].count("|"))
         time.sleep(5 * attempt)
-    raise UserError(f"Slurm does not answer ({done.stderr.strip()}): try again later")
+    raise Busy(f"Slurm does not answer ({done.stderr.strip()}): try again later")
 
 
 def _rows(*command: str) -> list[list[str]]:
-    done = _run(*command)
-    return [line.strip().split("|") for line in done.stdout.splitlines() if line.strip()]
+    return _split(_run(*command).stdout)
+
+
+def _split(text: str, most: int = -1) -> list[list[str]]:
+    return [line.strip().split("|", most) for line in text.splitlines() if line.strip()]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

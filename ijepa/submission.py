@@ -203,7 +203,8 @@ def submit(launch: Launch) -> Job:
         submitted = executor.submit(work)
         note(launch, launch.cluster, submitted.job_id)
     except submitit.core.utils.FailedJobError as error:
-        raise UserError(f"Slurm did not take the job: {error}") from None
+        kind = slurm.Busy if slurm.TRANSIENT.search(str(error)) else UserError
+        raise kind(f"Slurm did not take the job: {error}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
     print(f"{launch.cluster} job {submitted.job_id} submitted", flush=True)
@@ -241,6 +242,10 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         given["slurm_partition"] = request.partition
     if request.account:
         given["slurm_account"] = request.account
+    if request.qos:
+        given["slurm_qos"] = request.qos
+    if request.constraint:
+        given["slurm_constraint"] = request.constraint
     # The job has its GPUs from before Python starts until after it has ended: seconds, both.
     folder = shlex.quote(str(launch.attempts.resolve()))
     begun = f"export {BEGUN}=$(date +%s.%N) ATTEMPTS={folder}"

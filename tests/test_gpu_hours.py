@@ -1,17 +1,32 @@
 """GPU-hours: of the log always, of the cluster's accounting where there is one."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from evals import gpu_hours
+from tests.conftest import eventually
+
+SCRIPT = Path(__file__).parents[1] / "workflow/scripts/note_job.sh"
 
 
 def write(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
+
+
+def note(results: Path, place: str, job: str, seconds: float, gpus: int = 1) -> None:
+    """What a job that lived so long has noted (workflow/scripts/note_job.sh)."""
+    path = results / "jobs" / place / f"{job}-0.json"
+    write(path, {"job": job, "begun": 1000.0, "gpus": gpus})
+    os.utime(path, (1000 + seconds, 1000 + seconds))
 
 
 @pytest.fixture
@@ -30,37 +45,85 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def tabulate(
+    results: Path, monkeypatch: pytest.MonkeyPatch, **known: tuple[float, float, int]
+) -> pd.DataFrame:
+    """The table where accounting knows of ``jobN`` the seconds, GPU-seconds and starts."""
+    found = {job.removeprefix("job"): told for job, told in known.items()}
+    monkeypatch.setattr("ijepa.slurm.gpu_seconds", lambda _jobs: found)
+    return gpu_hours.tabulate(results, results / "jobs")
+
+
+def of(table: pd.DataFrame, rule: str, source: str) -> dict[str, Any]:
+    """The one row of a rule that a source has."""
+    (row,) = table[(table.rule == rule) & (table.source == source)].to_dict("records")
+    return {str(name): value for name, value in row.items()}
+
+
 def test_without_accounting_the_logs_are_counted(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ijepa.slurm.gpu_seconds", lambda _jobs: {})
-    table = gpu_hours.tabulate(results)
+    table = tabulate(results, monkeypatch)
     assert set(table.source) == {"log"}
-    told = {row["rule"]: row for row in table.to_dict("records")}
-    assert told["pretrain"] | {"starts": 2, "hours": 1.5, "gpu_hours": 6.0} == told["pretrain"]
-    extracted = told["extract_features"]
+    trained = of(table, "pretrain", "log")
+    assert trained | {"starts": 2, "hours": 1.5, "gpu_hours": 6.0} == trained
+    extracted = of(table, "extract_features", "log")
     assert (extracted["run"], extracted["seed"], extracted["gpu_hours"]) == ("mae", 1, 0.1)
-    evaluated = told["evaluate"]
+    evaluated = of(table, "evaluate", "log")
     assert (evaluated["item"], evaluated["hours"], evaluated["gpu_hours"]) == ("knn", 0.01, 0.0)
 
 
 def test_accounting_stands_beside_the_logs_for_the_jobs_that_it_knows(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[set[str]] = []
-
-    def known(jobs: set[str]) -> dict[str, tuple[float, float, int]]:
-        asked.append(jobs)
-        return {"7": (5400.0, 21_700.0, 2)}
-
-    monkeypatch.setattr("ijepa.slurm.gpu_seconds", known)
-    table = gpu_hours.tabulate(results)
-    assert asked == [{"7", "8"}]
+    table = tabulate(results, monkeypatch, job7=(5400.0, 21_700.0, 2))
     slurm = table[table.source == "slurm"]
     assert slurm.rule.tolist() == ["pretrain"]
     assert slurm.gpu_hours.tolist() == pytest.approx([21_700 / 3600])
     assert len(table) == 4
     assert "| mae | pretrain | log | 1.500 | 6.000 |" in gpu_hours.markdown(table)
+
+
+def test_all_tries_of_a_job_count_from_its_begin_to_its_end(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Job 6 failed; what the process of job 8 says of itself is a part of its job's time."""
+    note(results, "rule_extract_features/mae_1_cifar10", "6", seconds=40)
+    note(results, "rule_extract_features/mae_1_cifar10", "8", seconds=400)
+    known = {"job6": (41.0, 41.0, 1), "job8": (401.0, 401.0, 1)}
+    table = tabulate(results, monkeypatch, **known)
+    for source, seconds in (("log", 440), ("slurm", 442)):
+        told = of(table, "extract_features", source)
+        assert (told["jobs"], told["starts"], told["run"]) == ("6 8", 2, "mae")
+        assert told["gpu_hours"] * 3600 == pytest.approx(seconds)
+
+
+def test_what_was_made_after_failed_jobs_without_the_cluster_is_in_the_log_alone(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(results, "rule_evaluate/mae_1_knn", "6", seconds=40)
+    table = tabulate(results, monkeypatch, job6=(41.0, 41.0, 1))
+    told = of(table, "evaluate", "log")
+    assert (told["starts"], told["hours"] * 3600) == (2, pytest.approx(76))
+    assert "evaluate" not in set(table[table.source == "slurm"].rule)
+
+
+def test_jobs_of_no_run_have_rows_of_their_own(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(results, "rule_tokenise/cifar10-dalle", "5", seconds=30, gpus=2)
+    note(results, "rule_predict_cost", "4", seconds=20, gpus=0)
+    table = tabulate(results, monkeypatch, job5=(30.0, 60.0, 1), job4=(20.0, 0.0, 1))
+    told = of(table, "tokenise", "slurm")
+    assert (told["run"], told["item"], told["gpu_hours"] * 60) == ("", "cifar10-dalle", 1.0)
+    assert of(table, "predict_cost", "log")["hours"] * 3600 == pytest.approx(20)
+    assert "| - | tokenise | log | 0.008 | 0.017 |" in gpu_hours.markdown(table)
+
+
+def test_accounting_that_counts_no_gpus_is_not_believed_to_have_seen_none(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(tabulate(results, monkeypatch, job7=(5400.0, 0.0, 2)).source) == {"log"}
 
 
 def test_every_start_of_a_requeued_job_counts_and_its_gpus_once(
@@ -86,7 +149,33 @@ def test_a_job_that_did_more_or_only_a_part_tells_nothing_of_a_run(
     path = results / "runs/mae/seed1/job.json"
     job = json.loads(path.read_text())
     write(path, job | {"jobs": [{"cluster": "local", "number": "12"}, *job["jobs"]]})
-    everything = {number: (7200.0, 14_400.0, 1) for number in ("7", "8", "9", "12")}
-    monkeypatch.setattr("ijepa.slurm.gpu_seconds", lambda _jobs: everything)
-    table = gpu_hours.tabulate(results)
+    everything = {f"job{number}": (7200.0, 14_400.0, 1) for number in (7, 8, 9, 12)}
+    table = tabulate(results, monkeypatch, **everything)
     assert table[table.source == "slurm"].rule.tolist() == ["extract_features"]
+
+
+@pytest.mark.parametrize("end", [None, signal.SIGKILL])
+def test_a_job_notes_how_long_it_lives_whatever_ends_it(
+    end: signal.Signals | None, tmp_path: Path
+) -> None:
+    log = tmp_path / "logs/rule_evaluate/mae_1_knn/31.log"
+    log.parent.mkdir(parents=True)
+    env = {"SLURM_JOB_ID": "31", "SLURM_GPUS_ON_NODE": "2", "SLURM_RESTART_COUNT": "1"}
+    with log.open("w") as file:
+        begun = time.time()
+        job = subprocess.Popen(
+            ["sh", "-c", f"export IJEPA_JOBS='{tmp_path}/a b' && . {SCRIPT} && sleep 5"],
+            env={**os.environ, **env},
+            stdout=file,
+            start_new_session=True,
+        )
+    note = tmp_path / "a b/rule_evaluate/mae_1_knn/31-1.json"
+    first = eventually(lambda: note.exists() and note.stat())
+    if end:
+        eventually(lambda: note.stat().st_mtime > first.st_mtime)
+        os.killpg(job.pid, end)
+    assert job.wait() == (-end if end else 0)
+    told = json.loads(note.read_text())
+    assert (told["job"], told["gpus"]) == ("31", 2)
+    assert told["begun"] == pytest.approx(begun, abs=1)
+    assert note.stat().st_mtime == pytest.approx(time.time(), abs=1 if end is None else 3)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,7 +303,8 @@ def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     """It may lack the file that its launcher was killed before it had written."""
     asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     wait = launch.wait
-    monkeypatch.setattr(launch, "attached", lambda it: submission.LocalJob(it, "77"))
+    found = iter([submission.LocalJob(asked, "77"), None])
+    monkeypatch.setattr(launch, "attached", lambda _: next(found))
     monkeypatch.setattr(
         launch,
         "wait",
@@ -310,6 +312,58 @@ def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     )
     pretrain(asked)
     assert asked.out.exists()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("accepted", [True, False])
+def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
+    accepted: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a submit limit nothing is submitted; a controller that is slow to answer may have it."""
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    errors = ["sbatch: error: QOSMaxSubmitJobPerUserLimit", "Socket timed out on send/recv"]
+    submit, left = submitit.AutoExecutor.submit, iter(errors)
+
+    def refused_at_first(*arguments: Any) -> Any:
+        for error in left:
+            raise submitit.core.utils.FailedJobError(error)
+        return submit(*arguments)
+
+    found = iter([None, None, None, submission.LocalJob(asked, "77") if accepted else None])
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
+    monkeypatch.setattr(launch, "attached", lambda _: next(found))
+    monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
+    if accepted:
+        monkeypatch.setattr(launch, "wait", lambda _, job: slurm.State("CANCELLED"))
+        with pytest.raises(UserError, match="job 77 was cancelled"):
+            pretrain(asked)
+        assert not submission.jobs(asked)
+    else:
+        pretrain(asked)
+        assert asked.out.exists()
+    assert not list(left)
+
+
+def test_what_slurm_will_never_take_is_said_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise submitit.core.utils.FailedJobError("sbatch: error: Invalid qos specification")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", refused)
+    with pytest.raises(UserError, match=r"Slurm did not take the job: .*Invalid qos"):
+        pretrain(launched(raw_run_of("mae"), data, tmp_path / "run", "debug"))
+
+
+def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    asked = replace(asked, request=replace(ONE, qos="long", constraint="a100&ib"))
+    given = submission.parameters(asked, gpus=1)
+    assert (given["slurm_qos"], given["slurm_constraint"]) == ("long", "a100&ib")
+    assert (
+        not {"slurm_qos", "slurm_constraint"}
+        & submission.parameters(replace(asked, request=ONE), gpus=1).keys()
+    )
 
 
 def test_a_signal_during_a_submission_is_heard_when_there_is_a_job_to_end(
@@ -370,7 +424,7 @@ def test_the_gpus_of_a_node_are_read_as_sites_name_them(
     gres: str, enough: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [["2", gres, "1-00:00:00", "128", "1000000+"]]
-    monkeypatch.setattr(slurm, "_rows", lambda *_command: rows)
+    monkeypatch.setattr(slurm, "_answer", lambda *_command: rows)
     request = Request("gpu", None, 60, 8, 4, 10, 55)
     if enough:
         request._check_partition()
@@ -385,6 +439,7 @@ def test_a_controller_that_does_not_answer_is_no_leave_for_a_second_job(
     silent = subprocess.CompletedProcess([], 1, "", "Unable to contact slurm controller")
     monkeypatch.setattr(slurm, "_run", lambda *_command: silent)
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    with pytest.raises(UserError, match=r"Slurm does not answer \(Unable to contact"):
-        slurm.find("ijepa-1")
+    for asked in (lambda: slurm.find("ijepa-1"), replace(ONE, partition="gpu")._check_partition):
+        with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
+            asked()
     assert slurm.state("1") == slurm.State("")

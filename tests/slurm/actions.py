@@ -64,6 +64,17 @@ def starts(job: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns.split(","))
 
 
+def gpu_hours(folder: Path) -> float:
+    """What the controller has counted for all jobs that were submitted from a folder."""
+    columns = "ElapsedRaw,AllocTRES,WorkDir"
+    asked = ("sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-3hours", "-o", columns)
+    return sum(
+        int(elapsed) * int((tres.split("gres/gpu=")[1:] or ["0"])[0].split(",")[0]) / 3600
+        for elapsed, tres, place in told(*asked)
+        if Path(place) == folder
+    )
+
+
 def live() -> list[str]:
     """Numbers of the jobs that have not ended."""
     return [row[0] for row in told("squeue", "-h", "-o", "%A")]

@@ -2,7 +2,7 @@
 
 Two pretrainings and their evaluations, once undisturbed and once while somebody kills, requeues,
 cancels and pulls plugs. Says how often what was done, and ends with an error unless the encoders
-are equal, no run was worked on twice at a time, and its GPU-hours are what the controller counted.
+are equal, no run was worked on twice at a time, and GPU-hours are what the controller counted.
 Not a test of every day: it takes half an hour, and what it does is drawn at random.
 """
 
@@ -185,18 +185,11 @@ def judge(calm: Path, rough: Path) -> list[str]:
               f"controller {counted:.4f}", flush=True)  # fmt: skip
         if abs(ours["slurm"] - counted) > 1e-3:
             faults.append(f"{run}: the table's {ours['slurm']} are not {counted} GPU-hours")
-    columns = "JobID,ElapsedRaw,AllocTRES,WorkDir"
-    everything = ("sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-2hours", "-o", columns)
-    hours: dict[str, float] = collections.defaultdict(float)
-    for _, elapsed, tres, place in actions.told(*everything):
-        gpus = int((tres.split("gres/gpu=")[1:] or ["0"])[0].split(",")[0])
-        if Path(place) == rough:
-            hours["pretrain" if gpus >= 4 else "others"] += int(elapsed) * gpus / 3600
-    print(f"controller, all jobs of the folder: {dict(hours)}", flush=True)
-    mine = table[table.source == "slurm"].groupby("rule").gpu_hours.sum().to_dict()
-    print(f"table: {mine}", flush=True)
-    if abs(hours["pretrain"] - mine["pretrain"]) > 0.01 * hours["pretrain"]:
-        faults.append(f"pretraining took {hours['pretrain']} GPU-hours, the table has {mine}")
+    hours = table.groupby(["rule", "source"]).gpu_hours.sum().unstack()
+    in_all = actions.gpu_hours(rough)
+    print(f"{hours}\ncontroller, all jobs of the folder: {in_all:.4f}", flush=True)
+    if abs(hours["slurm"].sum() - in_all) > 0.001 * in_all:
+        faults.append(f"all jobs took {in_all} GPU-hours, the table has {hours['slurm'].sum()}")
     return faults
 
 

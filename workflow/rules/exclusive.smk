@@ -23,6 +23,7 @@ def check_cluster():
     if workflow.executor_plugin.common_settings.local_exec:
         return
     run_module("ijepa.slurm", os.getcwd())
+    note_jobs()
     asked = {}
     for job in workflow.dag.needrun_jobs():
         if options := asked_of_slurm(job):
@@ -32,6 +33,14 @@ def check_cluster():
             run_module("ijepa.launch", "--check", *shlex.split(options))
         except WorkflowError as error:
             raise WorkflowError(f"of {name}: {error}")
+
+
+def note_jobs():
+    """Let each job note how long it has its GPUs, whatever ends it, before Python starts."""
+    script = Path(workflow.basedir, "workflow/scripts/note_job.sh")
+    noted = f"export IJEPA_JOBS={shlex.quote(os.path.abspath(JOBS))} && . {shlex.quote(str(script))}"
+    settings = workflow.remote_execution_settings
+    settings.precommand = " && ".join(filter(None, [settings.precommand, noted]))
 
 
 def asked_of_slurm(job):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 RESULTS = f"results/{config['name']}"
+# Notes of the cluster's jobs (workflow/scripts/note_job.sh).
+JOBS = f"work/{config['name']}/jobs"
 SEEDS = config["seeds"]
 # Cores of a job that trains or runs a network: two jobs with one thread each are done sooner than one
 # after the other with two, where networks are small.
@@ -149,6 +151,8 @@ def launch_options(gpus, resources, threads):
         "threads": threads,
         "partition": resources.get("slurm_partition", ""),
         "account": resources.get("slurm_account", ""),
+        "qos": resources.get("qos", ""),
+        "constraint": resources.get("constraint", ""),
         "minutes": resources.get("runtime", 1440),
         "gpus-per-node": resources.gpus_per_node,
         "cpus-per-gpu": resources.cpus_per_gpu,

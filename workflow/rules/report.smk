@@ -105,8 +105,10 @@ rule gpu_hours:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output.csv).parents[1],
+        notes=JOBS,
     shell:
-        "python -m evals.gpu_hours {params.results} --out {output.csv} 2>&1 | tee {log}"
+        "python -m evals.gpu_hours {params.results} --notes {params.notes} --out {output.csv}"
+        " 2>&1 | tee {log}"
 
 
 rule metrics:
