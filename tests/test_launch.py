@@ -439,7 +439,8 @@ def test_a_controller_that_does_not_answer_is_no_leave_for_a_second_job(
     silent = subprocess.CompletedProcess([], 1, "", "Unable to contact slurm controller")
     monkeypatch.setattr(slurm, "_run", lambda *_command: silent)
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    for asked in (lambda: slurm.find("ijepa-1"), replace(ONE, partition="gpu")._check_partition):
-        with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
-            asked()
+    with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
+        slurm.find("ijepa-1")
+    with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
+        replace(ONE, partition="gpu")._check_partition()
     assert slurm.state("1") == slurm.State("")
