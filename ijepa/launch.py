@@ -55,6 +55,8 @@ def pretrain(launch: Launch) -> None:
     launch.out.parent.mkdir(parents=True, exist_ok=True)
     with cancelled_by_signals(launch) as current, alone(launch):
         job, idle = patiently(lambda: attached(launch)), 0
+        if launch.cluster == "slurm":
+            tell_of_others(launch)
         while job is not None or not launch.encoder.exists():
             mine = job is None
             # What seems to have failed may have been submitted all the same.
@@ -99,6 +101,20 @@ def attached(launch: Launch) -> Job | None:
         if isinstance(job, SlurmJob):
             note(launch, "slurm", job.number)
     return job
+
+
+def tell_of_others(launch: Launch) -> None:
+    """Name the jobs that work on this run with other settings: nobody waits for them any more."""
+    for path in launch.work.glob("ijepa-*/jobs.json"):
+        last = json.loads(path.read_text(encoding="utf-8"))[-1]
+        if path.parent == launch.state or last["cluster"] != "slurm":
+            continue
+        if slurm.state(last["number"]).name in slurm.LIVE:
+            print(
+                f"job {last['number']} still works on this run with other settings "
+                f"({path.parent}): scancel {last['number']}, unless they are wanted again",
+                flush=True,
+            )
 
 
 def live(launch: Launch) -> Job | None:

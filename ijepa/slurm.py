@@ -39,10 +39,11 @@ class Busy(UserError):
 
 
 class State(NamedTuple):
-    """What a job is, and the signal that ended it, or one of its processes, if one did."""
+    """What a job is, the signal that ended it, or one of its processes, and why it waits."""
 
     name: str
     signal: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Request:
                 f"{self.partition} has {nodes}: ask for fewer GPUs"
             )
         for key, asked, column, unit in (
-            ("cpus_per_gpu", self.cpus_per_gpu, 3, "CPUs"),
-            ("gb_per_gpu", self.gb_per_gpu * 1024, 4, "MB of memory"),
+            ("cpus_per_gpu (of other rules: threads)", self.cpus_per_gpu, 3, "CPUs"),
+            ("gb_per_gpu (of other rules: mem_mb)", self.gb_per_gpu * 1024, 4, "MB of memory"),
         ):
             have = max(int(row[column].rstrip("+")) for row in found)
             if asked * self.tasks_per_node > have:
@@ -158,15 +159,16 @@ def installed() -> None:
 
 def state(job: str) -> State:
     """What a job is; an empty name where nobody answers."""
-    now = _run("squeue", "-h", "-j", job, "-o", "%T")
-    if now.stdout.strip() in LIVE:
-        return State(now.stdout.strip())
+    now = _run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r")
+    name, _, reason = now.stdout.strip().partition("|")
+    if name in LIVE:
+        return State(name, reason=reason if name == "PENDING" and reason != "None" else "")
     if now.returncode and "Invalid job id" not in now.stderr:
         return State("")  # the controller does not answer: nothing is known
     # Accounting also knows the signal, and jobs that the controller has forgotten.
     ended = _rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
     if not ended:
-        return State(now.stdout.strip() or FORGOTTEN)
+        return State(name or FORGOTTEN)
     name = ended[-1][0].split()[0]
     code, _, ended_by = ended[-1][1].partition(":")
     # srun ends with the number of the signal that has ended one of its processes, or 128 more.

@@ -127,10 +127,17 @@ class SlurmJob(Job):
     """A job of the cluster."""
 
     forgotten_since: float | None = None
+    reason = ""
 
     def ended(self) -> slurm.State | None:
-        """See Job. A job that no accounting has noted is over when it is not known any more."""
+        """See Job. A job that no accounting has noted is over when it is not known any more.
+
+        Says why it waits, each time that it is for another reason: for one that is held, for ever.
+        """
         found = slurm.state(self.number)
+        if found.reason and found.reason != self.reason:
+            print(f"job {self.number} waits: {found.reason}", flush=True)
+        self.reason = found.reason
         if found.name != slurm.FORGOTTEN:
             self.forgotten_since = None
         elif self.forgotten_since is None:

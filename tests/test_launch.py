@@ -344,6 +344,33 @@ def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
     assert not list(left)
 
 
+def test_why_a_job_waits_is_said_once_for_each_reason(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    states = ["Priority", "Priority", "", "JobHeldUser"]
+    left = iter([*(slurm.State("PENDING", reason=reason) for reason in states)])
+    monkeypatch.setattr(slurm, "state", lambda _job: next(left))
+    job = submission.SlurmJob(asked, "5")
+    assert [job.ended() for _ in states] == [None] * len(states)
+    assert capsys.readouterr().out == "job 5 waits: Priority\njob 5 waits: JobHeldUser\n"
+
+
+def test_a_job_of_other_settings_that_still_works_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (5, 6):
+        raw = {**raw_run_of("mae"), "seed": seed}
+        asked = launched(raw, data, tmp_path / "run", "slurm")
+        submission.note(asked, "slurm", str(seed))
+    monkeypatch.setattr(slurm, "state", lambda _job: slurm.State("RUNNING"))
+    launch.tell_of_others(asked)
+    assert "job 5 still works on this run with other settings" in capsys.readouterr().out
+    monkeypatch.setattr(slurm, "state", lambda _job: slurm.State("COMPLETED"))
+    launch.tell_of_others(asked)
+    assert not capsys.readouterr().out
+
+
 def test_what_slurm_will_never_take_is_said_at_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,8 +134,14 @@ def logs(folder: Path, job: str = "*") -> str:
         (["--gpus", "6"], "gpus: 6 take 3 nodes of 2, partition gpu has 2"),
         (["--gpus", "3"], "gpus is 3: with 2 on a node they do not fill 2 nodes evenly"),
         (["--minutes", "3"], "runtime is 3 minutes, and save_seconds 120"),
-        (["--gb-per-gpu", "900"], "gb_per_gpu: 2 on a node take 1843200 MB of memory, a node of"),
-        (["--cpus-per-gpu", "20"], "cpus_per_gpu: 2 on a node take 40 CPUs, a node of partition"),
+        (
+            ["--gb-per-gpu", "900"],
+            "gb_per_gpu (of other rules: mem_mb): 2 on a node take 1843200 MB of memory, a node of",
+        ),
+        (
+            ["--cpus-per-gpu", "20"],
+            "cpus_per_gpu (of other rules: threads): 2 on a node take 40 CPUs, a node",
+        ),
     ],
 )
 def test_what_the_cluster_will_never_run_is_refused_at_once(options: list[str], told: str) -> None:
