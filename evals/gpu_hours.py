@@ -1,16 +1,16 @@
 """What each run, evaluation and other job cost: ``python -m evals.gpu_hours --help``.
 
 One tidy table, a row for each of a config's jobs and each source that tells of it: ``log``, the
-time that jobs noted themselves (where there is no cluster, processes) times their GPUs; and
-``slurm``, the time that the cluster's accounting has for the same jobs, every start of a requeued
-one included (``sacct -D -X``), where it knows them all and they did nothing else. Both have all
-tries, failed ones too. Rows without a run are of what runs share, such as tokens.
+time that jobs noted themselves (``ijepa/note_job.sh``; where there is no cluster, processes) times
+their GPUs; and ``slurm``, the time that the cluster's accounting has for the same jobs, every start
+of a requeued one included (``sacct -D -X``), where it knows them all.
+
+Of jobs all tries count, failed ones too; without a cluster those that made a result. Not counted is
+what was trained with other settings: it is another run. Rows without a run are of what runs share.
 """
 
 import argparse
-import dataclasses
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,13 @@ import pandas as pd
 from ijepa import slurm
 from ijepa.errors import run_command
 from ijepa.files import write_text
+from ijepa.slurm import Start
 
 COLUMNS = ["rule", "run", "seed", "item", "source", "jobs", "starts", "hours", "gpu_hours"]
 
 
-@dataclass(frozen=True)
-class Start:
-    """One start of a job, or of a process in none: how many seconds it had how many GPUs."""
-
-    job: str | None
-    seconds: float
-    gpus: int
+SECONDS_TO_START = 600
+"""How much later than Slurm says a job may begin: a node wakes up, or its clock is not right."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +41,36 @@ class Work:
     jobs: list[str]
     on_slurm: bool
 
-    def row(self, source: str, starts: int, seconds: float, gpu_seconds: float) -> dict[str, Any]:
+    def accounted(self, known: dict[str, list[Start]]) -> list[Start] | None:
+        """What accounting has of all its jobs, or None.
+
+        Numbers are given again, and another cluster's mean nothing here: of what a job has noted
+        itself, one start at least must have begun when accounting says so.
+        """
+        if not self.on_slurm or not all(job in known for job in self.jobs):
+            return None
+        for job in self.jobs:
+            noted = [start.begun for start in self.starts if start.job == job]
+            if noted and not any(
+                abs(start.begun - begun) < SECONDS_TO_START
+                for start in known[job]
+                for begun in noted
+            ):
+                return None
+        return [start for job in self.jobs for start in known[job]]
+
+    def row(self, source: str, starts: list[Start]) -> dict[str, Any]:
         """By COLUMNS."""
-        told = [self.rule, self.run, self.seed, self.item, source, " ".join(self.jobs), starts]
-        return dict(zip(COLUMNS, [*told, seconds / 3600, gpu_seconds / 3600], strict=True))
+        hours = sum(start.seconds for start in starts) / 3600
+        gpu_hours = sum(start.seconds * start.gpus for start in starts) / 3600
+        told = [self.rule, self.run, self.seed, self.item, source, " ".join(self.jobs)]
+        return dict(zip(COLUMNS, [*told, len(starts), hours, gpu_hours], strict=True))
 
 
 def tabulate(results: Path, notes: Path) -> pd.DataFrame:
     """The rows of all jobs of a config, by COLUMNS; hours are of the whole job.
 
-    ``results`` is the folder of its results, ``notes`` that of workflow/scripts/note_job.sh.
+    ``results`` is the folder of its results, ``notes`` that of what its jobs noted.
     """
     noted = _noted(notes)
     works = [
@@ -62,35 +78,31 @@ def tabulate(results: Path, notes: Path) -> pd.DataFrame:
         *(_extraction(path, noted) for path in sorted(results.glob("features/*/*/*/about.json"))),
         *(_evaluation(path, noted) for path in sorted(results.glob("evaluations/*/*/*.json"))),
         # What no result names: shards, tokens, and what the config does not ask for any more.
-        *(_of_jobs(*place, starts) for place, starts in sorted(noted.items())),
+        *(_work(*place, starts) for place, starts in sorted(noted.items())),
     ]
-    times = Counter(job for work in works for job in set(work.jobs) if work.on_slurm)
-    known = slurm.gpu_seconds(times)
+    known = slurm.starts({job for work in works if work.on_slurm for job in work.jobs})
     rows = []
     for work in works:
-        seconds = sum(start.seconds for start in work.starts)
-        gpu_seconds = sum(start.seconds * start.gpus for start in work.starts)
-        rows.append(work.row("log", len(work.starts), seconds, gpu_seconds))
-        # A job that did more, such as a whole workflow, or did not do all of it, tells nothing.
-        if work.on_slurm and all(times[job] == 1 and job in known for job in work.jobs):
-            found = [known[job] for job in work.jobs]
-            seconds, counted, starts = (sum(values) for values in zip(*found, strict=True))
-            # A cluster without gres/gpu in its AccountingStorageTRES counts no GPUs.
-            if counted or not gpu_seconds:
-                rows.append(work.row("slurm", int(starts), seconds, counted))
+        rows.append(work.row("log", work.starts))
+        # A cluster without gres/gpu in its AccountingStorageTRES counts no GPUs.
+        of_slurm, on_gpus = work.accounted(known), any(start.gpus for start in work.starts)
+        if of_slurm is not None and (not on_gpus or any(start.gpus for start in of_slurm)):
+            rows.append(work.row("slurm", of_slurm))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"seed": "Int64"})
 
 
 def _noted(notes: Path) -> dict[tuple[str, str], list[Start]]:
     """The starts that jobs have noted, by rule and by the wildcards of what it was to make."""
     noted: dict[tuple[str, str], list[Start]] = {}
-    for path in sorted(notes.rglob("*.json"), key=lambda path: path.stat().st_mtime):
-        told = json.loads(path.read_text(encoding="utf-8"))
+    for path in notes.glob("rule_*/**/*.json"):
         rule, _, wildcards = str(path.parent.relative_to(notes)).partition("/")
-        seconds = path.stat().st_mtime - told["begun"]
-        start = Start(told["job"], seconds, told["gpus"])
+        start = _start(json.loads(path.read_text(encoding="utf-8")))
         noted.setdefault((rule.removeprefix("rule_"), wildcards), []).append(start)
-    return noted
+    return {place: sorted(starts, key=lambda start: start.begun) for place, starts in noted.items()}
+
+
+def _start(told: dict[str, Any]) -> Start:
+    return Start(told["job"], told["begun"], told["ended"] - told["begun"], told["gpus"])
 
 
 def _pretraining(path: Path) -> Work:
@@ -100,10 +112,7 @@ def _pretraining(path: Path) -> Work:
         path.parts[-3],
         _seed(path.parts[-2]),
         told["name"],
-        [
-            Start(each["job"], each["ended"] - each["begun"], each["gpus"])
-            for each in told["attempts"]
-        ],
+        [_start(attempt) for attempt in told["attempts"]],
         [job["number"] for job in told["jobs"]],
         all(job["cluster"] == "slurm" for job in told["jobs"]),
     )
@@ -112,36 +121,42 @@ def _pretraining(path: Path) -> Work:
 def _extraction(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
     told = json.loads(path.read_text(encoding="utf-8"))
     made, (run, seed, dataset) = told["features"], path.parts[-4:-1]
-    gpus = 0 if "core" in made["machine"] else 1
-    starts = (
-        noted.pop(("extract_pixels", dataset), [])
-        if run == "pixels"
-        else noted.pop(("extract_features", f"{run}_{_seed(seed)}_{dataset}"), [])
-    )
-    own = Start(made.get("job"), told["feature_seconds"], gpus)
-    return _of_result("extract_features", run, seed, dataset, starts, own)
+    place = ("extract_features", f"{run}_{_seed(seed)}_{dataset}")
+    if run == "pixels":
+        place = ("extract_pixels", dataset)
+    seconds, gpus = told["feature_seconds"], 0 if "core" in made["machine"] else 1
+    starts = _with_own(noted.pop(place, []), made.get("job"), seconds, gpus)
+    return _work("extract_features", dataset, starts, run, _seed(seed))
 
 
 def _evaluation(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
     told = json.loads(path.read_text(encoding="utf-8"))
     run, seed, name = *path.parts[-3:-1], path.stem
-    starts = noted.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), [])
-    own = Start(told.get("job"), told["seconds"], int(told["gpu_seconds"] > 0))
-    return _of_result("evaluate", run, seed, name, starts, own)
+    starts = _with_own(
+        noted.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), []),
+        told.get("job"),
+        told["seconds"],
+        int(told["gpu_seconds"] > 0),
+    )
+    return _work("evaluate", name, starts, run, _seed(seed))
 
 
-def _of_result(rule: str, run: str, seed: str, item: str, starts: list[Start], own: Start) -> Work:
-    """``own`` is what the process that made it says, for where its job noted nothing."""
-    if own.job is None or own.job not in [start.job for start in starts]:
-        starts = [*starts, own]
-    work = _of_jobs(rule, item, starts)
-    return dataclasses.replace(work, run=run, seed=_seed(seed))
+def _with_own(starts: list[Start], job: str | None, seconds: float, gpus: int) -> list[Start]:
+    """Also what the process that made a result says of itself, where its job noted nothing.
+
+    That is a part of its job's time, or of an allocation's in which much else was done.
+    """
+    if job is not None and job in [start.job for start in starts]:
+        return starts
+    return [*starts, Start(None, 0.0, seconds, gpus)]
 
 
-def _of_jobs(rule: str, item: str, starts: list[Start]) -> Work:
+def _work(
+    rule: str, item: str, starts: list[Start], run: str = "", seed: int | None = None
+) -> Work:
     jobs = list(dict.fromkeys(start.job for start in starts if start.job is not None))
     on_slurm = all(start.job is not None for start in starts)
-    return Work(rule, "", None, item, starts, jobs, on_slurm)
+    return Work(rule, run, seed, item, starts, jobs, on_slurm)
 
 
 def _seed(folder: str) -> int:

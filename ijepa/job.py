@@ -28,8 +28,6 @@ from ijepa import slurm
 from ijepa.errors import in_one_line
 from ijepa.files import write_json
 
-BEGUN = "IJEPA_JOB_BEGUN"
-"""The variable that says when a job of the cluster began, in seconds since 1970."""
 SECONDS_FOR_THE_CAUSE = 1800
 """How long Slurm may take to notice that a node is gone (SlurmdTimeout), with room to spare."""
 SECONDS_BETWEEN_NOTES = 2.0
@@ -44,7 +42,7 @@ class Pretraining:
         run: YAML file of the run.
         data: Folder of shards.
         state: Folder for checkpoints and for the finished encoder.
-        attempts: Folder for the notes of the time used.
+        attempts: Folder for the notes of the time used, where there is no Slurm.
         threads: Of each process on the CPU.
         gpus: In all; for the notes.
         stage: Folder on each node's own disk to which the shards are copied first.
@@ -70,7 +68,8 @@ class Pretraining:
         environment = submitit.JobEnvironment()
         join(environment)
         first = environment.global_rank == 0
-        notes = Notes(self.attempts, environment.job_id, self.gpus) if first else None
+        ours = first and environment.cluster != "slurm"
+        notes = Notes(self.attempts, environment.job_id, self.gpus) if ours else None
         with notes or contextlib.nullcontext():
             if not self._finished(environment, asked):
                 leave(environment, asked)
@@ -164,8 +163,8 @@ def leave(environment: Any, asked: Signals) -> None:
 class Notes:
     """Writes when the process began and until when it has lived, for GPU-hours.
 
-    A thread writes it now and again: a process may be killed. What it takes to end, some seconds,
-    only a job's script can tell (``ijepa.submission``).
+    A thread writes it now and again: a process may be killed. On Slurm the job's script does so,
+    from before Python starts until after it has ended (``note_job.sh``).
     """
 
     def __init__(self, folder: Path, job: str, gpus: int) -> None:
@@ -173,9 +172,9 @@ class Notes:
         self.path = folder / f"{job}-{number}.json"
         self.told = {
             "job": job,
-            "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+            "host": socket.gethostname(),
             "gpus": gpus,
-            "begun": float(os.environ.get(BEGUN, psutil.Process().create_time())),
+            "begun": psutil.Process().create_time(),
         }
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)

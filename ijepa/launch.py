@@ -60,7 +60,7 @@ def pretrain(launch: Launch) -> None:
         while job is not None or not launch.encoder.exists():
             mine = job is None
             # What seems to have failed may have been submitted all the same.
-            current.job = job = job or patiently(lambda: attached(launch) or submit(launch))
+            current.job = job = job or patiently(lambda: queued(launch) or submit(launch))
             before = progress(launch)
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
@@ -101,6 +101,15 @@ def attached(launch: Launch) -> Job | None:
         if isinstance(job, SlurmJob):
             note(launch, "slurm", job.number)
     return job
+
+
+def queued(launch: Launch) -> Job | None:
+    """The run's job that is in Slurm's queue, or None."""
+    number = slurm.find(launch.mark()) if launch.cluster == "slurm" else None
+    if number is None:
+        return None
+    note(launch, "slurm", number)
+    return SlurmJob(launch, number)
 
 
 def tell_of_others(launch: Launch) -> None:
@@ -223,9 +232,6 @@ def deliver(launch: Launch) -> None:
     attempts = [
         json.loads(path.read_text(encoding="utf-8")) for path in launch.attempts.glob("*.json")
     ]
-    ended = {float(path.stem): path.stat().st_mtime for path in launch.attempts.glob("*.ended")}
-    for attempt in attempts:
-        attempt["ended"] = max(attempt["ended"], ended.get(attempt["begun"], 0.0))
     record = {
         "name": launch.name(),
         "request": asdict(launch.request),

@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ LOST = {"PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
 TRANSIENT = re.compile(
     r"SubmitJob|Socket timed out|Unable to contact slurm controller|temporarily unable"
 )
-"""In sbatch's errors: that as many jobs wait as one may submit, or that the controller is busy."""
+"""In errors: that as many jobs wait as one may submit, or that the controller is busy or away."""
 
 FORGOTTEN = "FORGOTTEN"
 """A job that neither the controller nor accounting, if there is any, knows."""
@@ -44,6 +45,16 @@ class State(NamedTuple):
     name: str
     signal: int = 0
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job, or of a process in none: when, how many seconds, on how many GPUs."""
+
+    job: str | None
+    begun: float
+    seconds: float
+    gpus: int
 
 
 @dataclass(frozen=True)
@@ -197,27 +208,25 @@ def cancel(jobs: Iterable[str]) -> None:
     _run("scancel", *jobs)
 
 
-def gpu_seconds(jobs: Iterable[str]) -> dict[str, tuple[float, float, int]]:
-    """Of each job the seconds, the GPU-seconds and the times it was started.
+def starts(jobs: Iterable[str]) -> dict[str, list[Start]]:
+    """Of each job what accounting knows of its starts, in order.
 
-    Every start of a requeued job counts (``-D``); steps repeat their job's allocation and do not
+    Every start of a requeued job (``-D``); steps repeat their job's allocation and are left out
     (``-X``); of AllocTRES ``gres/gpu`` is the sum over models. Jobs that this machine's accounting
-    does not know, if it has any, are left out.
+    does not know, if it has any, are left out; of those that it knows others may be meant: numbers
+    are given again, and other clusters have the same.
     """
-    found: dict[str, tuple[float, float, int]] = {}
+    found: dict[str, list[Start]] = {}
     asked = ",".join(jobs)
     if not asked or shutil.which("sacct") is None:
         return found
-    columns = "JobIDRaw,ElapsedRaw,AllocTRES"
-    for job, elapsed, tres in _rows("sacct", "-D", "-X", "-n", "-P", "-j", asked, "-o", columns):
-        gpus = re.search(r"(?:^|,)gres/gpu=(\d+)", tres)
-        seconds = float(elapsed or 0)
-        before = found.get(job, (0.0, 0.0, 0))
-        found[job] = (
-            before[0] + seconds,
-            before[1] + seconds * (int(gpus[1]) if gpus else 0),
-            before[2] + (seconds > 0),
-        )
+    columns = "JobIDRaw,Start,ElapsedRaw,AllocTRES"
+    rows = _rows("sacct", "-D", "-X", "-n", "-P", "-j", asked, "-o", columns)
+    for job, begun, elapsed, tres in rows:
+        told = found.setdefault(job, [])
+        if float(elapsed or 0):  # else it never ran
+            gpus = re.search(r"(?:^|,)gres/gpu=(\d+)", tres)
+            told.append(Start(job, float(begun), float(elapsed), int(gpus[1]) if gpus else 0))
     return found
 
 
@@ -272,12 +281,13 @@ def _answer(*command: str) -> list[list[str]]:
 
     No answer is not "none": it would be taken for leave to submit a second job.
     """
-    for attempt in range(3):
+    for pause in (0, 0, 5):
+        time.sleep(pause)
         done = _run(*command)
         if done.returncode == 0:
             return _split(done.stdout, command[-1].count("|"))
-        time.sleep(5 * attempt)
-    raise Busy(f"Slurm does not answer ({done.stderr.strip()}): try again later")
+    kind = Busy if TRANSIENT.search(done.stderr) else UserError
+    raise kind(f"Slurm does not answer ({done.stderr.strip()}): try again later")
 
 
 def _rows(*command: str) -> list[list[str]]:
@@ -289,7 +299,8 @@ def _split(text: str, most: int = -1) -> list[list[str]]:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
 if __name__ == "__main__":

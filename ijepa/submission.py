@@ -25,7 +25,7 @@ import submitit
 from ijepa import slurm
 from ijepa.errors import UserError
 from ijepa.files import read_yaml, write_json
-from ijepa.job import BEGUN, Pretraining
+from ijepa.job import Pretraining
 from ijepa.slurm import Request
 
 FOREVER = 60 * 24 * 365
@@ -254,10 +254,9 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
     if request.constraint:
         given["slurm_constraint"] = request.constraint
     # The job has its GPUs from before Python starts until after it has ended: seconds, both.
-    folder = shlex.quote(str(launch.attempts.resolve()))
-    begun = f"export {BEGUN}=$(date +%s.%N) ATTEMPTS={folder}"
-    ended = f"trap 'touch \"$ATTEMPTS/${BEGUN}.ended\"' EXIT"
-    given["slurm_setup"] = [begun, ended, *([launch.setup] if launch.setup else [])]
+    notes = f"notes={shlex.quote(str(launch.attempts.resolve()))}"
+    script = shlex.quote(str(Path(__file__).with_name("note_job.sh")))
+    given["slurm_setup"] = [notes, f". {script}", *([launch.setup] if launch.setup else [])]
     return given
 
 

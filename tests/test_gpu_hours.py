@@ -12,9 +12,13 @@ import pandas as pd
 import pytest
 
 from evals import gpu_hours
+from ijepa import slurm
+from ijepa.slurm import Start
 from tests.conftest import eventually
 
-SCRIPT = Path(__file__).parents[1] / "workflow/scripts/note_job.sh"
+SCRIPT = Path(__file__).parents[1] / "ijepa/note_job.sh"
+TRAINED = ((2.0, 3601.0), (3700.0, 24.0), (4001.0, 1800.0))
+"""Begin and seconds of the starts that accounting has of the run below."""
 
 
 def write(path: Path, value: dict[str, Any]) -> None:
@@ -23,10 +27,10 @@ def write(path: Path, value: dict[str, Any]) -> None:
 
 
 def note(results: Path, place: str, job: str, seconds: float, gpus: int = 1) -> None:
-    """What a job that lived so long has noted (workflow/scripts/note_job.sh)."""
-    path = results / "jobs" / place / f"{job}-0.json"
-    write(path, {"job": job, "begun": 1000.0, "gpus": gpus})
-    os.utime(path, (1000 + seconds, 1000 + seconds))
+    """What a job that lived so long has noted (ijepa/note_job.sh)."""
+    begun = 1000.0 + int(job)
+    told = {"job": job, "host": "a", "gpus": gpus, "begun": begun, "ended": begun + seconds}
+    write(results / "jobs" / place / f"{job}-0.json", told)
 
 
 @pytest.fixture
@@ -45,13 +49,15 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tabulate(
-    results: Path, monkeypatch: pytest.MonkeyPatch, **known: tuple[float, float, int]
-) -> pd.DataFrame:
-    """The table where accounting knows of ``jobN`` the seconds, GPU-seconds and starts."""
-    found = {job.removeprefix("job"): told for job, told in known.items()}
-    monkeypatch.setattr("ijepa.slurm.gpu_seconds", lambda _jobs: found)
+def tabulate(results: Path, monkeypatch: pytest.MonkeyPatch, *known: Start) -> pd.DataFrame:
+    """The table where accounting knows these starts, of all jobs with these numbers."""
+    found = {job: [start for start in known if start.job == job] for job in {s.job for s in known}}
+    monkeypatch.setattr("ijepa.slurm.starts", lambda _jobs: found)
     return gpu_hours.tabulate(results, results / "jobs")
+
+
+def counted(job: str, seconds: float, gpus: int = 1, begun: float = 1000.0) -> Start:
+    return Start(job, begun, seconds, gpus)
 
 
 def of(table: pd.DataFrame, rule: str, source: str) -> dict[str, Any]:
@@ -76,12 +82,21 @@ def test_without_accounting_the_logs_are_counted(
 def test_accounting_stands_beside_the_logs_for_the_jobs_that_it_knows(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = tabulate(results, monkeypatch, job7=(5400.0, 21_700.0, 2))
+    """Also with a start that ended before the job could note it."""
+    known = [counted("7", seconds, gpus=4, begun=begun) for begun, seconds in TRAINED]
+    table = tabulate(results, monkeypatch, *known)
     slurm = table[table.source == "slurm"]
-    assert slurm.rule.tolist() == ["pretrain"]
-    assert slurm.gpu_hours.tolist() == pytest.approx([21_700 / 3600])
+    assert (slurm.rule.tolist(), slurm.starts.tolist()) == (["pretrain"], [3])
+    assert slurm.gpu_hours.tolist() == pytest.approx([4 * 5425 / 3600])
     assert len(table) == 4
     assert "| mae | pretrain | log | 1.500 | 6.000 |" in gpu_hours.markdown(table)
+
+
+def test_a_job_of_another_cluster_with_the_same_number_is_not_taken_for_this_one(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [counted("7", seconds, gpus=4, begun=begun + 1e6) for begun, seconds in TRAINED]
+    assert set(tabulate(results, monkeypatch, *known).source) == {"log"}
 
 
 def test_all_tries_of_a_job_count_from_its_begin_to_its_end(
@@ -90,8 +105,7 @@ def test_all_tries_of_a_job_count_from_its_begin_to_its_end(
     """Job 6 failed; what the process of job 8 says of itself is a part of its job's time."""
     note(results, "rule_extract_features/mae_1_cifar10", "6", seconds=40)
     note(results, "rule_extract_features/mae_1_cifar10", "8", seconds=400)
-    known = {"job6": (41.0, 41.0, 1), "job8": (401.0, 401.0, 1)}
-    table = tabulate(results, monkeypatch, **known)
+    table = tabulate(results, monkeypatch, counted("6", 41), counted("8", 401))
     for source, seconds in (("log", 440), ("slurm", 442)):
         told = of(table, "extract_features", source)
         assert (told["jobs"], told["starts"], told["run"]) == ("6 8", 2, "mae")
@@ -102,7 +116,7 @@ def test_what_was_made_after_failed_jobs_without_the_cluster_is_in_the_log_alone
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note(results, "rule_evaluate/mae_1_knn", "6", seconds=40)
-    table = tabulate(results, monkeypatch, job6=(41.0, 41.0, 1))
+    table = tabulate(results, monkeypatch, counted("6", 41))
     told = of(table, "evaluate", "log")
     assert (told["starts"], told["hours"] * 3600) == (2, pytest.approx(76))
     assert "evaluate" not in set(table[table.source == "slurm"].rule)
@@ -113,7 +127,7 @@ def test_jobs_of_no_run_have_rows_of_their_own(
 ) -> None:
     note(results, "rule_tokenise/cifar10-dalle", "5", seconds=30, gpus=2)
     note(results, "rule_predict_cost", "4", seconds=20, gpus=0)
-    table = tabulate(results, monkeypatch, job5=(30.0, 60.0, 1), job4=(20.0, 0.0, 1))
+    table = tabulate(results, monkeypatch, counted("5", 30, gpus=2), counted("4", 20, gpus=0))
     told = of(table, "tokenise", "slurm")
     assert (told["run"], told["item"], told["gpu_hours"] * 60) == ("", "cifar10-dalle", 1.0)
     assert of(table, "predict_cost", "log")["hours"] * 3600 == pytest.approx(20)
@@ -123,35 +137,36 @@ def test_jobs_of_no_run_have_rows_of_their_own(
 def test_accounting_that_counts_no_gpus_is_not_believed_to_have_seen_none(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert set(tabulate(results, monkeypatch, job7=(5400.0, 0.0, 2)).source) == {"log"}
+    known = [counted("7", seconds, gpus=0, begun=begun) for begun, seconds in TRAINED]
+    assert set(tabulate(results, monkeypatch, *known).source) == {"log"}
 
 
 def test_every_start_of_a_requeued_job_counts_and_its_gpus_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ijepa import slurm
-
     both = "billing=4,cpu=4,gres/gpu:a100=4,gres/gpu=4,mem=8G"
-    rows = [["7", "34", both], ["7", "53", both], ["9", "10", "cpu=1"], ["10", "0", both]]
+    rows = [["7", "100", "34", both], ["7", "150", "53", both], ["9", "1", "10", "cpu=1"]]
+    rows += [["10", "Unknown", "0", both]]
     monkeypatch.setattr("ijepa.slurm._rows", lambda *_command: rows)
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/sacct")
-    found = slurm.gpu_seconds(["7", "9", "10"])
-    assert found == {"7": (87.0, 348.0, 2), "9": (10.0, 0.0, 1), "10": (0.0, 0.0, 0)}
+    assert slurm.starts(["7", "9", "10"]) == {
+        "7": [Start("7", 100.0, 34.0, 4), Start("7", 150.0, 53.0, 4)],
+        "9": [Start("9", 1.0, 10.0, 0)],
+        "10": [],
+    }
 
 
-def test_a_job_that_did_more_or_only_a_part_tells_nothing_of_a_run(
+def test_an_allocation_that_did_more_and_a_run_that_began_elsewhere_tell_nothing(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole workflow within one allocation; a run that began without Slurm."""
-    for name in ("knn", "linear_probe"):
-        told = {"seconds": 36.0, "gpu_seconds": 36.0, "machine": "1 x NVIDIA A100", "job": "9"}
-        write(results / f"evaluations/mae/seed1/{name}.json", told)
+    """A workflow within one allocation; a run that began without Slurm."""
+    told = {"seconds": 36.0, "gpu_seconds": 36.0, "machine": "1 x NVIDIA A100", "job": "9"}
+    write(results / "evaluations/mae/seed1/linear_probe.json", told)
     path = results / "runs/mae/seed1/job.json"
     job = json.loads(path.read_text())
     write(path, job | {"jobs": [{"cluster": "local", "number": "12"}, *job["jobs"]]})
-    everything = {f"job{number}": (7200.0, 14_400.0, 1) for number in (7, 8, 9, 12)}
-    table = tabulate(results, monkeypatch, **everything)
-    assert table[table.source == "slurm"].rule.tolist() == ["extract_features"]
+    known = [counted(job, 7200) for job in ("7", "8", "9", "12")]
+    assert set(tabulate(results, monkeypatch, *known).source) == {"log"}
 
 
 @pytest.mark.parametrize("end", [None, signal.SIGKILL])
@@ -160,22 +175,34 @@ def test_a_job_notes_how_long_it_lives_whatever_ends_it(
 ) -> None:
     log = tmp_path / "logs/rule_evaluate/mae_1_knn/31.log"
     log.parent.mkdir(parents=True)
-    env = {"SLURM_JOB_ID": "31", "SLURM_GPUS_ON_NODE": "2", "SLURM_RESTART_COUNT": "1"}
+    env = {"SLURM_JOB_ID": "31", "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "2"}
+    env |= {"SLURM_RESTART_COUNT": "1", "SLURMD_NODENAME": "a"}
     with log.open("w") as file:
         begun = time.time()
         job = subprocess.Popen(
-            ["sh", "-c", f"export IJEPA_JOBS='{tmp_path}/a b' && . {SCRIPT} && sleep 5"],
+            ["sh", "-c", f"notes='{tmp_path}/a b' && . {SCRIPT} && sleep 5"],
             env={**os.environ, **env},
             stdout=file,
             start_new_session=True,
         )
     note = tmp_path / "a b/rule_evaluate/mae_1_knn/31-1.json"
-    first = eventually(lambda: note.exists() and note.stat())
+    first = eventually(lambda: note.exists() and note.read_text())
     if end:
-        eventually(lambda: note.stat().st_mtime > first.st_mtime)
+        eventually(lambda: note.read_text() != first)
         os.killpg(job.pid, end)
     assert job.wait() == (-end if end else 0)
     told = json.loads(note.read_text())
-    assert (told["job"], told["gpus"]) == ("31", 2)
+    assert (told["job"], told["gpus"], told["host"]) == ("31", 4, "a")
     assert told["begun"] == pytest.approx(begun, abs=1)
-    assert note.stat().st_mtime == pytest.approx(time.time(), abs=1 if end is None else 3)
+    assert told["ended"] == pytest.approx(time.time(), abs=1 if end is None else 3)
+
+
+def test_a_pretrainings_notes_lie_where_its_launcher_looks_for_them(tmp_path: Path) -> None:
+    """Its log is not a rule's, whatever the folders above are called."""
+    log = tmp_path / "rule_of_thumb/submitit/31_0_log.out"
+    log.parent.mkdir(parents=True)
+    env = {**os.environ, "SLURM_JOB_ID": "31", "SLURMD_NODENAME": "a"}
+    with log.open("w") as file:
+        command = ["bash", "-c", f"notes='{tmp_path}/attempts'\n. {SCRIPT}"]
+        subprocess.run(command, env=env, stdout=file, check=True)
+    assert [path.name for path in (tmp_path / "attempts").iterdir()] == ["31-0.json"]

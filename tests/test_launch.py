@@ -25,7 +25,6 @@ from ijepa import distributed, launch, slurm, submission
 from ijepa.data.staging import staged
 from ijepa.errors import UserError
 from ijepa.files import write_json
-from ijepa.job import BEGUN
 from ijepa.launch import pretrain
 from ijepa.slurm import Request, minutes
 from ijepa.submission import Launch
@@ -106,22 +105,6 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
     assert [job["cluster"] for job in record["jobs"]] == ["debug"]
     (attempt,) = record["attempts"]
     assert attempt["ended"] > attempt["begun"]
-
-
-@pytest.mark.usefixtures("place")
-def test_a_start_of_a_job_lasted_until_its_script_ended(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(BEGUN, "1000.123456789")
-    asked = launched(raw_run_of("mae"), data, tmp_path, "debug")
-    asked.attempts.mkdir(parents=True)
-    for begun, ended in (("1000.123456789", 2.0**31), ("999.5", 2.0**32)):
-        note = asked.attempts / f"{begun}.ended"
-        note.touch()
-        os.utime(note, (ended, ended))
-    pretrain(asked)
-    (attempt,) = json.loads(asked.record.read_text())["attempts"]
-    assert (attempt["begun"], attempt["ended"]) == (1000.123456789, 2.0**31)
 
 
 @pytest.fixture
@@ -303,8 +286,7 @@ def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     """It may lack the file that its launcher was killed before it had written."""
     asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     wait = launch.wait
-    found = iter([submission.LocalJob(asked, "77"), None])
-    monkeypatch.setattr(launch, "attached", lambda _: next(found))
+    monkeypatch.setattr(launch, "attached", lambda it: submission.LocalJob(it, "77"))
     monkeypatch.setattr(
         launch,
         "wait",
@@ -312,6 +294,29 @@ def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     )
     pretrain(asked)
     assert asked.out.exists()
+
+
+def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without accounting: it may have ended long ago, and another is submitted."""
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    submission.note(asked, "slurm", "5")
+    waited = []
+
+    def wait(_: Launch, job: submission.Job) -> slurm.State:
+        waited.append(job.number)
+        return slurm.State("FAILED")
+
+    monkeypatch.setattr(Request, "check", lambda _: None)
+    monkeypatch.setattr(slurm, "here", lambda: True)
+    monkeypatch.setattr(slurm, "find", lambda _mark: None)
+    monkeypatch.setattr(slurm, "state", lambda _job: slurm.State(slurm.FORGOTTEN))
+    monkeypatch.setattr(launch, "submit", lambda it: submission.SlurmJob(it, "6"))
+    monkeypatch.setattr(launch, "wait", wait)
+    with pytest.raises(UserError, match="job 6 ended as FAILED"):
+        pretrain(asked)
+    assert waited == ["5", "6"]
 
 
 @pytest.mark.usefixtures("place")
@@ -329,9 +334,9 @@ def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
             raise submitit.core.utils.FailedJobError(error)
         return submit(*arguments)
 
-    found = iter([None, None, None, submission.LocalJob(asked, "77") if accepted else None])
+    found = iter([None, None, submission.LocalJob(asked, "77") if accepted else None])
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
-    monkeypatch.setattr(launch, "attached", lambda _: next(found))
+    monkeypatch.setattr(launch, "queued", lambda _: next(found))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
     if accepted:
         monkeypatch.setattr(launch, "wait", lambda _, job: slurm.State("CANCELLED"))

@@ -36,11 +36,11 @@ def check_cluster():
 
 
 def note_jobs():
-    """Let each job note how long it has its GPUs, whatever ends it, before Python starts."""
-    script = Path(workflow.basedir, "workflow/scripts/note_job.sh")
-    noted = f"export IJEPA_JOBS={shlex.quote(os.path.abspath(JOBS))} && . {shlex.quote(str(script))}"
+    """Let each job note first of all how long it has its GPUs."""
+    script = Path(workflow.basedir, "ijepa/note_job.sh")
+    noted = f"notes={shlex.quote(os.path.abspath(JOBS))} && . {shlex.quote(str(script))}"
     settings = workflow.remote_execution_settings
-    settings.precommand = " && ".join(filter(None, [settings.precommand, noted]))
+    settings.precommand = " && ".join(filter(None, [noted, settings.precommand]))
 
 
 def asked_of_slurm(job):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 RESULTS = f"results/{config['name']}"
-# Notes of the cluster's jobs (workflow/scripts/note_job.sh).
+# Notes of the cluster's jobs (ijepa/note_job.sh).
 JOBS = f"work/{config['name']}/jobs"
 SEEDS = config["seeds"]
 # Cores of a job that trains or runs a network: two jobs with one thread each are done sooner than one
