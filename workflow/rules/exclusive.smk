@@ -38,7 +38,9 @@ def check_cluster():
 def note_jobs():
     """Let each job note first of all how long it has its GPUs."""
     script = Path(workflow.basedir, "ijepa/note_job.sh")
-    noted = f"notes={shlex.quote(os.path.abspath(JOBS))} && . {shlex.quote(str(script))}"
+    noted = (
+        f"notes={shlex.quote(os.path.abspath(JOBS))} && . {shlex.quote(str(script))}"
+    )
     settings = workflow.remote_execution_settings
     settings.precommand = " && ".join(filter(None, [noted, settings.precommand]))
 
