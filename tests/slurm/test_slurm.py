@@ -136,11 +136,11 @@ def logs(folder: Path, job: str = "*") -> str:
         (["--minutes", "3"], "runtime is 3 minutes, and save_seconds 120"),
         (
             ["--gb-per-gpu", "900"],
-            "gb_per_gpu (of other rules: mem_mb): 2 on a node take 1843200 MB of memory, a node of",
+            r"gb_per_gpu \(of other rules: mem_mb\): 2 on a node take 1843200 MB of memory, a node",
         ),
         (
             ["--cpus-per-gpu", "20"],
-            "cpus_per_gpu (of other rules: threads): 2 on a node take 40 CPUs, a node",
+            r"cpus_per_gpu \(of other rules: threads\): 2 on a node take 40 CPUs, a node",
         ),
     ],
 )
@@ -189,7 +189,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     """
     mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     run = mini["runs"][0]
-    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 60, "warmup_epochs": 1}
+    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 40, "warmup_epochs": 1}
     run["recipe"]["masking"]["group_size"] = 16
     config = {
         "name": "slurm",
@@ -212,7 +212,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
         retries=1,
         **{
             "latency-wait": 5,
-            "slurm-init-seconds-before-status-checks": 2,
+            "slurm-init-seconds-before-status-checks": 3,
             "seconds-between-status-checks": 2,
         },
     )
