@@ -23,8 +23,6 @@ from ijepa.files import write_text
 from ijepa.slurm import Start
 
 COLUMNS = ["rule", "run", "seed", "item", "source", "jobs", "starts", "hours", "gpu_hours"]
-
-
 SECONDS_TO_START = 600
 """How much later than Slurm says a job may begin: a node wakes up, or its clock is not right."""
 
