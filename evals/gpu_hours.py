@@ -29,7 +29,7 @@ SECONDS_TO_START = 600
 
 @dataclass(frozen=True)
 class Work:
-    """All that was started to make one thing; ``jobs`` are the numbers, if all of it was jobs."""
+    """All that was started to make one thing; ``on_slurm`` if all of it was jobs of Slurm."""
 
     rule: str
     run: str

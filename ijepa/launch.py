@@ -93,21 +93,19 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def attached(launch: Launch) -> Job | None:
-    """The job of an earlier launcher that still lives, or None; it is noted as this run's."""
+    """The job of an earlier launcher that still lives, or None."""
     job = live(launch)
     if job is not None:
         print(f"job {job.number} works on this run: waiting for it", flush=True)
-        # A launcher that was killed right after it had submitted has noted nothing.
-        if isinstance(job, SlurmJob):
-            note(launch, "slurm", job.number)
     return job
 
 
 def queued(launch: Launch) -> Job | None:
-    """The run's job that is in Slurm's queue, or None."""
+    """The run's job that is in Slurm's queue, or None; it is noted as this run's."""
     number = slurm.find(launch.mark()) if launch.cluster == "slurm" else None
     if number is None:
         return None
+    # A launcher that was killed right after it had submitted has noted nothing.
     note(launch, "slurm", number)
     return SlurmJob(launch, number)
 
@@ -131,10 +129,9 @@ def live(launch: Launch) -> Job | None:
 
     Raises UserError where that cannot be known from here, unless its encoder is there anyway.
     """
-    noted = jobs(launch)[-1:]
-    if launch.cluster == "slurm" and (queued := slurm.find(launch.mark())) is not None:
-        noted = [{"cluster": "slurm", "number": queued, "host": ""}]
-    for told in noted:
+    if (job := queued(launch)) is not None:
+        return job
+    for told in jobs(launch)[-1:]:
         if told["cluster"] == "debug":
             continue
         of_slurm = told["cluster"] == "slurm"

@@ -51,8 +51,12 @@ def results(tmp_path: Path) -> Path:
 
 def tabulate(results: Path, monkeypatch: pytest.MonkeyPatch, *known: Start) -> pd.DataFrame:
     """The table where accounting knows these starts, of all jobs with these numbers."""
-    found = {job: [start for start in known if start.job == job] for job in {s.job for s in known}}
-    monkeypatch.setattr("ijepa.slurm.starts", lambda _jobs: found)
+
+    def starts(jobs: set[str]) -> dict[str | None, list[Start]]:
+        numbers = {start.job for start in known if start.job in jobs}
+        return {job: [start for start in known if start.job == job] for job in numbers}
+
+    monkeypatch.setattr("ijepa.slurm.starts", starts)
     return gpu_hours.tabulate(results, results / "jobs")
 
 

@@ -334,7 +334,7 @@ def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
             raise submitit.core.utils.FailedJobError(error)
         return submit(*arguments)
 
-    found = iter([None, None, submission.LocalJob(asked, "77") if accepted else None])
+    found = iter([None] * 3 + [submission.LocalJob(asked, "77") if accepted else None])
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
     monkeypatch.setattr(launch, "queued", lambda _: next(found))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
@@ -354,7 +354,7 @@ def test_why_a_job_waits_is_said_once_for_each_reason(
 ) -> None:
     asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     states = ["Priority", "Priority", "", "JobHeldUser"]
-    left = iter([*(slurm.State("PENDING", reason=reason) for reason in states)])
+    left = iter([slurm.State("PENDING", reason=reason) for reason in states])
     monkeypatch.setattr(slurm, "state", lambda _job: next(left))
     job = submission.SlurmJob(asked, "5")
     assert [job.ended() for _ in states] == [None] * len(states)

@@ -245,7 +245,9 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     assert [job["number"] for job in record["jobs"]] == [pretraining]
     table = pd.read_csv(tmp_path / "results/slurm/tables/gpu_hours.csv")
     hours = table.groupby(["rule", "source"]).gpu_hours.sum().unstack()
-    assert {"pretrain", "extract_features", "evaluate"} <= set(hours.index)
+    on_gpus = {"pretrain", "extract_features", "evaluate"}
+    assert set(hours.index) == on_gpus | {"build_shards", "predict_cost"}
+    assert (hours.loc[sorted(on_gpus), "slurm"] > 0).all()
     # Of one GPU, accounting counts whole seconds, and each rule here is one job of a few.
     agree = pytest.approx(hours["slurm"].tolist(), rel=0.05, abs=1 / 3600)
     assert hours["log"].tolist() == agree

@@ -105,10 +105,11 @@ rule gpu_hours:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output.csv).parents[1],
-        notes=JOBS,
     shell:
-        "python -m evals.gpu_hours {params.results} --notes {params.notes} --out {output.csv}"
-        " 2>&1 | tee {log}"
+        # No parameter: where notes lie is no reason to make a table again that dvc has brought.
+        "python -m evals.gpu_hours {params.results} --out {output.csv}"
+        f" --notes {JOBS} "
+        "2>&1 | tee {log}"
 
 
 rule metrics:
