@@ -13,9 +13,11 @@ reproduce: setup
 
 # The same, versioned: make repro, dvc push, git commit. A clone's way to the results: make pull.
 repro: setup
+	@python -m workflow.scripts.versioned unlock
 	dvc repro
 
 pull: setup
+	@python -m workflow.scripts.versioned unlock
 	dvc pull --with-deps tables-$(basename $(notdir $(CONFIG)))
 	python -m workflow.scripts.versioned settle
 

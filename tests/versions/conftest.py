@@ -13,7 +13,17 @@ import pytest
 import yaml
 
 from tests.conftest import raw_run_of
-from tests.versions.actions import CONFIG, DVC, ROOT, attempt, commit, killed_when, run
+from tests.versions.actions import (
+    CONFIG,
+    DVC,
+    ROOT,
+    UNLOCK,
+    attempt,
+    commit,
+    killed_when,
+    run,
+    tear_locks,
+)
 
 WHEN_KILLED = "dvc.lock when killed"
 
@@ -80,8 +90,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def origin(tiny: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of this code with a tiny config, reproduced, committed and pushed.
 
-    On the way there ``dvc repro`` is killed once and ``dvc push`` loses its connection; both are
-    finished by the same command. What had been noted by the kill lies in ``WHEN_KILLED``.
+    On the way there ``dvc repro`` is killed once, with its locks torn, and ``dvc push`` loses
+    its connection; both are finished by the same command. What had been noted by the kill lies
+    in ``WHEN_KILLED``.
     """
     folder = tmp_path_factory.mktemp("origin")
     listed = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
@@ -115,6 +126,9 @@ def origin(tiny: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -
     trained = "results/tiny/runs/*/seed0/encoder.safetensors"
     killed_when(lambda: list(folder.glob(trained)), folder, *DVC, "repro")
     shutil.copy(folder / "dvc.lock", folder.with_name(WHEN_KILLED))
+    tear_locks(folder)
+    assert "RWLock-file" in attempt(folder, *DVC, "repro").stderr
+    run(folder, *UNLOCK)
     run(folder, *DVC, "repro")
     run(folder, *DVC, "remote", "add", "-d", "store", f"http://127.0.0.1:{store.server_port}")
     run(folder, *DVC, "remote", "modify", "store", "method", "PUT")

@@ -15,6 +15,7 @@ from tests.versions.actions import (
     CONFIG,
     DVC,
     SETTLE,
+    UNLOCK,
     attempt,
     bring,
     clone_of,
@@ -144,6 +145,7 @@ def test_a_full_disk_is_an_error_and_room_is_all_that_it_needs(
         assert attempt(clone, *DVC, "repro").returncode != 0
         assert (clone / "dvc.lock").read_text() == before
         filler.unlink()
+        run(clone, *UNLOCK)
         assert finished(run(clone, *DVC, "repro")).count("evaluate") >= 1
         assert "up to date" in run(clone, *DVC, "status")
 

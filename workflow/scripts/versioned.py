@@ -2,7 +2,8 @@
 
 ``python -m workflow.scripts.versioned make encoders config/mini.yaml`` lets Snakemake make the
 stage, compares what is there with the config (evals/audit.py), and keeps Snakemake's records of it
-in a file that DVC versions with it. ``... settle`` follows ``dvc pull`` and ``dvc checkout``.
+in a file that DVC versions with it. ``... settle`` follows ``dvc pull`` and ``dvc checkout``;
+``... unlock`` precedes them where DVC was killed in the middle of writing its locks.
 
 Two things of Snakemake's do not survive a checkout. Times: it makes again what is older than its
 input, and DVC writes files in any order; so all get one and the same time. Records: without them it
@@ -19,7 +20,9 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
 from ijepa.data.shards import verify
 from ijepa.errors import UserError, run_command
@@ -142,6 +145,26 @@ def records_of(outs: list[Path]) -> dict[str, Any]:
     return found
 
 
+def unlock() -> None:
+    """Delete DVC's file of locks if a kill has torn it.
+
+    DVC writes it in place, also as its last act when its command was killed; torn, no stage of the
+    repository is made, pulled or checked out again (treeverse/dvc issue 7615). Whole, it stays:
+    DVC itself drops the locks of processes that are gone.
+    """
+    with Repo() as repo:
+        folder = Path(str(repo.tmp_dir))
+    locks = folder / RWLOCK_FILE
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # DVC's own, around each edit
+        try:
+            json.loads(locks.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            pass
+        except json.JSONDecodeError:
+            locks.unlink()
+            print(f"{locks}: torn when DVC was killed, deleted", file=sys.stderr)
+
+
 def read(path: Path) -> dict[str, Any]:
     """A YAML file, or nothing where there is none."""
     return (read_yaml(path) if path.exists() else None) or {}
@@ -160,11 +183,14 @@ def main() -> None:
     one.add_argument("config", type=Path)
     one.add_argument("--dataset", help="of the stage data")
     commands.add_parser("settle", help="after dvc pull or dvc checkout")
+    commands.add_parser("unlock", help="before dvc repro or dvc pull, after a kill of DVC")
     options = parser.parse_args()
     if options.command == "settle":
         if not Path("dvc.lock").exists():
             raise UserError("there is no dvc.lock here: dvc repro makes it, or a clone has it")
         print(f"settled {settle()} files", file=sys.stderr)
+    elif options.command == "unlock":
+        unlock()
     else:
         make(options.stage, options.config, options.dataset)
 
