@@ -314,6 +314,7 @@ def main() -> None:
     of_slurm.add_argument("--account")
     of_slurm.add_argument("--qos")
     of_slurm.add_argument("--constraint")
+    of_slurm.add_argument("--extra", help="other options of sbatch: '--reservation=r --exclude=n1'")
     of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="of time, for each start")
     of_slurm.add_argument("--gpus-per-node", type=int, default=8)
     of_slurm.add_argument("--cpus-per-gpu", type=int, default=10)
@@ -331,6 +332,7 @@ def main() -> None:
         options.save_seconds,
         options.qos,
         options.constraint,
+        options.extra,
     )
     if options.check:
         request.check()

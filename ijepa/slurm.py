@@ -4,6 +4,7 @@ import argparse
 import getpass
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -62,6 +63,7 @@ class Request:
     """What one job asks for. ``minutes`` of time; ``delay`` seconds between a signal and the end.
 
     ``gpus`` in all, ``gpus_per_node`` on each node, one process for each; 0 GPUs are one process.
+    ``extra`` are other options of sbatch, each ``--name=value`` or ``--name``.
     """
 
     partition: str | None
@@ -74,6 +76,7 @@ class Request:
     delay: int = 120
     qos: str | None = None
     constraint: str | None = None
+    extra: str | None = None
 
     @property
     def nodes(self) -> int:
@@ -85,6 +88,18 @@ class Request:
         """Processes on each node."""
         return max(1, self.gpus // self.nodes)
 
+    def extras(self) -> dict[str, str | bool]:
+        """Names and values of ``extra``; True where there is none. Raises UserError."""
+        found: dict[str, str | bool] = {}
+        for word in shlex.split(self.extra or ""):
+            name, _, value = word.partition("=")
+            if not name.startswith("--"):
+                raise UserError(
+                    f"slurm_extra: {word!r} in {self.extra!r}: write each option as --name=value"
+                )
+            found[name.removeprefix("--")] = value or True
+        return found
+
     def check(self) -> None:
         """Raise UserError for what this cluster will never run, before anything waits in a queue.
 
@@ -92,6 +107,7 @@ class Request:
         would refuse it.)
         """
         installed()
+        self.extras()
         if self.gpus_per_node and self.gpus % self.nodes:
             raise UserError(
                 f"gpus is {self.gpus}: with {self.gpus_per_node} on a node they do not fill "

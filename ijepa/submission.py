@@ -241,7 +241,7 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         "slurm_signal_delay_s": request.delay,
         "slurm_use_srun": True,
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_gpu}"],
-        "slurm_additional_parameters": {"requeue": True},
+        "slurm_additional_parameters": {"requeue": True, **request.extras()},
     }
     if gpus:
         given["gpus_per_node"] = request.tasks_per_node

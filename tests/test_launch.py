@@ -387,6 +387,16 @@ def test_what_slurm_will_never_take_is_said_at_once(
         pretrain(launched(raw_run_of("mae"), data, tmp_path / "run", "debug"))
 
 
+def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Path) -> None:
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    extra = "--reservation=r --exclusive --mail-user='a b'"
+    given = submission.parameters(replace(asked, request=replace(ONE, extra=extra)), gpus=1)
+    told = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
+    assert given["slurm_additional_parameters"] == told
+    with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
+        replace(ONE, extra="-w n1").extras()
+
+
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
     asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     asked = replace(asked, request=replace(ONE, qos="long", constraint="a100&ib"))

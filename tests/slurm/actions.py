@@ -40,6 +40,7 @@ def workflow(
     """
     edited = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
     edited["default-resources"] |= {"runtime": minutes, "mem_mb": "1000 * attempt"}
+    edited["default-resources"]["slurm_extra"] = "'--nice=7'"
     edited["set-resources"]["pretrain"] |= {"cpus_per_gpu": 1, "gb_per_gpu": 2, **pretrain}
     for rule in ("extract_features", "evaluate"):
         edited["set-resources"][rule] |= {"runtime": minutes, "mem_mb": "2500 * attempt"}

@@ -237,8 +237,9 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     snakemake = start(workflow, tmp_path / "log")
     eventually(lambda: list(tmp_path.glob("work/slurm/ijepa/*/*/*/train.jsonl")), 180)
     os.killpg(snakemake.pid, signal.SIGKILL)
-    queue = actions.told("squeue", "-h", "-o", "%A|%j")
-    (pretraining,) = (job for job, name in queue if name.startswith("ijepa-"))
+    queue = actions.told("squeue", "-h", "-o", "%A|%j|%y")
+    ((pretraining, nice),) = ((job, y) for job, name, y in queue if name.startswith("ijepa-"))
+    assert nice == "7"  # by the profile's slurm_extra
 
     assert start(workflow, tmp_path / "log").wait(400) == 0, (tmp_path / "log").read_text()
     record = json.loads((tmp_path / "results/slurm/runs/ijepa/seed0/job.json").read_text())

@@ -2,6 +2,8 @@
 
 import fcntl
 
+from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+
 
 def hold_folder():
     """Refuse a second workflow in this folder; unlike Snakemake's lock, this one dies with us."""
@@ -26,6 +28,7 @@ def check_cluster():
     note_jobs()
     asked = {}
     for job in workflow.dag.needrun_jobs():
+        validate_slurm_extra(job)  # of its jobs the plugin asks it when it submits them
         if options := asked_of_slurm(job):
             asked.setdefault(options, job.rule.name)
     for options, name in asked.items():

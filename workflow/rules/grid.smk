@@ -153,6 +153,7 @@ def launch_options(gpus, resources, threads):
         "account": resources.get("slurm_account", ""),
         "qos": resources.get("qos", ""),
         "constraint": resources.get("constraint", ""),
+        "extra": resources.get("slurm_extra", ""),
         "minutes": resources.get("runtime", 1440),
         "gpus-per-node": resources.gpus_per_node,
         "cpus-per-gpu": resources.cpus_per_gpu,
@@ -168,7 +169,7 @@ def launch_options(gpus, resources, threads):
 def as_options(values):
     """Values as a command takes them; what is "" is left out."""
     return " ".join(
-        f"--{key} {shlex.quote(str(value))}"
+        f"--{key}={shlex.quote(str(value))}"
         for key, value in values.items()
         if value != ""
     )
