@@ -444,6 +444,15 @@ def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> N
     assert len(waits) == 3
 
 
+def test_a_nodes_disk_may_be_a_variable_of_the_node(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISK", str(tmp_path))
+    assert staged(data, Path("$DISK/ijepa"), False, lambda: None).parent == tmp_path / "ijepa"
+    with pytest.raises(UserError, match=r"stage: \$NONE/ijepa names a variable that"):
+        staged(data, Path("$NONE/ijepa"), False, lambda: None)
+
+
 def test_a_disk_that_is_too_small_for_the_shards_is_named(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
 """Shards on a node's own disk: reading images in random order asks more of a shared file system."""
 
 import fcntl
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +19,17 @@ def staged(data: Path, folder: Path, copies: bool, wait: Callable[[], None]) -> 
 
     The processes for which ``copies`` holds copy what is not there yet, compare it with its
     checksums, and all go on when ``wait``, the barrier of all processes, lets them. A copy that was
-    interrupted is finished; jobs of one node share it. Raises UserError where it has no room.
+    interrupted is finished; jobs of one node share it. Variables in ``folder`` are the node's.
+    Raises UserError where it has no room.
     """
+    place = os.path.expandvars(folder)
+    if "$" in place:
+        raise UserError(
+            f"stage: {folder} names a variable that {socket.gethostname()} does not have: set it "
+            "by setup, or write the folder's own name"
+        )
     index = read_index(data)
-    copy = folder / f"{index.dataset}-{index.version()}"
+    copy = Path(place) / f"{index.dataset}-{index.version()}"
     if copies:
         copy.mkdir(parents=True, exist_ok=True)
         with (copy / "lock").open("w") as lock:
