@@ -25,6 +25,8 @@ from ijepa.slurm import Start
 COLUMNS = ["rule", "run", "seed", "item", "source", "jobs", "starts", "hours", "gpu_hours"]
 SECONDS_TO_START = 600
 """How much later than Slurm says a job may begin: a node wakes up, or its clock is not right."""
+LEAST_SECONDS = 2
+"""What ended earlier may be nothing to accounting, which counts whole seconds."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,19 @@ class Work:
         """What accounting has of all its jobs, or None.
 
         Numbers are given again, and another cluster's mean nothing here: of what a job has noted
-        itself, one start at least must have begun when accounting says so.
+        itself, one start at least must have begun when accounting says so, if it has any.
         """
         if not self.on_slurm or not all(job in known for job in self.jobs):
             return None
         for job in self.jobs:
-            noted = [start.begun for start in self.starts if start.job == job]
-            if noted and not any(
-                abs(start.begun - begun) < SECONDS_TO_START
-                for start in known[job]
-                for begun in noted
-            ):
+            noted = [start for start in self.starts if start.job == job]
+            seen = any(
+                abs(one.begun - start.begun) < SECONDS_TO_START
+                for one in known[job]
+                for start in noted
+            )
+            at_once = not known[job] and all(start.seconds < LEAST_SECONDS for start in noted)
+            if noted and not (seen or at_once):
                 return None
         return [start for job in self.jobs for start in known[job]]
 
@@ -105,13 +109,15 @@ def _start(told: dict[str, Any]) -> Start:
 
 def _pretraining(path: Path) -> Work:
     told = json.loads(path.read_text(encoding="utf-8"))
+    submitted = [job["number"] for job in told["jobs"]]
     return Work(
         "pretrain",
         path.parts[-3],
         _seed(path.parts[-2]),
         told["name"],
         [_start(attempt) for attempt in told["attempts"]],
-        [job["number"] for job in told["jobs"]],
+        # A launcher that was killed as it submitted has noted no job; the job itself has.
+        list(dict.fromkeys([*submitted, *(attempt["job"] for attempt in told["attempts"])])),
         all(job["cluster"] == "slurm" for job in told["jobs"]),
     )
 

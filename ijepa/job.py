@@ -89,24 +89,24 @@ class Pretraining:
         from ijepa.data.staging import staged
 
         torch.set_num_threads(self.threads)
-        with distributed.joined() as world:
-            data = self.data
-            if self.stage is not None:
-                data = staged(data, self.stage, world.local_rank == 0, distributed.wait)
-            try:
+        try:
+            with distributed.joined() as world:
+                data = self.data
+                if self.stage is not None:
+                    data = staged(data, self.stage, world.local_rank == 0, distributed.wait)
                 train.train(read(self.run), data, self.state, out, world, asked.stop)
-            except train.Stopped as stopped:
-                print(f"{stopped}", file=sys.stderr, flush=True)
-                return False
-            except RuntimeError as error:
-                if world.size == 1 or not distributed.lost_another(error):
-                    raise
-                # It, or its node, tells why: the first to end with an error decides what is said of
-                # the job, and whether Slurm starts it again.
-                print(f"another process of this job is gone: {error}", file=sys.stderr, flush=True)
-                if environment.cluster == "slurm":
-                    time.sleep(SECONDS_FOR_THE_CAUSE)
+        except train.Stopped as stopped:
+            print(f"{stopped}", file=sys.stderr, flush=True)
+            return False
+        except RuntimeError as error:
+            if environment.num_tasks == 1 or not distributed.lost_another(error):
                 raise
+            # It, or its node, tells why: the first to end with an error decides what is said of
+            # the job, and whether Slurm starts it again.
+            print(f"another process of this job is gone: {error}", file=sys.stderr, flush=True)
+            if environment.cluster == "slurm":
+                time.sleep(SECONDS_FOR_THE_CAUSE)
+            raise
         return True
 
 

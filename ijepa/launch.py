@@ -58,16 +58,18 @@ def pretrain(launch: Launch) -> None:
         if launch.cluster == "slurm":
             tell_of_others(launch)
         while job is not None or not launch.encoder.exists():
-            mine = job is None
-            # What seems to have failed may have been submitted all the same.
-            current.job = job = job or patiently(lambda: queued(launch) or submit(launch))
-            before = progress(launch)
+            mine = False
+            if job is None:
+                job, mine = patiently(lambda: submitted(launch))
+            current.job = job
+            before = progress(launch) if mine else None  # another's may have saved long ago
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
             if launch.encoder.exists():
                 continue
             # A job that an earlier launcher started says nothing of what is asked now: it may have
-            # been cancelled, or lack what that launcher was killed before it had written.
+            # been cancelled, or lack what that launcher was killed before it had written, or this
+            # one before Slurm's answer was lost.
             theirs = not mine and end.name in ("CANCELLED", "FAILED")
             if not theirs and not may_go_on(end):
                 raise UserError(failure(launch, number, end))
@@ -108,6 +110,12 @@ def queued(launch: Launch) -> Job | None:
     # A launcher that was killed right after it had submitted has noted nothing.
     note(launch, "slurm", number)
     return SlurmJob(launch, number)
+
+
+def submitted(launch: Launch) -> tuple[Job, bool]:
+    """A job of the run, and whether Slurm said that it took it: one may be there without that."""
+    found = queued(launch)
+    return (found, False) if found is not None else (submit(launch), True)
 
 
 def tell_of_others(launch: Launch) -> None:
@@ -276,11 +284,14 @@ def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
 
     def end(number: int, _frame: FrameType | None) -> None:
         # Nothing is said before: a terminal's Ctrl-C ends what reads our output, too.
-        with contextlib.suppress(OSError, UserError):
-            job = current.job or live(launch)
-            if job is not None:
-                job.cancel()
-                print(f"{signal.Signals(number).name}: the job was ended", flush=True)
+        with contextlib.suppress(OSError):
+            try:
+                job = current.job or live(launch)
+                if job is not None:
+                    job.cancel()
+                    print(f"{signal.Signals(number).name}: the job was ended", flush=True)
+            except UserError as error:
+                print(f"the run's job may go on (squeue, scancel): {error}", flush=True)
         sys.exit(128 + number)
 
     kept = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}

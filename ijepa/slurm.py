@@ -189,7 +189,8 @@ def state(job: str) -> State:
     now = _run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r")
     name, _, reason = now.stdout.strip().partition("|")
     if name in LIVE:
-        return State(name, reason=reason if name == "PENDING" and reason != "None" else "")
+        waits = name not in ("RUNNING", "COMPLETING") and reason != "None"
+        return State(name, reason=reason if waits else "")
     if now.returncode and "Invalid job id" not in now.stderr:
         return State("")  # the controller does not answer: nothing is known
     # Accounting also knows the signal, and jobs that the controller has forgotten.
@@ -220,8 +221,10 @@ def leftovers(folder: str) -> list[str]:
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """End jobs; those that have ended already are no error."""
-    _run("scancel", *jobs)
+    """End jobs; those that have ended already are no error. Raises Busy if Slurm does not hear."""
+    done = _run("scancel", *jobs)
+    if done.returncode and TRANSIENT.search(done.stderr):
+        raise Busy(f"Slurm does not answer ({done.stderr.strip()}): try again later")
 
 
 def starts(jobs: Iterable[str]) -> dict[str, list[Start]]:

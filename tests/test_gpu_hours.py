@@ -96,6 +96,28 @@ def test_accounting_stands_beside_the_logs_for_the_jobs_that_it_knows(
     assert "| mae | pretrain | log | 1.500 | 6.000 |" in gpu_hours.markdown(table)
 
 
+def test_a_job_that_no_launcher_noted_and_one_that_was_over_at_once_count_too(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = results / "runs/mae/seed1/job.json"
+    told = json.loads(path.read_text())
+    told["attempts"] += [
+        {"job": "5", "host": "a", "gpus": 4, "begun": 100.0, "ended": 160.0},
+        {"job": "6", "host": "a", "gpus": 4, "begun": 200.0, "ended": 200.3},
+    ]
+    write(path, told)
+    known = {"7": [counted("7", 3600, gpus=4, begun=0)], "5": [counted("5", 60, gpus=4, begun=99)]}
+    monkeypatch.setattr("ijepa.slurm.starts", lambda _: {**known, "6": []})
+    table = gpu_hours.tabulate(results, results / "jobs")
+    of_slurm = table[table.source == "slurm"]
+    assert (of_slurm.jobs.tolist(), of_slurm.starts.tolist()) == (["7 5 6"], [2])
+    assert of_slurm.gpu_hours.tolist() == pytest.approx([4 * 3660 / 3600])
+
+    told["attempts"][-1]["ended"] += 100  # of which accounting would know
+    write(path, told)
+    assert set(gpu_hours.tabulate(results, results / "jobs").source) == {"log"}
+
+
 def test_a_job_of_another_cluster_with_the_same_number_is_not_taken_for_this_one(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

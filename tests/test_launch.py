@@ -25,6 +25,7 @@ from ijepa import distributed, launch, slurm, submission
 from ijepa.data.staging import staged
 from ijepa.errors import UserError
 from ijepa.files import write_json
+from ijepa.job import SECONDS_FOR_THE_CAUSE, Pretraining
 from ijepa.launch import pretrain
 from ijepa.slurm import Request, minutes
 from ijepa.submission import Launch
@@ -334,18 +335,18 @@ def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
             raise submitit.core.utils.FailedJobError(error)
         return submit(*arguments)
 
-    found = iter([None] * 3 + [submission.LocalJob(asked, "77") if accepted else None])
+    found = iter([None] * 3 + [submission.LocalJob(asked, "77") if accepted else None, None])
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
     monkeypatch.setattr(launch, "queued", lambda _: next(found))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
     if accepted:
-        monkeypatch.setattr(launch, "wait", lambda _, job: slurm.State("CANCELLED"))
-        with pytest.raises(UserError, match="job 77 was cancelled"):
-            pretrain(asked)
-        assert not submission.jobs(asked)
-    else:
-        pretrain(asked)
-        assert asked.out.exists()
+        # It lacks what submitit writes after Slurm's answer.
+        wait, failed = launch.wait, slurm.State("FAILED")
+        monkeypatch.setattr(
+            launch, "wait", lambda asked, job: failed if job.number == "77" else wait(asked, job)
+        )
+    pretrain(asked)
+    assert asked.out.exists()
     assert not list(left)
 
 
@@ -442,6 +443,27 @@ def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> N
     again = {path.name: path.stat().st_ino for path in copy.glob("*.tar")}
     assert [name for name in files if files[name] != again[name]] == [torn.name]
     assert len(waits) == 3
+
+
+def test_a_process_that_is_lost_before_the_first_step_is_told_from_a_fault_of_this_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While processes find one another, or wait for the copy of the shards."""
+
+    def gone() -> Any:
+        raise torch.distributed.DistNetworkError("Connection closed by peer")
+
+    monkeypatch.setattr(distributed, "joined", gone)
+    waits: list[float] = []
+    monkeypatch.setattr("ijepa.job.time.sleep", waits.append)
+    threads = torch.get_num_threads()
+    work = Pretraining(tmp_path / "run.yaml", data, tmp_path, tmp_path, threads, gpus=2)
+    environment = SimpleNamespace(num_tasks=2, cluster="slurm")
+    asked: Any = SimpleNamespace(stop=lambda: False)
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        work._finished(environment, asked)
+    assert waits == [SECONDS_FOR_THE_CAUSE]
+    assert "another process of this job is gone" in capsys.readouterr().err
 
 
 def test_a_nodes_disk_may_be_a_variable_of_the_node(

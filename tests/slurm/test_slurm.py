@@ -212,7 +212,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
         retries=1,
         **{
             "latency-wait": 5,
-            "slurm-init-seconds-before-status-checks": 3,
+            "slurm-init-seconds-before-status-checks": 5,
             "seconds-between-status-checks": 2,
         },
     )
