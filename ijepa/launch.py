@@ -58,22 +58,20 @@ def pretrain(launch: Launch) -> None:
         if launch.cluster == "slurm":
             tell_of_others(launch)
         while job is not None or not launch.encoder.exists():
-            mine = False
+            # A job that an earlier launcher started says nothing of what is asked now: it may have
+            # been cancelled, or lack what that launcher was killed before it had written.
+            forgiven: tuple[str, ...] = ("CANCELLED", "FAILED")
             if job is None:
-                job, mine = patiently(lambda: submitted(launch))
+                job, forgiven = patiently(lambda: submitted(launch))
             current.job = job
-            before = progress(launch) if mine else None  # another's may have saved long ago
+            before = None if forgiven else progress(launch)  # that one may have saved long ago
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
             if launch.encoder.exists():
                 continue
-            # A job that an earlier launcher started says nothing of what is asked now: it may have
-            # been cancelled, or lack what that launcher was killed before it had written, or this
-            # one before Slurm's answer was lost.
-            theirs = not mine and end.name in ("CANCELLED", "FAILED")
-            if not theirs and not may_go_on(end):
+            if end.name not in forgiven and not may_go_on(end):
                 raise UserError(failure(launch, number, end))
-            idle = idle + 1 if progress(launch) == before and not theirs else 0
+            idle = idle + 1 if progress(launch) == before else 0
             if idle >= (1 if end.name == "TIMEOUT" else MOST_IDLE):
                 raise UserError(
                     f"job {number} ended as {end.name} and no step was saved since it began: "
@@ -112,10 +110,14 @@ def queued(launch: Launch) -> Job | None:
     return SlurmJob(launch, number)
 
 
-def submitted(launch: Launch) -> tuple[Job, bool]:
-    """A job of the run, and whether Slurm said that it took it: one may be there without that."""
+def submitted(launch: Launch) -> tuple[Job, tuple[str, ...]]:
+    """A job of the run that this launcher has submitted, and which of its ends are no fault.
+
+    Slurm may have taken one whose submission seemed to fail; that one lacks what submitit writes
+    after Slurm's answer.
+    """
     found = queued(launch)
-    return (found, False) if found is not None else (submit(launch), True)
+    return (submit(launch), ()) if found is None else (found, ("FAILED",))
 
 
 def tell_of_others(launch: Launch) -> None:

@@ -1,6 +1,7 @@
 """What Slurm says, and what is asked of it, through its own commands."""
 
 import argparse
+import contextlib
 import getpass
 import os
 import re
@@ -281,7 +282,8 @@ def main() -> None:
         time.sleep(2)
     until = time.monotonic() + SECONDS_TO_END
     while jobs := leftovers(folder):
-        cancel(jobs)
+        with contextlib.suppress(Busy):  # it is asked again, until SECONDS_TO_END are over
+            cancel(jobs)
         if time.monotonic() > until:
             raise UserError(
                 f"jobs {' '.join(jobs)} of a Snakemake that was killed do not end: look at them "

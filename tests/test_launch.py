@@ -321,11 +321,14 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
 
 
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("accepted", ["", "CANCELLED", "FAILED"])
 def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
-    accepted: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accepted: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a submit limit nothing is submitted; a controller that is slow to answer may have it."""
+    """At a submit limit nothing is submitted; a controller that is slow to answer may have it.
+
+    That one may lack what submitit writes after the answer; whoever cancels it means it.
+    """
     asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     errors = ["sbatch: error: QOSMaxSubmitJobPerUserLimit", "Socket timed out on send/recv"]
     submit, left = submitit.AutoExecutor.submit, iter(errors)
@@ -339,14 +342,19 @@ def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
     monkeypatch.setattr(launch, "queued", lambda _: next(found))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
-    if accepted:
-        # It lacks what submitit writes after Slurm's answer.
-        wait, failed = launch.wait, slurm.State("FAILED")
-        monkeypatch.setattr(
-            launch, "wait", lambda asked, job: failed if job.number == "77" else wait(asked, job)
-        )
-    pretrain(asked)
-    assert asked.out.exists()
+    wait = launch.wait
+    monkeypatch.setattr(
+        launch,
+        "wait",
+        lambda it, job: slurm.State(accepted) if job.number == "77" else wait(it, job),
+    )
+    if accepted == "CANCELLED":
+        with pytest.raises(UserError, match="job 77 was cancelled"):
+            pretrain(asked)
+        assert not submission.jobs(asked)
+    else:
+        pretrain(asked)
+        assert asked.out.exists()
     assert not list(left)
 
 

@@ -28,7 +28,7 @@ def check_cluster():
     note_jobs()
     asked = {}
     for job in workflow.dag.needrun_jobs():
-        validate_slurm_extra(job)  # of its jobs the plugin asks it when it submits them
+        validate_slurm_extra(job)  # the plugin asks it of a job when it submits it
         if options := asked_of_slurm(job):
             asked.setdefault(options, job.rule.name)
     for options, name in asked.items():
