@@ -10,7 +10,6 @@ what was trained with other settings: it is another run. Rows without a run are 
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pandas as pd
 
 from ijepa import slurm
 from ijepa.errors import run_command
-from ijepa.files import write_text
+from ijepa.files import read_json, write_text
 from ijepa.slurm import Start
 
 COLUMNS = ["rule", "run", "seed", "item", "source", "jobs", "starts", "hours", "gpu_hours"]
@@ -98,7 +97,7 @@ def _noted(notes: Path) -> dict[tuple[str, str], list[Start]]:
     noted: dict[tuple[str, str], list[Start]] = {}
     for path in notes.glob("rule_*/**/*.json"):
         rule, _, wildcards = str(path.parent.relative_to(notes)).partition("/")
-        start = _start(json.loads(path.read_text(encoding="utf-8")))
+        start = _start(read_json(path))
         noted.setdefault((rule.removeprefix("rule_"), wildcards), []).append(start)
     return {place: sorted(starts, key=lambda start: start.begun) for place, starts in noted.items()}
 
@@ -108,7 +107,7 @@ def _start(told: dict[str, Any]) -> Start:
 
 
 def _pretraining(path: Path) -> Work:
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = read_json(path)
     submitted = [job["number"] for job in told["jobs"]]
     return Work(
         "pretrain",
@@ -123,7 +122,7 @@ def _pretraining(path: Path) -> Work:
 
 
 def _extraction(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = read_json(path)
     made, (run, seed, dataset) = told["features"], path.parts[-4:-1]
     place = ("extract_features", f"{run}_{_seed(seed)}_{dataset}")
     if run == "pixels":
@@ -134,7 +133,7 @@ def _extraction(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
 
 
 def _evaluation(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = read_json(path)
     run, seed, name = *path.parts[-3:-1], path.stem
     starts = _with_own(
         noted.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), []),

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ijepa.errors import UserError
+from ijepa.files import read_json
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
 UNITS = {"top1": "top-1 %", "rankme": "RankMe"}
@@ -32,10 +33,7 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
     spent = _spent(gpu_hours) if gpu_hours is not None and gpu_hours.exists() else {}
     rows = []
     for path in sorted(paths):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON ({error}): delete it and evaluate again") from None
+        result = read_json(path)
         about = result["about"]
         run, facts = about.get("run", {}), about.get("facts", {})
         machine = facts.get("machine", result["machine"])

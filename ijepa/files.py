@@ -74,6 +74,14 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not YAML: {error}") from None
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises UserError where a power cut has left it empty or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}): delete it and run the same again") from None
+
+
 def to_json(value: Any) -> str:
     """JSON text with one item a line."""
     return json.dumps(value, indent=1) + "\n"

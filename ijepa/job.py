@@ -140,8 +140,8 @@ def join(environment: Any) -> None:
         first = environment.hostnames[0]
         slurms = environment.cluster == "slurm"
         os.environ["MASTER_ADDR"] = slurm.address(first) if slurms else "127.0.0.1"
-        # The same on every node, another one for every job.
-        port = random.Random(environment.job_id).randint(20_000, 60_000)
+        # The same on every node, another one for every job, none that Linux gives to a caller.
+        port = random.Random(environment.job_id).randint(10_000, 32_000)
         os.environ["MASTER_PORT"] = str(port)
 
 

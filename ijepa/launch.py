@@ -16,7 +16,6 @@ launcher only waits, shows the job's log, and brings encoder and log to their pl
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -31,7 +30,7 @@ from typing import TypeVar
 
 from ijepa import slurm
 from ijepa.errors import UserError, run_command
-from ijepa.files import write_json, written_whole
+from ijepa.files import read_json, write_json, written_whole
 from ijepa.slurm import Request
 from ijepa.submission import Job, Launch, LocalJob, SlurmJob, jobs, note, submit
 
@@ -102,7 +101,7 @@ def attached(launch: Launch) -> Job | None:
 
 def queued(launch: Launch) -> Job | None:
     """The run's job that is in Slurm's queue, or None; it is noted as this run's."""
-    number = slurm.find(launch.mark()) if launch.cluster == "slurm" else None
+    number = slurm.find(launch.mark) if launch.cluster == "slurm" else None
     if number is None:
         return None
     # A launcher that was killed right after it had submitted has noted nothing.
@@ -123,7 +122,7 @@ def submitted(launch: Launch) -> tuple[Job, tuple[str, ...]]:
 def tell_of_others(launch: Launch) -> None:
     """Name the jobs that work on this run with other settings: nobody waits for them any more."""
     for path in launch.work.glob("ijepa-*/jobs.json"):
-        last = json.loads(path.read_text(encoding="utf-8"))[-1]
+        last = read_json(path)[-1]
         if path.parent == launch.state or last["cluster"] != "slurm":
             continue
         if slurm.state(last["number"]).name in slurm.LIVE:
@@ -236,11 +235,9 @@ def deliver(launch: Launch) -> None:
     They stay in the run's folder too, as links to the same bytes where the disk has links: what
     Snakemake deletes, because it was killed before it had noted it, is brought again.
     """
-    attempts = [
-        json.loads(path.read_text(encoding="utf-8")) for path in launch.attempts.glob("*.json")
-    ]
+    attempts = [read_json(path) for path in launch.attempts.glob("*.json")]
     record = {
-        "name": launch.name(),
+        "name": launch.name,
         "request": asdict(launch.request),
         "jobs": jobs(launch),
         "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
@@ -259,7 +256,7 @@ def deliver(launch: Launch) -> None:
 def alone(launch: Launch) -> Iterator[None]:
     """Hold the run, after any other launcher has ended. The lock ends with its process."""
     launch.work.mkdir(parents=True, exist_ok=True)
-    with (launch.work / f"{launch.name()}.lock").open("a+", encoding="utf-8") as file:
+    with (launch.work / f"{launch.name}.lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from ijepa.errors import UserError, run_command
@@ -92,7 +93,11 @@ class Request:
     def extras(self) -> dict[str, str | bool]:
         """Names and values of ``extra``; True where there is none. Raises UserError."""
         found: dict[str, str | bool] = {}
-        for word in shlex.split(self.extra or ""):
+        try:
+            words = shlex.split(self.extra or "")
+        except ValueError as error:
+            raise UserError(f"slurm_extra: {self.extra!r}: {error}: close it") from None
+        for word in words:
             name, _, value = word.partition("=")
             if not name.startswith("--"):
                 raise UserError(
@@ -212,12 +217,21 @@ def find(comment: str) -> str | None:
     return None
 
 
-def leftovers(folder: str) -> list[str]:
-    """Live jobs that a killed Snakemake submitted in a folder: its rules', not pretraining's."""
-    return [
-        job
-        for job, name, where, told in _queue("%A|%T|%Z|%k")
+def leftovers(folder: str, job: str | None = None) -> list[str]:
+    """Live jobs of a folder's rules, not of pretraining: what a killed Snakemake has submitted.
+
+    Of ``job``, one of them: those that were submitted before it to make the same. Slurm may take a
+    job although its answer is lost, and Snakemake then submits another.
+    """
+    comments = {
+        number: told
+        for number, name, where, told in _queue("%A|%T|%Z|%k")
         if name in LIVE and where == folder and told.startswith("rule_")
+    }
+    return [
+        number
+        for number, told in comments.items()
+        if job is None or (told == comments.get(job) and int(number) < int(job))
     ]
 
 
@@ -270,23 +284,27 @@ def minutes(limit: str) -> int | None:
 def main() -> None:
     """End what a killed Snakemake has left in a folder, and wait until it is gone.
 
+    In a job, with --again: what was submitted there before to make the same.
+
     At once, by a signal that nothing in them handles: told to end, a rule's Snakemake deletes its
     output, finished or not, with which the one that starts now may have planned.
     """
     parser = argparse.ArgumentParser(prog="python -m ijepa.slurm", description=main.__doc__)
     parser.add_argument("folder", help="where Snakemake was started")
-    folder = parser.parse_args().folder
+    parser.add_argument("--again", action="store_true", help="only what this job makes again")
+    options = parser.parse_args()
+    left = partial(leftovers, options.folder, os.environ["SLURM_JOB_ID"] if options.again else None)
     installed()
-    if jobs := leftovers(folder):
+    if jobs := left():
         _run("scancel", "--state=RUNNING", "--full", "--signal=USR1", *jobs)
         time.sleep(2)
     until = time.monotonic() + SECONDS_TO_END
-    while jobs := leftovers(folder):
+    while jobs := left():
         with contextlib.suppress(Busy):  # it is asked again, until SECONDS_TO_END are over
             cancel(jobs)
         if time.monotonic() > until:
             raise UserError(
-                f"jobs {' '.join(jobs)} of a Snakemake that was killed do not end: look at them "
+                f"jobs {' '.join(jobs)} that nobody waits for do not end: look at them "
                 "with squeue, and start again when they are gone"
             )
         time.sleep(2)

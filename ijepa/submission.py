@@ -6,7 +6,6 @@ Jobs are submitted through submitit and noted in the run's folder, so that anoth
 
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import submitit
 
 from ijepa import slurm
 from ijepa.errors import UserError
-from ijepa.files import read_yaml, write_json
+from ijepa.files import read_json, read_yaml, write_json
 from ijepa.job import Pretraining
 from ijepa.slurm import Request
 
@@ -64,10 +64,12 @@ class Launch:
     setup: str | None = None
     poll: float = 10.0
 
+    @cached_property
     def name(self) -> str:
         """A name for exactly this run on exactly these shards: another one has other files.
 
-        The tokens that a recipe names belong to it: their tokenizer's settings are not in the run.
+        It stays while the launcher lives, whatever is written to its files then. The tokens that a
+        recipe names belong to it: their tokenizer's settings are not in the run.
         """
         made_of = [self.run, self.data / "index.json"]
         recipe = (read_yaml(self.run) or {}).get("recipe") or {}
@@ -79,14 +81,15 @@ class Launch:
         text = b"".join(path.read_bytes() for path in made_of)
         return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
 
+    @property
     def mark(self) -> str:
         """By what the queue of a cluster tells this run: in another folder it has another job."""
-        return f"{self.name()} {hashlib.sha256(bytes(self.state.resolve())).hexdigest()[:12]}"
+        return f"{self.name} {hashlib.sha256(bytes(self.state.resolve())).hexdigest()[:12]}"
 
     @property
     def state(self) -> Path:
         """What belongs to this run: checkpoints, job, notes. It outlives job and launcher."""
-        return self.work / self.name()
+        return self.work / self.name
 
     @property
     def encoder(self) -> Path:
@@ -236,8 +239,8 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         "cpus_per_task": request.cpus_per_gpu,
         "mem_gb": request.gb_per_gpu * request.tasks_per_node,
         "timeout_min": request.minutes,
-        "name": launch.name(),
-        "slurm_comment": launch.mark(),
+        "name": launch.name,
+        "slurm_comment": launch.mark,
         "slurm_signal_delay_s": request.delay,
         "slurm_use_srun": True,
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_gpu}"],
@@ -273,7 +276,7 @@ def visible_gpus() -> int:
 def jobs(launch: Launch) -> list[dict[str, str]]:
     """The jobs that were submitted for this run, in order."""
     path = launch.state / "jobs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path) if path.exists() else []
 
 
 def note(launch: Launch, cluster: str, number: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.files import write_text, written_whole
+from ijepa.errors import UserError
+from ijepa.files import read_json, write_text, written_whole
 
 
 def test_a_writer_on_another_machine_is_not_disturbed(
@@ -35,3 +36,11 @@ def test_what_a_killed_process_of_this_machine_left_is_removed(
     assert part.exists()
     write_text(path, "whole")
     assert [one.name for one in tmp_path.iterdir()] == ["note.json"]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"job": "7", "gp', b"\x00\x00\xff"])
+def test_what_a_power_cut_left_of_a_json_file_is_named(tmp_path: Path, left: bytes) -> None:
+    path = tmp_path / "7-0.json"
+    path.write_bytes(left)
+    with pytest.raises(UserError, match=r"7-0\.json is not JSON .*: delete it"):
+        read_json(path)

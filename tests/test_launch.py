@@ -176,9 +176,9 @@ def test_what_a_job_has_made_while_nobody_waited_is_brought_without_a_new_one(
 
 def test_another_run_and_other_shards_have_files_of_their_own(data: Path, tmp_path: Path) -> None:
     asked = launched(raw_run_of("mae"), data, tmp_path / "run")
-    name = asked.name()
-    assert launched(raw_run_of("mae"), data, tmp_path / "run").name() == name
-    assert launched({**raw_run_of("mae"), "seed": 1}, data, tmp_path / "run").name() != name
+    name = asked.name
+    assert launched(raw_run_of("mae"), data, tmp_path / "run").name == name
+    assert launched({**raw_run_of("mae"), "seed": 1}, data, tmp_path / "run").name != name
 
 
 def test_other_tokens_are_another_run(data: Path, tmp_path: Path) -> None:
@@ -186,24 +186,23 @@ def test_other_tokens_are_another_run(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
     copy.mkdir()
     shutil.copy(data / "index.json", copy)
-    asked = launched(raw_run_of("cae"), copy, tmp_path / "run")
     with pytest.raises(UserError, match=r"tokens/small\.json does not exist"):
-        asked.name()
+        launched(raw_run_of("cae"), copy, tmp_path / "run").name  # noqa: B018
     (copy / "tokens").mkdir()
     names = set()
     for stride in (4, 8):
         write_json(copy / "tokens" / "small.json", {"settings": {"stride": stride}})
-        names.add(asked.name())
+        names.add(launched(raw_run_of("cae"), copy, tmp_path / "run").name)
     assert len(names) == 2
 
 
 def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_path: Path) -> None:
     one, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
-    assert one.name() == other.name()
-    assert one.mark() != other.mark()
+    assert one.name == other.name
+    assert one.mark != other.mark
     assert submission.parameters(one, 0).keys().isdisjoint({"slurm_comment"})
     on_slurm = launched(raw_run_of("mae"), data, tmp_path / "a", "slurm")
-    assert submission.parameters(on_slurm, 0)["slurm_comment"] == one.mark()
+    assert submission.parameters(on_slurm, 0)["slurm_comment"] == one.mark
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
@@ -404,6 +403,28 @@ def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Pat
     assert given["slurm_additional_parameters"] == told
     with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
         replace(ONE, extra="-w n1").extras()
+    with pytest.raises(UserError, match='slurm_extra: "--comment=\'a": No closing quotation'):
+        replace(ONE, extra="--comment='a").extras()
+
+
+def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing else: not a later one, another folder's, or pretraining's."""
+    queue = [
+        ["8", "RUNNING", "/here", "rule_evaluate_wildcards_mae_0_knn"],
+        ["9", "RUNNING", "/here", "rule_evaluate_wildcards_cae_0_knn"],
+        ["10", "RUNNING", "/here", "rule_evaluate_wildcards_mae_0_knn"],
+        ["11", "PENDING", "/here", "rule_evaluate_wildcards_mae_0_knn"],
+        ["12", "RUNNING", "/there", "rule_evaluate_wildcards_mae_0_knn"],
+        ["13", "RUNNING", "/here", "ijepa-1 2"],
+        ["14", "COMPLETED", "/here", "rule_evaluate_wildcards_mae_0_knn"],
+    ]
+    monkeypatch.setattr(slurm, "_queue", lambda _columns: queue)
+    assert slurm.leftovers("/here", "10") == ["8"]
+    assert slurm.leftovers("/here", "11") == ["8", "10"]
+    assert slurm.leftovers("/here", "15") == []  # not in the queue: nothing is known of it
+    assert slurm.leftovers("/here") == ["8", "9", "10", "11"]
 
 
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:

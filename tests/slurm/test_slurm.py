@@ -181,6 +181,27 @@ def test_what_a_killed_snakemake_left_is_ended_and_what_it_has_written_stays(
         written.unlink()
 
 
+def test_a_job_that_was_submitted_twice_runs_once_at_a_time(tmp_path: Path) -> None:
+    """Slurm took the first although its answer was lost: the second one ends it, then begins."""
+    wait = shlex.join(["touch", f"{tmp_path}/first"]) + "; sleep 100"
+    end = f"cd {ROOT} && {sys.executable} -m ijepa.slurm {tmp_path} --again && "
+    look = f"squeue -h -o '%A %k' > {tmp_path}/seen"
+    job = ["sbatch", "--parsable", "-A", "lab", "-D", str(tmp_path), "-o", "/dev/null"]
+
+    def submit(comment: str, script: str) -> str:
+        asked = [*job, f"--comment={comment}", "--mem=200", "--wrap", script]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    other = submit("rule_evaluate_wildcards_mae_1_knn", "sleep 100")
+    submit("rule_evaluate_wildcards_mae_0_knn", wait)
+    eventually((tmp_path / "first").exists)
+    again = submit("rule_evaluate_wildcards_mae_0_knn", end + look)
+    seen = eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text())
+    assert sorted(line.split()[0] for line in seen.splitlines()) == [other, again]
+    subprocess.run(["scancel", other], check=True)
+    eventually(lambda: not live())
+
+
 @pytest.fixture
 def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     """Mini's first run on four GPUs with two evaluations, by the real profile, edited as a user's.

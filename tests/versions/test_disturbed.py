@@ -40,6 +40,19 @@ def whole(folder: Path) -> set[str]:
     return set(found)
 
 
+def leave_torn(remote: Path) -> None:
+    """What a kill at the wrong moment leaves (seen once in CI): an empty object.
+
+    DVC (3.67) tries first whether the remote's folder can share blocks, on the object's own place.
+    It finds that out at the next push, but of a listing (README): these come last.
+    """
+    for path in remote.rglob("*.dir"):
+        path.unlink()
+    torn = min(objects(remote).values())
+    torn.unlink()
+    torn.touch()
+
+
 def test_a_killed_repro_has_noted_only_what_was_complete(origin: Path) -> None:
     """The killed one was pretraining: its data have a version, its encoders none yet."""
     noted = yaml.safe_load(origin.with_name(WHEN_KILLED).read_text())["stages"]
@@ -55,7 +68,7 @@ def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: P
     run(clone, *DVC, "pull")
     run(clone, *DVC, "remote", "add", "folder", str(remote))
     killed_when(lambda: objects(remote), clone, *DVC, "push", "-r", "folder")
-    whole(remote)
+    leave_torn(remote)
     run(clone, *DVC, "push", "-r", "folder")
     assert whole(remote) == whole(clone / ".dvc" / "cache")
 

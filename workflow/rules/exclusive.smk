@@ -25,7 +25,7 @@ def check_cluster():
     if workflow.executor_plugin.common_settings.local_exec:
         return
     run_module("ijepa.slurm", os.getcwd())
-    note_jobs()
+    begin_jobs()
     asked = {}
     for job in workflow.dag.needrun_jobs():
         validate_slurm_extra(job)  # the plugin asks it of a job when it submits it
@@ -38,14 +38,19 @@ def check_cluster():
             raise WorkflowError(f"of {name}: {error}")
 
 
-def note_jobs():
-    """Let each job note first of all how long it has its GPUs."""
-    script = Path(workflow.basedir, "ijepa/note_job.sh")
-    noted = (
-        f"notes={shlex.quote(os.path.abspath(JOBS))} && . {shlex.quote(str(script))}"
+def begin_jobs():
+    """Let each job first of all note how long it has its GPUs, and end what makes the same."""
+    code, python, notes, folder = map(
+        shlex.quote,
+        (str(workflow.basedir), sys.executable, os.path.abspath(JOBS), os.getcwd()),
     )
+    first = [
+        f"notes={notes}",
+        f". {code}/ijepa/note_job.sh",
+        f"PYTHONPATH={code} {python} -m ijepa.slurm {folder} --again",
+    ]
     settings = workflow.remote_execution_settings
-    settings.precommand = " && ".join(filter(None, [noted, settings.precommand]))
+    settings.precommand = " && ".join(filter(None, [*first, settings.precommand]))
 
 
 def asked_of_slurm(job):
