@@ -223,16 +223,16 @@ def leftovers(folder: str, job: str | None = None) -> list[str]:
     Of ``job``, one of them: those that were submitted before it to make the same. Slurm may take a
     job although its answer is lost, and Snakemake then submits another.
     """
-    comments = {
-        number: told
-        for number, name, where, told in _queue("%A|%T|%Z|%k")
+    rows = [
+        (number, task, told)
+        for number, name, where, task, told in _queue("%A|%T|%Z|%K|%k")
         if name in LIVE and where == folder and told.startswith("rule_")
-    }
-    return [
-        number
-        for number, told in comments.items()
-        if job is None or (told == comments.get(job) and int(number) < int(job))
     ]
+    if job is None:
+        return [number for number, *_ in rows]
+    # All tasks of an array (slurm-array-jobs) say what the first one makes.
+    makes = {number: told for number, task, told in rows if task == "N/A"}
+    return [n for n, told in makes.items() if told == makes.get(job) and int(n) < int(job)]
 
 
 def cancel(jobs: Iterable[str]) -> None:

@@ -410,21 +410,24 @@ def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Pat
 def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And nothing else: not a later one, another folder's, or pretraining's."""
+    """And nothing else: not a later one, another folder's, an array's task, or pretraining's."""
+    knn = "rule_evaluate_wildcards_mae_0_knn"
     queue = [
-        ["8", "RUNNING", "/here", "rule_evaluate_wildcards_mae_0_knn"],
-        ["9", "RUNNING", "/here", "rule_evaluate_wildcards_cae_0_knn"],
-        ["10", "RUNNING", "/here", "rule_evaluate_wildcards_mae_0_knn"],
-        ["11", "PENDING", "/here", "rule_evaluate_wildcards_mae_0_knn"],
-        ["12", "RUNNING", "/there", "rule_evaluate_wildcards_mae_0_knn"],
-        ["13", "RUNNING", "/here", "ijepa-1 2"],
-        ["14", "COMPLETED", "/here", "rule_evaluate_wildcards_mae_0_knn"],
+        ["7", "RUNNING", "/here", "1", knn],
+        ["8", "RUNNING", "/here", "N/A", knn],
+        ["9", "RUNNING", "/here", "N/A", "rule_evaluate_wildcards_cae_0_knn"],
+        ["10", "RUNNING", "/here", "N/A", knn],
+        ["11", "PENDING", "/here", "N/A", knn],
+        ["12", "RUNNING", "/there", "N/A", knn],
+        ["13", "RUNNING", "/here", "N/A", "ijepa-1 2"],
+        ["14", "COMPLETED", "/here", "N/A", knn],
     ]
     monkeypatch.setattr(slurm, "_queue", lambda _columns: queue)
     assert slurm.leftovers("/here", "10") == ["8"]
     assert slurm.leftovers("/here", "11") == ["8", "10"]
     assert slurm.leftovers("/here", "15") == []  # not in the queue: nothing is known of it
-    assert slurm.leftovers("/here") == ["8", "9", "10", "11"]
+    assert slurm.leftovers("/here", "7") == []
+    assert slurm.leftovers("/here") == ["7", "8", "9", "10", "11"]
 
 
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
