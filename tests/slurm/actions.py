@@ -33,8 +33,10 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 def workflow(
     folder: Path, config: dict[str, Any], minutes: int, pretrain: dict[str, Any], **profile: Any
-) -> list[str]:
-    """``snakemake --profile slurm`` in ``folder``, by the real profile, edited as a user would.
+) -> tuple[list[str], list[str]]:
+    """``snakemake``, ``--profile slurm`` in ``folder``, by the real profile, edited as a user's.
+
+    What is to be made stands between the two.
 
     ``pretrain`` are that rule's resources, ``profile`` other keys; no job gets more minutes.
     """
@@ -47,8 +49,9 @@ def workflow(
     for place, content in {"config.yaml": config, "profile/config.yaml": edited | profile}.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "snakemake", "--profile", str(folder / "profile")]
-    return [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    options = ["--profile", folder / "profile", "--directory", folder]
+    options += ["--configfile", folder / "config.yaml"]
+    return [sys.executable, "-m", "snakemake"], [str(option) for option in options]
 
 
 def told(*command: str) -> list[list[str]]:

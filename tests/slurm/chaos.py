@@ -58,7 +58,8 @@ def workflow(folder: Path, data: Path, epochs: float) -> list[str]:
     if not (folder / "data").exists():
         (folder / "data").symlink_to(data)
     pretrain = {"runtime": 6, "gpus_per_node": 4, "save_seconds": 30, "poll_seconds": 2}
-    return actions.workflow(folder, config, minutes=10, pretrain=pretrain)
+    snakemake, options = actions.workflow(folder, config, minutes=10, pretrain=pretrain)
+    return [*snakemake, *options]
 
 
 def running() -> list[str]:
