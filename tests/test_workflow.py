@@ -211,6 +211,29 @@ def test_without_slurm_its_profile_plans_and_else_says_one_clear_error(
     assert "Traceback" not in said
 
 
+@pytest.mark.usefixtures("without_slurm")
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (300, "slurm_partition: 'gpu' is unknown here"),  # the next check: the first has passed
+        (120, "This cluster forgets a job 120 s after its end (MinJobAge)"),
+        (40, "slurm_partition: 'gpu' is unknown here"),
+    ],
+)
+def test_a_cluster_that_forgets_its_jobs_too_soon_is_refused(
+    kept: int, told: str, mini: dict[str, Any], tmp_path: Path
+) -> None:
+    """All that it answers here: how long it keeps them, that no job lives, and no partition."""
+    for name, answer in {"sbatch": "", "squeue": "", "sinfo": "", "scontrol": kept}.items():
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\necho '{answer and f'MinJobAge = {answer} sec'}'\n")
+        program.chmod(0o755)
+    refused = plan(mini, tmp_path, "--profile", "slurm")
+    assert refused.returncode != 0
+    assert told in refused.stdout + refused.stderr
+    assert ("slurm-init-seconds-before-status-checks: 41" in refused.stderr) == (kept == 120)
+
+
 def test_the_profile_of_one_machine_with_several_gpus_plans(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -2,7 +2,11 @@
 
 import fcntl
 
+from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+
+# Of the plugin, between two questions for the states of its jobs, at most.
+SECONDS_BETWEEN_CHECKS = 180
 
 
 def hold_folder():
@@ -25,6 +29,7 @@ def check_cluster():
     if workflow.executor_plugin.common_settings.local_exec:
         return
     run_module("ijepa.slurm", os.getcwd())
+    check_job_age()
     begin_jobs()
     asked = {}
     for job in workflow.dag.needrun_jobs():
@@ -36,6 +41,22 @@ def check_cluster():
             run_module("ijepa.launch", "--check", *shlex.split(options))
         except WorkflowError as error:
             raise WorkflowError(f"of {name}: {error}")
+
+
+def check_job_age():
+    """Refuse where the controller forgets a job before the plugin sees that it has ended.
+
+    It would wait for it for ever. What is forgotten sooner yet it asks accounting for by itself.
+    """
+    settings, kept = workflow.executor_settings, get_min_job_age()
+    if settings.status_command != "squeue" or kept is None:
+        return
+    if 3 * settings.init_seconds_before_status_checks <= kept <= SECONDS_BETWEEN_CHECKS:
+        raise WorkflowError(
+            f"This cluster forgets a job {kept} s after its end (MinJobAge), and is asked every "
+            f"{SECONDS_BETWEEN_CHECKS} s at last: let accounting be asked instead, in the profile: "
+            f"slurm-init-seconds-before-status-checks: {kept // 3 + 1}"
+        )
 
 
 def begin_jobs():
