@@ -53,8 +53,8 @@ def check_job_age():
         return
     if 3 * settings.init_seconds_before_status_checks <= kept <= SECONDS_BETWEEN_CHECKS:
         raise WorkflowError(
-            f"This cluster forgets a job {kept} s after its end (MinJobAge), and is asked every "
-            f"{SECONDS_BETWEEN_CHECKS} s at last: let accounting be asked instead, in the profile: "
+            f"This cluster forgets a job {kept} s after its end (MinJobAge), and is asked as seldom "
+            f"as every {SECONDS_BETWEEN_CHECKS} s: let accounting be asked instead, in the profile: "
             f"slurm-init-seconds-before-status-checks: {kept // 3 + 1}"
         )
 
