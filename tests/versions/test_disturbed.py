@@ -67,7 +67,8 @@ def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: P
     clone = clone_of(origin, tmp_path / "clone")
     run(clone, *DVC, "pull")
     run(clone, *DVC, "remote", "add", "folder", str(remote))
-    killed_when(lambda: objects(remote), clone, *DVC, "push", "-r", "folder")
+    # The first one seen may be gone again.
+    killed_when(lambda: len(objects(remote)) > 3, clone, *DVC, "push", "-r", "folder")
     leave_torn(remote)
     run(clone, *DVC, "push", "-r", "folder")
     assert whole(remote) == whole(clone / ".dvc" / "cache")
