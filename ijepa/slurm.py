@@ -284,7 +284,7 @@ def minutes(limit: str) -> int | None:
 def main() -> None:
     """End what a killed Snakemake has left in a folder, and wait until it is gone.
 
-    In a job, with --again: what was submitted there before to make the same.
+    With --again, in a job: what was submitted before it to make the same.
 
     At once, by a signal that nothing in them handles: told to end, a rule's Snakemake deletes its
     output, finished or not, with which the one that starts now may have planned.

@@ -224,9 +224,10 @@ def test_a_cluster_that_forgets_its_jobs_too_soon_is_refused(
     kept: int, told: str, mini: dict[str, Any], tmp_path: Path
 ) -> None:
     """All that it answers here: how long it keeps them, that no job lives, and no partition."""
-    for name, answer in {"sbatch": "", "squeue": "", "sinfo": "", "scontrol": kept}.items():
+    answers = {"sbatch": "", "squeue": "", "sinfo": "", "scontrol": f"MinJobAge = {kept} sec"}
+    for name, answer in answers.items():
         program = tmp_path / "bin" / name
-        program.write_text(f"#!/bin/sh\necho '{answer and f'MinJobAge = {answer} sec'}'\n")
+        program.write_text(f"#!/bin/sh\necho '{answer}'\n")
         program.chmod(0o755)
     refused = plan(mini, tmp_path, "--profile", "slurm")
     assert refused.returncode != 0

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,17 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def workflow(
-    folder: Path, config: dict[str, Any], minutes: int, pretrain: dict[str, Any], **profile: Any
-) -> tuple[list[str], list[str]]:
-    """``snakemake``, ``--profile slurm`` in ``folder``, by the real profile, edited as a user's.
-
-    What is to be made stands between the two.
+    folder: Path,
+    config: dict[str, Any],
+    minutes: int,
+    pretrain: dict[str, Any],
+    targets: Sequence[str] = (),
+    **profile: Any,
+) -> list[str]:
+    """``snakemake --profile slurm`` in ``folder``, by the real profile, edited as a user would.
 
     ``pretrain`` are that rule's resources, ``profile`` other keys; no job gets more minutes.
+    Without ``targets`` all is made.
     """
     edited = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
     edited["default-resources"] |= {"runtime": minutes, "mem_mb": "1000 * attempt"}
@@ -49,9 +54,8 @@ def workflow(
     for place, content in {"config.yaml": config, "profile/config.yaml": edited | profile}.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(yaml.safe_dump(content))
-    options = ["--profile", folder / "profile", "--directory", folder]
-    options += ["--configfile", folder / "config.yaml"]
-    return [sys.executable, "-m", "snakemake"], [str(option) for option in options]
+    command = [sys.executable, "-m", "snakemake", *targets, "--profile", str(folder / "profile")]
+    return [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
 
 
 def told(*command: str) -> list[list[str]]:

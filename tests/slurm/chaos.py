@@ -58,8 +58,7 @@ def workflow(folder: Path, data: Path, epochs: float) -> list[str]:
     if not (folder / "data").exists():
         (folder / "data").symlink_to(data)
     pretrain = {"runtime": 6, "gpus_per_node": 4, "save_seconds": 30, "poll_seconds": 2}
-    snakemake, options = actions.workflow(folder, config, minutes=10, pretrain=pretrain)
-    return [*snakemake, *options]
+    return actions.workflow(folder, config, minutes=10, pretrain=pretrain)
 
 
 def running() -> list[str]:

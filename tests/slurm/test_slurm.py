@@ -154,17 +154,10 @@ def test_what_the_cluster_will_never_run_is_refused_at_once(options: list[str], 
 def test_a_job_that_fails_says_why_and_a_node_without_the_environment_too(
     data: Path, tmp_path: Path
 ) -> None:
-    raw = raw_run_of("ijepa")
+    raw, two = raw_run_of("ijepa"), ["--gpus", "2"]
     raw["recipe"]["optim"]["batch_size"] = 31
-    command = [*launch(raw, data, tmp_path / "batch"), "--gpus", "2"]
-    failing = start(command, tmp_path / "batch.log")
-    bare = [
-        *launch(raw_run_of("mae"), data, tmp_path / "bare"),
-        "--gpus",
-        "2",
-        "--setup",
-        "exit 127",
-    ]
+    failing = start([*launch(raw, data, tmp_path / "batch"), *two], tmp_path / "batch.log")
+    bare = [*launch(raw_run_of("mae"), data, tmp_path / "bare"), *two, "--setup", "exit 127"]
     without = start(bare, tmp_path / "bare.log")
     assert (failing.wait(90), without.wait(90)) == (1, 1)
     assert "batch_size is 31: it must be a multiple of 2" in (tmp_path / "batch.log").read_text()
@@ -233,11 +226,12 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
         ],
     }
     pretrain = {"runtime": 4, "gpus_per_node": 2, "save_seconds": 20, "poll_seconds": 1}
-    snakemake, options = actions.workflow(
+    return actions.workflow(
         tmp_path,
         config,
         minutes=5,
         pretrain=pretrain,
+        targets=[f"results/slurm/tables/{name}.md" for name in ("table", "gpu_hours")],
         retries=1,
         **{
             "latency-wait": 5,
@@ -245,8 +239,6 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
             "seconds-between-status-checks": 2,
         },
     )
-    tables = [f"results/slurm/tables/{name}.md" for name in ("table", "gpu_hours")]
-    return [*snakemake, *tables, *options]
 
 
 def test_what_the_cluster_will_never_run_of_any_rule_is_refused_before_the_first_job(
