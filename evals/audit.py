@@ -19,7 +19,7 @@ from evals import configure
 from ijepa import config
 from ijepa.data.shards import read_index
 from ijepa.errors import UserError
-from ijepa.files import digest
+from ijepa.files import digest, read_json
 
 
 def check(expected: dict[str, Any]) -> None:
@@ -54,20 +54,20 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
         # They are made where they are needed: whoever only pulls has none.
         tokens = Path(data, "tokens", f"{run['recipe'].get('tokenizer')}.json")
         if tokens.exists():
-            facts["tokens_sha256"] = json.loads(tokens.read_text(encoding="utf-8"))["sha256"]
+            facts["tokens_sha256"] = read_json(tokens)["sha256"]
         yield from _differences(path, facts, header["facts"])
 
 
 def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
     for path, asked in expected.items():
-        about = json.loads(Path(path).read_text(encoding="utf-8"))
+        about = read_json(Path(path))
         wanted = {
             "data_version": _version(asked["data"]),
             "encoder": encoder_hash(asked["encoder"]),
         }
         yield from _differences(path, wanted, about)
         for split, shards in read_index(Path(asked["data"])).splits.items():
-            note = json.loads(Path(path).with_name(f"{split}.part.json").read_text())
+            note = read_json(Path(path).with_name(f"{split}.part.json"))
             have = sum(shard["num_samples"] for shard in shards)
             count = {f"{split} images": asked["images"].get(split, have)}
             yield from _differences(path, count, {f"{split} images": note["rows"]})
@@ -75,7 +75,7 @@ def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
     for path, asked in expected.items():
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = read_json(Path(path))
         protocol = configure(asked["name"], asked["config"], path)
         wanted = {
             "evaluation": asked["name"],

@@ -28,7 +28,7 @@ from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
 from ijepa.data.transforms import normalise
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, write_json
+from ijepa.files import digest, read_json, write_json
 from ijepa.provenance import here
 from ijepa.vit import ViT
 
@@ -92,7 +92,7 @@ def _extract_split(
     same = {**about, "images": count}
     done, before = 0, 0.0
     if note.exists() and path.exists():
-        noted = json.loads(note.read_text(encoding="utf-8"))
+        noted = read_json(note)
         if noted["about"] == json.loads(json.dumps(same)):
             done, before = noted["rows"], noted["seconds"]
     begun = noted_at = time.perf_counter()

@@ -19,6 +19,7 @@ from rich.table import Table
 from evals.audit import encoder_hash
 from evals.results import external
 from ijepa.errors import UserError, run_command
+from ijepa.files import read_json
 
 
 def trace(table: Path, row: str) -> list[dict[str, Any]]:
@@ -66,11 +67,11 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
 
 def entry(results: Path, file: Path) -> dict[str, Any]:
     """What one result rests on."""
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = read_json(file)
     about, facts = result["about"], result["about"].get("facts", {})
     made = next(results.glob(f"*/{file.parts[-3]}/{file.parts[-2]}/encoder.safetensors"), None)
     job = made.with_name("job.json") if made is not None else None
-    jobs = json.loads(job.read_text())["jobs"] if job is not None and job.exists() else []
+    jobs = read_json(job)["jobs"] if job is not None and job.exists() else []
     numbers = [str(one["number"]) for one in jobs if one.get("number") is not None]
     if made is not None and (now := encoder_hash(str(made))) != about["encoder"]:
         raise UserError(f"{file} is of encoder {about['encoder']}, but {made} is {now}")

@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ijepa import config
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.errors import run_command
-from ijepa.files import write_text
+from ijepa.files import read_json, write_text
 from ijepa.randomness import generator
 
 
@@ -119,7 +118,7 @@ def pictures_of_classes(of: dict[str, Any], chosen: list[Path]) -> list[Picture]
     mistakes are small ones, by what they are taken for. It is the first seed of every run.
     """
     results = sorted(
-        ((path.parts[-3] in CONTROLS, path, json.loads(path.read_text())) for path in chosen),
+        ((path.parts[-3] in CONTROLS, path, read_json(path)) for path in chosen),
         key=lambda one: one[:2],
     )
     found: dict[tuple[str, str], Picture] = {}

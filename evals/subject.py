@@ -3,7 +3,6 @@
 Shape suffixes: N images, L layers, D features.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from ijepa.data.loader import Images
 from ijepa.data.shards import Index, read_index
 from ijepa.errors import UserError
-from ijepa.files import digest, written_whole
+from ijepa.files import digest, read_json, written_whole
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -122,7 +121,7 @@ class Subject:
     def about(self) -> dict[str, Any]:
         """What is evaluated, and by whom it was made."""
         if self.features_of is not None:
-            about: dict[str, Any] = json.loads(self.features_of.read_text(encoding="utf-8"))
+            about: dict[str, Any] = read_json(self.features_of)
             return about
         assert self.encoder is not None
         return {

@@ -28,7 +28,6 @@ import argparse
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 import statistics
@@ -46,7 +45,7 @@ from ijepa.config import RunConfig
 from ijepa.data import register
 from ijepa.data.shards import read_index
 from ijepa.errors import UserError, run_command
-from ijepa.files import read_yaml, write_json, write_text
+from ijepa.files import read_json, read_yaml, write_json, write_text
 from ijepa.flops import size
 from ijepa.speed import images_per_second
 
@@ -265,7 +264,7 @@ def measured_hours(results: Path, one: Cost) -> float | None:
     """Hours that a run took, averaged over its seeds and scaled to its images, if there are any."""
     hours = {}
     for path in sorted(results.glob(f"evaluations/{one.run}/seed*/*.json")):
-        facts = json.loads(path.read_text(encoding="utf-8"))["about"].get("facts", {})
+        facts = read_json(path)["about"].get("facts", {})
         if facts.get("images_seen"):
             hours[path.parent] = facts["train_seconds"] / 3600 * one.images / facts["images_seen"]
     return statistics.mean(hours.values()) if hours else None

@@ -8,7 +8,6 @@ to it from a folder that can.
 import contextlib
 import gzip
 import hashlib
-import json
 import os
 import sqlite3
 import tarfile
@@ -22,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ijepa.errors import UserError
-from ijepa.files import write_json, written_whole
+from ijepa.files import read_json, write_json, written_whole
 
 BLOCK_BYTES = 1 << 20
 IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png"})
@@ -233,4 +232,4 @@ def _state(path: Path, checksum: str | None = None) -> dict[str, Any]:
 
 
 def _read_stamp(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None

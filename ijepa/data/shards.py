@@ -32,7 +32,7 @@ from ijepa.data import register, sources
 from ijepa.data.register import Dataset, Resize
 from ijepa.data.sources import Entry, Source
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, to_json, write_json, write_text, written_whole
+from ijepa.files import digest, read_json, to_json, write_json, write_text, written_whole
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 ONLY_LABEL = "class"
@@ -159,7 +159,7 @@ def _forget_other_settings(dataset: Dataset, out: Path) -> None:
     """Delete the shards if ``settings.json`` says that the register was another for them."""
     settings = dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES))
     path = out / "settings.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+    if path.exists() and read_json(path) != settings:
         log.warning("%s was made by other settings of the register: making it anew", out)
         for old in [out / "index.json", *out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.json")]:
             old.unlink(missing_ok=True)
@@ -395,7 +395,7 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
         if split not in index.splits:
             raise UserError(f"{folder} has no split {split!r}: it has {', '.join(index.splits)}")
     memory = folder / ".verified.json"
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    known = read_json(memory) if memory.exists() else {}
     expected = {
         name: sha256
         for split in splits or index.splits

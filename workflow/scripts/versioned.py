@@ -26,7 +26,7 @@ from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
 from ijepa.data.shards import verify
 from ijepa.errors import UserError, run_command
-from ijepa.files import read_yaml, to_json, write_text
+from ijepa.files import read_json, read_yaml, to_json, write_text
 from workflow.scripts.dvc_stages import stages_of
 
 METADATA = Path(".snakemake/metadata")
@@ -139,7 +139,7 @@ def records_of(outs: list[Path]) -> dict[str, Any]:
         # Long names are cut into folders that begin with "@".
         path = Path(urlsafe_b64decode("".join(name.parts).replace("@", "")).decode())
         if any(path == out or out in path.parents for out in outs):
-            content = json.loads(record.read_text(encoding="utf-8"))
+            content = read_json(record)
             # The environment's whole text, which decides nothing here (rerun-triggers).
             found[str(name)] = {key: content[key] for key in content if key != "conda_env"}
     return found
