@@ -447,14 +447,53 @@ def single(shape: str, x: float = 0.3, y: float = -0.2) -> raytracer.Objects:
     return thing
 
 
+def test_the_foremost_objects_are_those_that_the_rays_of_all_pixels_meet_first() -> None:
+    for number, (width, height) in enumerate([(48, 32), (20, 60), (90, 10)]):
+        objects, camera, _ = clevr.sample_scene(0, "train", number, 96, 64)
+        if number == 2:  # one object at the camera, one behind it
+            objects["x"][:2], objects["y"][:2] = (camera.place[0], 20), (camera.place[1], -20)
+            objects["z"][0] = camera.place[2] - 1.05 * objects["radius"][0]
+        numbers, distances = raytracer.foremost(objects, camera, width, height)
+        for y in range(height):
+            for x in range(width):
+                ray = raytracer.ray_through(camera, x + 0.5, y + 0.5, width, height)
+                found, distance = raytracer.nearest(objects, camera.place, ray)
+                assert numbers[y, x] == found
+                assert distances[y, x] == (distance if found >= 0 else math.inf)
+
+
+def test_objects_that_are_not_searched_for_shadows_cast_none() -> None:
+    rng = np.random.default_rng(0)
+    searched = total = 0
+    for number in range(8):
+        objects, _, lights = clevr.sample_scene(0, "train", number, 96, 64)
+        for _ in range(60):
+            middle = rng.uniform((-4, -4, 0), (4, 4, 1.5))
+            found = raytracer.shaders(objects, lights, tuple(middle), 0.4)
+            searched, total = searched + found.bit_count(), total + 3 * len(objects)
+            for light, edge in enumerate(raytracer.LIGHT_SIZES):
+                point = middle + rng.uniform(-0.4, 0.4, 3) / math.sqrt(3)
+                sample = (
+                    tuple(point),
+                    tuple(lights[light]),
+                    edge,
+                    *map(int, rng.integers(2, size=2)),
+                )
+                candidates = found >> raytracer.BITS * light
+                assert raytracer.unshadowed(objects, candidates, *sample) == raytracer.unshadowed(
+                    objects, -1, *sample
+                )
+    assert searched < 0.4 * total
+
+
 def test_an_object_between_a_point_and_a_light_casts_a_shadow() -> None:
     objects, light = single("sphere"), (3.0, 0.0, 5.0)
     seen = {
-        x: raytracer.unshadowed(objects, (x, 0.0, 1e-6), light, 0.5, 0, 0)
+        x: raytracer.unshadowed(objects, -1, (x, 0.0, 1e-6), light, 0.5, 0, 0)
         for x in np.linspace(-3, 3, 121)
     }
     assert seen[-3.0] == seen[3.0] == 1
-    assert raytracer.unshadowed(objects, (-0.3, -0.2, 1e-6), light, 0.5, 0, 0) == 0
+    assert raytracer.unshadowed(objects, -1, (-0.3, -0.2, 1e-6), light, 0.5, 0, 0) == 0
     assert any(0 < part < 1 for part in seen.values()), "the edge of a shadow is soft"
 
 
@@ -477,7 +516,10 @@ def test_metal_mirrors_its_neighbours_and_rubber_does_not(material: str) -> None
             seen = set()
             for colour in ("red", "cyan"):
                 objects["colour"][1] = list(raytracer.COLOURS).index(colour)
-                seen.add(raytracer.brightness(objects, clevr.LIGHTS, camera.place, ray, 0, 0))
+                hit = raytracer.nearest(objects, camera.place, ray)
+                seen.add(
+                    raytracer.brightness(objects, clevr.LIGHTS, -1, camera.place, ray, *hit, 0, 0)
+                )
             changed += len(seen) == 2
     assert mirrored > 5
     assert changed == (mirrored if material == "metal" else 0)

@@ -103,29 +103,30 @@ class Scene(NamedTuple):
 
 
 @compiled
-def placed(candidates: Floats, radii: Floats, right: Vector, behind: Vector) -> Floats:
-    """For each object the first candidate that keeps its distances: ``[n, 2]``, or fewer rows.
+def place(places: Floats, candidates: Floats, radii: Floats, right: Vector, behind: Vector) -> bool:
+    """Fill ``places``, ``[n, 2]``: for each object the first candidate that keeps its distances.
 
     ``candidates`` are ``[n, RETRIES, 2]``; ``right`` and ``behind`` the camera's, on the ground.
-    Rows end at the first object for which there is no place.
+    Returns whether there is a place for each object.
     """
-    places = np.zeros((len(radii), 2))
     for number in range(len(radii)):
-        for candidate in candidates[number]:
-            fits = True
+        found = False
+        for attempt in range(RETRIES):
+            x, y = candidates[number, attempt, 0], candidates[number, attempt, 1]
+            found = True
             for other in range(number):
-                apart = (candidate[0] - places[other, 0], candidate[1] - places[other, 1], 0.0)
+                apart = (x - places[other, 0], y - places[other, 1], 0.0)
                 gap = math.sqrt(dot(apart, apart)) - radii[number] - radii[other]
                 margin = min(abs(dot(apart, right)), abs(dot(apart, behind)))
                 if gap < MIN_GAP or margin < MIN_MARGIN:
-                    fits = False
+                    found = False
                     break
-            if fits:
-                places[number] = candidate
+            if found:
+                places[number, 0], places[number, 1] = x, y
                 break
-        else:
-            return places[:number]
-    return places
+        if not found:
+            return False
+    return True
 
 
 def sample_scene(seed: int, split: str, number: int, width: int, height: int) -> Scene:
@@ -163,23 +164,25 @@ def sample_camera(rng: np.random.Generator) -> Camera:
 
 def sample_objects(rng: np.random.Generator, count: int, camera: Camera) -> Objects | None:
     """Objects of independent kinds and places; None if one of them found no place."""
-    objects = np.zeros(count, OBJECT)
-    objects["shape"] = rng.integers(len(SHAPES), size=count)
-    objects["size"] = rng.integers(len(SIZES), size=count)
-    objects["material"] = rng.integers(len(MATERIALS), size=count)
-    objects["colour"] = rng.integers(len(COLOURS), size=count)
-    objects["degrees"] = rng.uniform(0, 360, count)
+    shape = rng.integers(len(SHAPES), size=count)
+    size = rng.integers(len(SIZES), size=count)
+    material = rng.integers(len(MATERIALS), size=count)
+    colour = rng.integers(len(COLOURS), size=count)
+    degrees = rng.uniform(0, 360, count)
     candidates = rng.uniform(-EXTENT, EXTENT, (count, RETRIES, 2))
-    footprint = np.array(list(SIZES.values()))[objects["size"]]
-    places = placed(candidates, footprint, camera.right, behind(camera))
-    if len(places) < count:
+    footprint = np.array(list(SIZES.values()))[size]
+    places = np.zeros((count, 2))
+    if not place(places, candidates, footprint, camera.right, behind(camera)):
         return None
-    objects["x"], objects["y"] = places.T
+    objects = np.zeros(count, OBJECT)
+    objects["shape"], objects["size"] = shape, size
+    objects["material"], objects["colour"] = material, colour
+    objects["x"], objects["y"], objects["degrees"] = *places.T, degrees
     # A cube's corners, not its sides, stand as far out as a cylinder does.
-    objects["radius"] = footprint * np.array([1 / math.sqrt(2), 1, 1])[objects["shape"]]
+    objects["radius"] = footprint * np.array([1 / math.sqrt(2), 1, 1])[shape]
     objects["z"] = objects["radius"]
-    objects["reach"] = objects["radius"] * np.sqrt([3, 1, 2])[objects["shape"]]
-    turn = np.radians(objects["degrees"])
+    objects["reach"] = objects["radius"] * np.sqrt([3, 1, 2])[shape]
+    turn = np.radians(degrees)
     objects["cos"], objects["sin"] = np.cos(turn), np.sin(turn)
     return objects
 
@@ -240,9 +243,15 @@ def describe(scene: Scene, split: str, number: int, width: int, height: int) -> 
 
 def relationships(centres: list[Vector], direction: Vector) -> list[list[int]]:
     """For each object, the numbers of those that lie in a direction from it, by 0.2 or more."""
+    # Plain sums: a call of a compiled function takes longer than they do.
+    a, b, c = direction
     return [
-        [j for j, other in enumerate(centres) if dot(along(other, centre, -1.0), direction) > 0.2]
-        for centre in centres
+        [
+            j
+            for j, other in enumerate(centres)
+            if (other[0] - x) * a + (other[1] - y) * b + (other[2] - z) * c > 0.2
+        ]
+        for x, y, z in centres
     ]
 
 

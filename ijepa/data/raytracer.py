@@ -52,6 +52,10 @@ MIRROR = 0.75
 """Part of the light that metal reflects as a mirror; the rest it scatters."""
 LIFT = 1e-6
 """Distance above a surface at which new rays start, so that they do not meet it again."""
+NEARBY = 0.4
+"""Points this close share one search for objects that may shade them. No picture depends on it."""
+BITS = 20
+"""For the objects of each light in what ``shaders`` returns: a scene may not have more objects."""
 
 Floats = NDArray[np.float64]
 Objects = NDArray[np.void]
@@ -87,7 +91,19 @@ def compiled(function: Function) -> Function:
 
     It runs beside Python's other threads. Division by 0 gives infinity, as rays along an axis need.
     """
-    compile_it: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+    return _machine_code(function, inline=False)
+
+
+def inlined(function: Function) -> Function:
+    """As ``compiled``, and copied into the compiled function that calls it.
+
+    That saves the calls' overhead, and costs time to compile: for long functions of one caller.
+    """
+    return _machine_code(function, inline=True)
+
+
+def _machine_code(function: Function, inline: bool) -> Function:
+    compile_it: Any = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=inline)
     machine_code: Function = compile_it(function)
     return machine_code
 
@@ -218,13 +234,22 @@ def distance_to(thing: Any, origin: Vector, direction: Vector) -> float:
 
 @compiled
 def nearest(objects: Objects, origin: Vector, direction: Vector) -> tuple[int, float]:
-    """Number of the object that a ray meets first, and its distance; -1 if it meets none."""
+    """Number of the object that a ray meets first, and its distance; -1 if it meets none.
+
+    The distance is then the floor's, or infinite.
+    """
     number, distance = -1, math.inf
     for other in range(len(objects)):
         d = distance_to(objects[other], origin, direction)
         if d < distance:
             number, distance = other, d
-    return number, distance
+    return number, distance if number >= 0 else to_floor(origin, direction)
+
+
+@compiled
+def to_floor(origin: Vector, direction: Vector) -> float:
+    """How far a ray from above the floor goes until it meets it; infinite if it never does."""
+    return -origin[2] / direction[2] if direction[2] < 0 else math.inf
 
 
 @compiled
@@ -243,29 +268,112 @@ def normal_at(thing: Any, point: Vector) -> Vector:
 
 
 @compiled
+def reached(centre: float, depth: float, radius: float, size: int, other: int) -> tuple[int, int]:
+    """The range of columns in which a ball may be seen, or of rows; the second number is outside.
+
+    ``centre`` and ``depth`` are where the ball lies, from the camera: across and along its axis.
+    ``size`` and ``other`` are the image's width and height; for rows, the reverse. A pixel more at
+    each side outweighs any rounding.
+    """
+    if depth <= 1.01 * radius:
+        return 0, size
+    square = depth * depth - radius * radius
+    root = radius * math.sqrt(centre * centre + square)
+    scale = FOCAL_LENGTH * max(size, other) / square
+    first = size / 2 + scale * (centre * depth - root)
+    last = size / 2 + scale * (centre * depth + root)
+    return int(max(first - 1, 0.0)), int(max(min(last + 2, size), 0.0))
+
+
+@compiled
+def find_foremost(
+    objects: Objects, camera: Camera, numbers: NDArray[np.int64], distances: Floats
+) -> None:
+    """Fill both arrays for ``foremost``, an object at a time.
+
+    Of two at the same distance the first counts, as for ``nearest``.
+    """
+    height, width = numbers.shape
+    for number in range(len(objects)):
+        thing = objects[number]
+        apart = along((thing.x, thing.y, thing.z), camera.place, -1.0)
+        depth = dot(apart, camera.forward)
+        left, right = reached(dot(apart, camera.right), depth, thing.reach, width, height)
+        top, bottom = reached(-dot(apart, camera.up), depth, thing.reach, height, width)
+        for y in range(top, bottom):
+            for x in range(left, right):
+                ray = ray_through(camera, x + 0.5, y + 0.5, width, height)
+                distance = distance_to(thing, camera.place, ray)
+                if distance < distances[y, x]:
+                    numbers[y, x], distances[y, x] = number, distance
+
+
+def foremost(
+    objects: Objects, camera: Camera, width: int, height: int
+) -> tuple[NDArray[np.int64], Floats]:
+    """Number and distance of the object seen through the middle of each pixel: ``[height, width]``.
+
+    Where there is none they are -1 and infinite.
+    """
+    # Arrays are made outside compiled functions: inside, they take seconds more to compile.
+    numbers = np.full((height, width), -1, np.int64)
+    distances = np.full((height, width), np.inf)
+    find_foremost(objects, camera, numbers, distances)
+    return numbers, distances
+
+
 def visible_pixels(objects: Objects, camera: Camera, width: int, height: int) -> NDArray[np.int64]:
     """Number of pixels, ``[n]``, at which each object is the foremost."""
-    counts = np.zeros(len(objects), np.int64)
-    for y in range(height):
-        for x in range(width):
-            ray = ray_through(camera, x + 0.5, y + 0.5, width, height)
-            number, _ = nearest(objects, camera.place, ray)
-            if number >= 0:
-                counts[number] += 1
-    return counts
+    numbers, _ = foremost(objects, camera, width, height)
+    return np.bincount(numbers.ravel() + 1, minlength=len(objects) + 1)[1:]
 
 
 # --- Light ---
 
 
 @compiled
+def shaders(objects: Objects, lights: Floats, point: Vector, room: float) -> int:
+    """Objects that may hide a part of a light from places closer to a point than ``room``.
+
+    Bit ``BITS * i + j`` of the result stands for light i and object j. An object is left out where
+    the ball around it lies outside a cone: from the point to the whole light, wider by ``room``.
+    """
+    found = 0
+    for light in range(len(lights)):
+        to_light = along(row(lights, light), point, -1.0)
+        shorten = 1 / math.sqrt(dot(to_light, to_light))
+        spread = 0.75 * LIGHT_SIZES[light] * shorten  # more than half the diagonal
+        for number in range(len(objects)):
+            thing = objects[number]
+            o = from_centre(thing, point)
+            ahead = -shorten * dot(o, to_light)
+            aside_squared = dot(o, o) - ahead * ahead
+            radius = thing.reach + room + 2 * LIFT  # more than any rounding
+            side = radius + ahead * spread
+            inside = ahead > -radius and aside_squared * (1 - spread * spread) < side * side
+            if inside or spread >= 1:
+                found |= 1 << (BITS * light + number)
+    return found
+
+
+@inlined
 def unshadowed(
-    objects: Objects, point: Vector, light: Vector, edge: float, column: int, line: int
+    objects: Objects,
+    candidates: int,
+    point: Vector,
+    light: Vector,
+    edge: float,
+    column: int,
+    line: int,
 ) -> float:
     """Part of a square light that is seen from a point, by four of the 4 x 4 places on it.
 
     The four samples of a pixel have different columns and lines (0 or 1): together, all 16 places.
+    Only objects whose bits are set in the lowest ``BITS`` of ``candidates`` count.
     """
+    candidates &= (1 << BITS) - 1
+    if candidates == 0:
+        return 1.0
     seen = 0.0
     for i in range(2):
         for j in range(2):
@@ -274,7 +382,7 @@ def unshadowed(
             to_light = along((x, y, light[2]), point, -1.0)
             blocked = False
             for number in range(len(objects)):
-                if distance_to(objects[number], point, to_light) < 1:
+                if candidates >> number & 1 and distance_to(objects[number], point, to_light) < 1:
                     blocked = True
                     break
             if not blocked:
@@ -302,10 +410,11 @@ def gloss(cosine: float, material: int) -> float:
     return 1.5 * power if material == METAL else 0.12 * power
 
 
-@compiled
+@inlined
 def direct_light(
     objects: Objects,
     lights: Floats,
+    candidates: int,
     point: Vector,
     normal: Vector,
     mirrored: Vector,
@@ -321,7 +430,15 @@ def direct_light(
         direction = unit(to_light)
         cosine = dot(normal, direction)
         if cosine > 0:
-            seen = unshadowed(objects, point, light, LIGHT_SIZES[number], column, line)
+            seen = unshadowed(
+                objects,
+                candidates >> BITS * number,
+                point,
+                light,
+                LIGHT_SIZES[number],
+                column,
+                line,
+            )
             power = EXPOSURE * seen / dot(to_light, to_light)
             colour = row(LIGHT_COLOURS, number)
             matt = along(matt, colour, power * cosine)
@@ -329,23 +446,34 @@ def direct_light(
     return matt, shine
 
 
-@compiled
+@inlined
 def brightness(
-    objects: Objects, lights: Floats, origin: Vector, ray: Vector, column: int, line: int
+    objects: Objects,
+    lights: Floats,
+    candidates: int,
+    origin: Vector,
+    ray: Vector,
+    number: int,
+    distance: float,
+    column: int,
+    line: int,
 ) -> Vector:
-    """Linear red, green and blue that come from a ray's direction, after one bounce at most."""
+    """Linear red, green and blue that come from a ray's direction, after one bounce at most.
+
+    ``number`` and ``distance`` are what ``nearest`` finds for the ray, and ``candidates`` what
+    ``shaders`` finds near there.
+    """
     total, weight = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     for bounce in range(2):
-        number, distance = nearest(objects, origin, ray)
-        if number < 0:
-            if ray[2] >= 0:
-                return along(total, times(weight, SKY), 1.0)
-            distance = -origin[2] / ray[2]
+        if distance == math.inf:
+            return along(total, times(weight, SKY), 1.0)
         point = along(origin, ray, distance)
         colour, normal, material = surface(objects, number, point)
         point = along(point, normal, LIFT)
         mirrored = along(ray, normal, -2 * dot(ray, normal))
-        matt, shine = direct_light(objects, lights, point, normal, mirrored, material, column, line)
+        matt, shine = direct_light(
+            objects, lights, candidates, point, normal, mirrored, material, column, line
+        )
         mirror = MIRROR if material == METAL and bounce == 0 else 0.0
         light = along(shine, times(colour, along(matt, AMBIENT, 1.0)), 1 - mirror)
         total = along(total, times(weight, light), 1.0)
@@ -353,26 +481,60 @@ def brightness(
             break
         weight = along((0.0, 0.0, 0.0), colour, mirror)
         origin, ray = point, mirrored
+        number, distance = nearest(objects, origin, ray)
+        candidates = shaders(objects, lights, along(origin, ray, distance), 0.0)
     return total
 
 
-@compiled
 def render(
     objects: Objects, camera: Camera, lights: Floats, width: int, height: int
 ) -> NDArray[np.uint8]:
     """A picture, ``[height, width, 3]``; each pixel is the mean of 2 x 2 rays."""
     picture = np.zeros((height, width, 3), np.uint8)
+    # A ray is the middle of a pixel of a picture of twice the size.
+    paint(objects, camera, lights, *foremost(objects, camera, 2 * width, 2 * height), picture)
+    return picture
+
+
+@compiled
+def paint(
+    objects: Objects,
+    camera: Camera,
+    lights: Floats,
+    numbers: NDArray[np.int64],
+    distances: Floats,
+    picture: NDArray[np.uint8],
+) -> None:
+    """Fill ``picture`` for ``render``; ``numbers`` and ``distances`` are ``foremost``'s."""
+    height, width, _ = picture.shape
+    middle, candidates = (math.inf, math.inf, math.inf), 0
     for y in range(height):
         for x in range(width):
             total = (0.0, 0.0, 0.0)
             for line in range(2):
                 for column in range(2):
-                    ray = ray_through(
-                        camera, x + 0.25 + 0.5 * column, y + 0.25 + 0.5 * line, width, height
+                    i, j = 2 * y + line, 2 * x + column
+                    ray = ray_through(camera, j + 0.5, i + 0.5, 2 * width, 2 * height)
+                    number, distance = numbers[i, j], distances[i, j]
+                    if number < 0:
+                        distance = to_floor(camera.place, ray)
+                    point = along(camera.place, ray, distance)
+                    apart = along(point, middle, -1.0)
+                    if not dot(apart, apart) < NEARBY * NEARBY:
+                        middle = point
+                        candidates = shaders(objects, lights, middle, NEARBY)
+                    light = brightness(
+                        objects,
+                        lights,
+                        candidates,
+                        camera.place,
+                        ray,
+                        number,
+                        distance,
+                        column,
+                        line,
                     )
-                    light = brightness(objects, lights, camera.place, ray, column, line)
                     light = (min(light[0], 1.0), min(light[1], 1.0), min(light[2], 1.0))
                     total = along(total, light, 0.25)
             for channel in range(3):
                 picture[y, x, channel] = int(255 * math.sqrt(total[channel]) + 0.5)
-    return picture
