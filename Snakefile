@@ -5,7 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-import jsonschema
 import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
@@ -20,12 +19,12 @@ if not config:
     configfile: "config/mini.yaml"
 
 
-# One owner of defaults and checks: shape here, contents in evals.benchmark before the first job.
-schema = yaml.safe_load(
-    Path(workflow.basedir, "workflow/config.schema.yaml").read_text()
-)
-for fault in jsonschema.Draft202012Validator(schema).iter_errors(config):
-    raise WorkflowError(f"config: {fault.json_path}: {fault.message}")
+sys.path.insert(0, workflow.basedir)
+from workflow.plan.grid import faults
+
+# Shape here, contents in evals.benchmark before the first job.
+for fault in faults(config):
+    raise WorkflowError(fault)
 
 # Jobs use the Python that runs Snakemake, whether or not its environment is activated, and this
 # folder's code, wherever --directory puts the results.
@@ -48,9 +47,7 @@ include: "workflow/rules/version.smk"
 localrules:
     all,
     encoders,
-    features,
     tables,
-    freeze_run,
     # Nodes of a cluster reach no internet, as a rule.
     fetch,
     fetch_weights,
@@ -75,7 +72,7 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        PRODUCTS,
+        GRID.products,
 
 
 onstart:
@@ -89,5 +86,3 @@ onstart:
     run_module("evals.benchmark", input=yaml.safe_dump(dict(config)))
 
 
-onsuccess:
-    shell(f"python -m evals.tables show {RESULTS}")

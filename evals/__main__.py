@@ -1,84 +1,14 @@
 """One evaluation of one encoder on one data set: ``python -m evals NAME --help``."""
 
 import argparse
-import dataclasses
-import hashlib
 import json
-import time
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from evals import configure, load, names
+from evals import load, names
+from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.data.shards import read_index, verify
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, write_json
-from ijepa.provenance import here
-
-
-def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
-    """Write one result: metric, n, 95 % interval, protocol, and its provenance.
-
-    Of top-1 also ``correct``, which test images were classified rightly (``evals.packed``), and
-    ``classes``, how many of each class were, or were taken for another (``evals.by_class``).
-    """
-    config = configure(name, raw, f"evaluations.{name}")
-    about = subject.about()
-    index = subject.index
-    made_of = (about["dataset"], about["data_version"])
-    if made_of != (index.dataset, index.version()):
-        raise UserError(
-            f"{subject.features_of} has features of {' '.join(made_of)}, but {subject.data} is "
-            f"{index.dataset} {index.version()}: extract them anew"
-        )
-    if subject.encoder is not None and digest(subject.encoder)[:12] != about["encoder"]:
-        raise UserError(
-            f"{subject.features_of} has features of encoder {about['encoder']}, but "
-            f"{subject.encoder} is another one: extract them anew"
-        )
-    protocol = dataclasses.asdict(config)
-    identity = [
-        name,
-        protocol,
-        subject.label,
-        subject.limit,
-        about["encoder"],
-        about["data_version"],
-    ]
-    text = json.dumps(identity, sort_keys=True)
-    subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
-    begun = time.perf_counter()
-    result = load(name).evaluate(config, subject)
-    seconds = time.perf_counter() - begun
-    classes = index.labels[subject.label]
-    names = {"names": classes} if isinstance(classes, list) else {}
-    write_json(
-        out,
-        {
-            "evaluation": name,
-            "dataset": about["dataset"],
-            "label": subject.label,
-            "split": "test",
-            "metric": result.metric,
-            "value": result.value,
-            "n": result.n,
-            "interval": [round(end, 5) for end in result.interval],
-            "protocol": protocol,
-            "images": subject.limit,
-            "chosen": result.chosen,
-            "seconds": round(seconds, 2),
-            # It uses one, however many it sees.
-            "gpu_seconds": round(seconds * torch.cuda.is_available(), 2),
-            **({} if result.correct is None else {"correct": result.correct}),
-            **({} if result.classes is None else {"classes": names | result.classes}),
-            "about": about,
-            **here(),
-        },
-    )
-    if subject.work is not None:
-        (subject.work / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def main() -> None:

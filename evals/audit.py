@@ -13,20 +13,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from evals import configure
+from evals.run import identity_in, identity_of
 from ijepa import config
 from ijepa.data.shards import read_index
+from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
-from ijepa.files import digest, read_json
+from ijepa.files import read_json
 
 
 def check(expected: dict[str, Any]) -> None:
     """Raise UserError that names every result which the config would not give.
 
     ``expected`` has ``encoders``, ``features`` and ``evaluations``, each of them what should be
-    true by path, the ``folder`` in which nothing else may lie, and the names of the only files in
+    true by path, the ``folders`` in which nothing else may lie, and the names of the only files in
     ``tables``, by folder (workflow/rules/version.smk).
     """
     faults = [
@@ -45,8 +45,7 @@ def check(expected: dict[str, Any]) -> None:
 
 def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
     for path, raw in expected.items():
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["ijepa"])
+        header = read_header(Path(path))
         run = dataclasses.asdict(config.parse(raw, path))
         yield from _differences(path, _plain(run), header["run"])
         data = f"data/shards/{run['dataset']}"
@@ -75,34 +74,27 @@ def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
     for path, asked in expected.items():
-        result = read_json(Path(path))
         protocol = configure(asked["name"], asked["config"], path)
-        wanted = {
-            "evaluation": asked["name"],
-            "label": asked["label"],
-            "images": asked["images"],
-            "protocol": _plain(dataclasses.asdict(protocol)),
-        }
-        yield from _differences(path, wanted, result)
-        wanted = {
+        about = {
             "data_version": _version(asked["data"]),
             "encoder": encoder_hash(asked["encoder"]),
         }
-        yield from _differences(path, wanted, result["about"])
+        wanted = identity_of(asked["name"], protocol, asked["label"], asked["images"], about)
+        yield from _differences(path, wanted, identity_in(read_json(Path(path))))
 
 
 def _left_over(expected: dict[str, Any]) -> Iterator[str]:
     """Runs, seeds and tables that lie there and are not the config's any more."""
-    folder = Path(expected["folder"])
-    asked = {
-        Path(path).relative_to(folder).parts[:2]
-        for part in ("encoders", "features", "evaluations")
-        for path in expected.get(part, {})
-        if Path(path).is_relative_to(folder)
-    }
-    for path in sorted(folder.glob("*/seed*")):
-        if path.relative_to(folder).parts not in asked:
-            yield f"{path} is of an earlier config"
+    for folder in map(Path, expected["folders"]):
+        asked = {
+            Path(path).relative_to(folder).parts[:2]
+            for part in ("encoders", "features", "evaluations")
+            for path in expected.get(part, {})
+            if Path(path).is_relative_to(folder)
+        }
+        for path in sorted(folder.glob("*/seed*")):
+            if path.relative_to(folder).parts not in asked:
+                yield f"{path} is of an earlier config"
     for tables, names in expected.get("tables", {}).items():
         for path in sorted(Path(tables).iterdir()):
             if path.stem not in names:
@@ -132,5 +124,5 @@ def _version(data: str) -> str:
 
 @cache
 def encoder_hash(encoder: str | None) -> str:
-    """By what results name an encoder's file, read once: it may have gigabytes."""
-    return "pixels" if encoder is None else digest(Path(encoder))[:12]
+    """Digest by which results name an encoder's file, read once: it may have gigabytes."""
+    return encoder_digest(None if encoder is None else Path(encoder))

@@ -14,7 +14,7 @@ from evals.tabulate import Column, Table
 
 NOTE = (
     "Predicted hours are those of ijepa.cost: of FLOPs at a fifth of the card's peak, or without a "
-    "card of twenty seconds of each run on this machine; measured ones are of the run's own clock, "
+    "card at the speed of this machine's matrix product; measured ones are of the run's own clock, "
     "on average over seeds, scaled to its images. Their ratio is of two cards where the machine is "
     "none of the profile's predict_cost. GPU-hours are of every start of a job."
 )

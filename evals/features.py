@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,14 +25,16 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from evals.views import pooled
-from ijepa.checkpoint import load_encoder
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
 from ijepa.data.transforms import normalise
+from ijepa.encoder_file import PIXELS, encoder_digest, read_header
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, read_json, write_json
+from ijepa.files import read_json, write_json
 from ijepa.provenance import here
-from ijepa.vit import ViT
+
+if TYPE_CHECKING:
+    from ijepa.vit import ViT
 
 NUM_LAYERS = 4
 BATCH_SIZE = 128
@@ -54,16 +58,14 @@ def extract(
     written as it comes, so that memory does not grow with it. ``out``, a JSON file written last,
     says of what and by whom. What a killed call has written is kept.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about: dict[str, Any] = {"encoder": "pixels"}
-    network = None
+    about: dict[str, Any] = {"encoder": encoder_digest(encoder_file)}
     if encoder_file is not None:
-        network, header = load_encoder(encoder_file)
-        network = network.to(device)
-        image_size = header["run"]["vit"]["image_size"]
-        about = {"encoder": digest(encoder_file)[:12], **header}
+        about |= read_header(encoder_file)
+        image_size = about["run"]["vit"]["image_size"]
     index = verify(data)
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = cache(lambda: _loaded(encoder_file, device))
     seconds = 0.0
     for split in index.splits:
         images = Images(data, split)
@@ -76,7 +78,7 @@ def extract(
 
 
 def _extract_split(
-    network: ViT | None,
+    network: "Callable[[], ViT | None]",
     views: EvaluationViews,
     count: int,
     path: Path,
@@ -85,7 +87,8 @@ def _extract_split(
 ) -> float:
     """Write ``count`` rows, going on after those that an earlier call has noted; give its seconds.
 
-    The note, beside the file, is written after the rows that it vouches for.
+    The note, beside the file, is written after the rows that it vouches for. Where all rows are
+    there, the network is not asked for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     note = path.with_suffix(".part.json")
@@ -95,6 +98,8 @@ def _extract_split(
         noted = read_json(note)
         if noted["about"] == json.loads(json.dumps(same)):
             done, before = noted["rows"], noted["seconds"]
+    if done == count:
+        return before
     begun = noted_at = time.perf_counter()
     # On a CPU the network uses every core; one process that decodes ahead makes it 1.4 times as
     # fast.
@@ -104,8 +109,8 @@ def _extract_split(
     with tqdm(
         total=count, initial=done, desc=f"features of {path.stem}", unit="image", mininterval=2
     ) as bar:
-        for images_BHWC in left if done < count else ():
-            x_BLD = _features(network, images_BHWC, device)
+        for images_BHWC in left:
+            x_BLD = _features(network(), images_BHWC, device)
             if not x_BLD.isfinite().all():  # in float32 they were, or pooled would have said so
                 raise UserError(
                     f"features of {path.stem} images are too large for float16: the encoder has no "
@@ -124,11 +129,29 @@ def _extract_split(
     return before + time.perf_counter() - begun
 
 
+def _loaded(encoder_file: Path | None, device: torch.device) -> "ViT | None":
+    """The network of a file; none for raw pixels."""
+    # Not at the top: timm takes seconds, and pixels or finished features need none of it.
+    from ijepa.checkpoint import load_encoder
+
+    return None if encoder_file is None else load_encoder(encoder_file)[0].to(device)
+
+
 @torch.no_grad()
-def _features(network: ViT | None, images_BHWC: Tensor, device: torch.device) -> Tensor:
+def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
     if network is None:
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
     return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS).half().cpu()
+
+
+def check_limit(limit: dict[str, int], data: Path) -> None:
+    """Raise UserError where a split has fewer images than asked for, or is not there."""
+    index = read_index(data)
+    for split, count in limit.items():
+        if split not in index.splits:
+            raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
+        if count > (have := len(Images(data, split))):
+            raise UserError(f"images.{split}: {count} cannot be had, {data} has {have}")
 
 
 def main() -> None:
@@ -140,13 +163,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="about.json of the features")
     parser.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
     options = parser.parse_args()
-    index = read_index(options.data)
-    for split, count in options.images.items():
-        if split not in index.splits:
-            raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
-        if count > (have := len(Images(options.data, split))):
-            raise UserError(f"images.{split}: {count} cannot be had, {options.data} has {have}")
-    encoder = None if options.encoder == "pixels" else Path(options.encoder)
+    check_limit(options.images, options.data)
+    encoder = None if options.encoder == PIXELS else Path(options.encoder)
     extract(encoder, options.data, options.image_size, options.out, options.images)
 
 

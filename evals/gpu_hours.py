@@ -74,10 +74,13 @@ def tabulate(results: Path, notes: Path) -> pd.DataFrame:
     ``results`` is the folder of its results, ``notes`` that of what its jobs noted.
     """
     noted = _noted(notes)
+    grouped = [_group(path, noted) for path in sorted(results.glob("features/*/*/*/about.json"))]
+    jobs = {job for work in grouped for job in work.jobs}
+    evaluations = sorted(results.glob("evaluations/*/*/*.json"))
     works = [
         *(_pretraining(path) for path in sorted(results.glob("runs/*/seed*/job.json"))),
-        *(_extraction(path, noted) for path in sorted(results.glob("features/*/*/*/about.json"))),
-        *(_evaluation(path, noted) for path in sorted(results.glob("evaluations/*/*/*.json"))),
+        *grouped,
+        *(work for path in evaluations if (work := _evaluation(path, noted, jobs)).starts),
         # What no result names: shards, tokens, and what the config does not ask for any more.
         *(_work(*place, starts) for place, starts in sorted(noted.items())),
     ]
@@ -121,26 +124,24 @@ def _pretraining(path: Path) -> Work:
     )
 
 
-def _extraction(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
+def _group(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
+    """Features and the evaluations that one job made of them."""
     told = read_json(path)
     made, (run, seed, dataset) = told["features"], path.parts[-4:-1]
-    place = ("extract_features", f"{run}_{_seed(seed)}_{dataset}")
-    if run == "pixels":
-        place = ("extract_pixels", dataset)
     seconds, gpus = told["feature_seconds"], 0 if "core" in made["machine"] else 1
+    place = ("evaluate_features", f"{run}_{_seed(seed)}_{dataset}")
     starts = _with_own(noted.pop(place, []), made.get("job"), seconds, gpus)
-    return _work("extract_features", dataset, starts, run, _seed(seed))
+    return _work("evaluate_features", dataset, starts, run, _seed(seed))
 
 
-def _evaluation(path: Path, noted: dict[tuple[str, str], list[Start]]) -> Work:
+def _evaluation(path: Path, noted: dict[tuple[str, str], list[Start]], groups: set[str]) -> Work:
+    """An evaluation; of one that a group's job made the time is the group's."""
     told = read_json(path)
     run, seed, name = *path.parts[-3:-1], path.stem
-    starts = _with_own(
-        noted.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), []),
-        told.get("job"),
-        told["seconds"],
-        int(told["gpu_seconds"] > 0),
-    )
+    starts = noted.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), [])
+    if told.get("job") not in groups:
+        gpus = int(told["gpu_seconds"] > 0)
+        starts = _with_own(starts, told.get("job"), told["seconds"], gpus)
     return _work("evaluate", name, starts, run, _seed(seed))
 
 

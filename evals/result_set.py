@@ -11,16 +11,20 @@ from typing import Any
 from evals import unpacked
 from ijepa.errors import UserError
 
-DEFAULT = "results/mini"
+DEFAULT = "results/reference/mini"
+REFERENCE = PurePosixPath("results/reference")
+"""Results that git has, a folder for each config; one's own lie in ``results/CONFIG``."""
 
 Results = dict[tuple[str, int, str], dict[str, Any]]
 """By run, seed and evaluation."""
+RESULT = "*/seed*/*.json"
 
 
 def read(spec: str, other: str) -> Results:
     """Results of a folder, ``REV`` or ``REV:folder``; a bare REV takes the folder of ``other``.
 
-    Raises UserError where there are none, or one of them is damaged.
+    Of a revision they may be in git or in what DVC holds. Raises UserError where there are none, or
+    one of them is damaged.
     """
     found: list[tuple[PurePath, bytes]]
     if (folder := Path(spec)).is_dir():
@@ -97,19 +101,53 @@ def in_revision(revision: str, inside: str) -> list[tuple[PurePath, bytes]]:
     assert commit is not None
     # From the top: within a subfolder, git would look for the same subfolder in the tree.
     top = (git("rev-parse", "--show-toplevel") or b".").decode().strip()
-    tree = git("-C", top, "archive", f"{commit.decode().strip()}:{inside}/evaluations")
-    if tree is None:
-        raise UserError(
-            f"{revision!r} has no {inside}/evaluations in git: name a folder that it has, as "
-            f"{revision}:{DEFAULT}, or commit the results first"
-        )
+    name = commit.decode().strip()
+    folders = [inside]
+    if (folder := PurePosixPath(inside)).parent == REFERENCE.parent:
+        folders.append(str(REFERENCE / folder.name))  # one's own are in git only as the reference
+    for candidate in folders:
+        tree = git("-C", top, "archive", f"{name}:{candidate}/evaluations")
+        if tree is not None:
+            return in_archive(tree)
+        if found := in_dvc(Path(top), name, candidate):
+            return found
+    raise UserError(
+        f"{revision!r} has no {inside}/evaluations in git: name a folder that it has, as "
+        f"{revision}:{DEFAULT}, or commit the results first"
+    )
+
+
+def in_archive(tree: bytes) -> list[tuple[PurePath, bytes]]:
+    """Every result of a tar that git has written."""
     found: list[tuple[PurePath, bytes]] = []
     with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
         for member in archive:
             path, file = PurePosixPath(member.name), archive.extractfile(member)
-            if file is not None and path.match("*/seed*/*.json"):
+            if file is not None and path.match(RESULT):
                 found.append((path, file.read()))
     return found
+
+
+def in_dvc(top: Path, commit: str, folder: str) -> list[tuple[PurePath, bytes]]:
+    """Every result that DVC holds for a folder of a revision; none where it holds no such folder.
+
+    Raises UserError where they are noted but not fetched.
+    """
+    if not (top / ".dvc").is_dir():
+        return []
+    from dvc.api import DVCFileSystem  # most comparisons need none
+
+    files = DVCFileSystem(str(top), rev=commit)
+    if not files.exists(f"{folder}/evaluations"):
+        return []
+    paths = [PurePosixPath(path) for path in files.find(f"{folder}/evaluations")]
+    try:
+        return [(path, files.read_bytes(str(path))) for path in paths if path.match(RESULT)]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} of {commit[:12]} is in DVC's remote, not here ({error}): dvc fetch "
+            "--all-commits, or compare with what git has"
+        ) from None
 
 
 def git(*words: str) -> bytes | None:

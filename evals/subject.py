@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ijepa.data.loader import Images
 from ijepa.data.shards import Index, read_index
+from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
-from ijepa.files import digest, read_json, written_whole
+from ijepa.files import read_json, written_whole
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -125,7 +126,7 @@ class Subject:
             return about
         assert self.encoder is not None
         return {
-            "encoder": digest(self.encoder)[:12],
+            "encoder": encoder_digest(self.encoder),
             **self._loaded()[1],
             "dataset": self.index.dataset,
             "data_version": self.index.version(),

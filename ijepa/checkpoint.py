@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ijepa import released
 from ijepa.config import RunConfig
+from ijepa.encoder_file import read_header
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest, written_whole
 from ijepa.provenance import here
@@ -119,17 +120,9 @@ def cannot_be_written(path: Path, error: Exception) -> UserError:
 
 def load_encoder(path: Path) -> tuple[ViT, dict[str, Any]]:
     """An encoder in evaluation mode, and its header: ``run`` and ``facts``."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["ijepa"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: pretrain it first") from None
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not an encoder of this project ({error}): pretrain it again, or take in a "
-            "published file with python -m ijepa.checkpoint import"
-        ) from None
+    about = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     encoder = ViT(ViTConfig(**about["run"]["vit"]), Variant(**about.get("variant", {})))
     try:
         encoder.load_state_dict(weights)

@@ -13,8 +13,9 @@ The ratios of the paper are of hours, on cards that it does not name. In FLOPs, 
 epochs) costs 2.3 times I-JEPA's (300 epochs), not "over 10", and iBOT's ViT-S/16 half as much, not
 "over 2.5 times": the rest of those factors is cards and software, or is not explained.
 
-``--gpu cpu`` trains each run for a while on this machine (ijepa/speed.py), and so does ``--gpu
-here`` where its cards are none of those below.
+``--gpu cpu`` trains each run for a while on this machine (ijepa/speed.py). ``--gpu here`` does so
+where this machine has cards that are none of those below; where it has none, a second's matrix
+product is its peak, of which small networks reach CPU_UTILISATION.
 
 Memory = float32 weights, averages and their copies included, gradients (twice with several GPUs:
 DDP has its buckets), two moments of AdamW, and what one part of a GPU's batch saves for the
@@ -47,7 +48,7 @@ from ijepa.data.shards import read_index
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_json, read_yaml, write_json, write_text
 from ijepa.flops import size
-from ijepa.speed import images_per_second
+from ijepa.speed import images_per_second, matrix_product_speed
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "costs.csv"
 
@@ -74,6 +75,8 @@ GPUS = {
     "h200": Gpu(989, 67, 141, 700),
 }
 UTILISATION = 0.2
+CPU_UTILISATION = 0.6
+"""Share that the steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
 REFERENCE = ("ijepa", "ViT-H/14")
 
 
@@ -100,9 +103,9 @@ class Cost:
 
 
 def card_here() -> str:
-    """The name in GPUS of this machine's cards, or cpu where it has none, or others."""
+    """Name in GPUS of this machine's cards; ``cpu`` for others, ``product`` where it has none."""
     if not torch.cuda.is_available():
-        return "cpu"
+        return "product"
     told = torch.cuda.get_device_name()  # as "NVIDIA A100-SXM4-80GB"
     found = [name for name in GPUS if all(part in told.lower() for part in name.split("-"))]
     if not found:
@@ -127,10 +130,11 @@ def cost(
     gpu: Gpu | None,
     utilisation: float = UTILISATION,
     speed: float = math.nan,
+    flops_per_second: float = math.nan,
 ) -> Cost:
     """The prediction for a run on so many cards; None are those of this machine, or its CPU.
 
-    ``speed`` is images/s of one of these.
+    Of one of these ``speed`` is images/s, or else ``flops_per_second`` what it computes.
     """
     optim = run.recipe.optim
     half = run.precision != "float32" and (gpu is None or gpu.bfloat16)
@@ -140,6 +144,7 @@ def cost(
     per_parameter = 4 + 8 + (4 if gpus > 1 else 0)
     memory = 4 * one.parameters + per_parameter * one.trained + one.saved
     if gpu is None:
+        speed = flops_per_second / one.flops if math.isnan(speed) else speed
         hours = images / (speed * gpus) / 3600
     else:
         peak = 1e12 * (gpu.half if half else gpu.single)
@@ -192,9 +197,11 @@ def predict(
     num_images: dict[str, int] | None = None,
     speeds: dict[str, float] | None = None,
     here: bool = False,
+    flops_per_second: float = math.nan,
 ) -> list[Cost]:
-    """The prediction for every run of a config; ``speeds`` are images/s of each where gpu is None.
+    """The prediction for every run of a config.
 
+    Where gpu is None ``speeds`` are images/s of each, or ``flops_per_second`` is of all.
     ``here``: on no more cards than this machine has, as the run itself would be.
 
     Raises UserError where a data set's size is not known beforehand.
@@ -211,7 +218,7 @@ def predict(
                 f"{register.REGISTER.name}: {run.dataset}.splits.train is not known beforehand: "
                 f"say --images {run.dataset}=NUMBER"
             )
-        one = cost(name, run, known, gpus, gpu, utilisation, speed)
+        one = cost(name, run, known, gpus, gpu, utilisation, speed, flops_per_second)
         costs.append(dataclasses.replace(one, published=_told(one, run, published)))
     reference = next((c.gpu_hours for c in costs if (c.method, c.arch) == REFERENCE), None)
     return [
@@ -358,7 +365,7 @@ def main() -> None:
         choices=(*GPUS, "cpu", "here"),
         default="a100-80gb",
         help="cpu trains each run for a while here, on the images in --shards; here is this "
-        "machine's card, or cpu where it has none of these",
+        "machine's card or, where it has none, its CPU by a second's matrix product",
     )
     parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
     parser.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
@@ -383,14 +390,18 @@ def main() -> None:
     card = card_here() if options.gpu == "here" else options.gpu
     here = options.gpu in ("here", "cpu")
     benchmark = read(options.config)
-    speeds = None
-    if card not in GPUS:
+    speeds, product = None, math.nan
+    threads = benchmark.get("threads") or len(os.sched_getaffinity(0))
+    if card == "product":
+        product = CPU_UTILISATION * matrix_product_speed(threads)
+    elif card not in GPUS:
         if options.shards is None:
             raise UserError("--gpu cpu measures on real images: say --shards data/shards")
-        threads = benchmark.get("threads") or len(os.sched_getaffinity(0))
         runs = {item["name"]: run_of(benchmark, item) for item in benchmark["runs"]}
         speeds = images_per_second(runs, options.shards, threads)
-    costs = predict(benchmark, GPUS.get(card), options.utilisation, num_images, speeds, here)
+    costs = predict(
+        benchmark, GPUS.get(card), options.utilisation, num_images, speeds, here, product
+    )
     if options.against:
         costs = [
             dataclasses.replace(c, measured_hours=measured_hours(options.against, c)) for c in costs
@@ -404,6 +415,8 @@ def main() -> None:
         print(markdown(costs), end="")
         return
     how = f"{card} at {options.utilisation:.2f} of its peak" if card in GPUS else "measured here"
+    if card == "product":
+        how = f"this machine's CPU at {product / 1e9:.0f} GFLOP/s for each run"
     show(
         f"{options.config}, {how}",
         [{name: tell(c) for name, tell in COLUMNS.items()} for c in costs],

@@ -22,12 +22,36 @@ import torch
 from tqdm import tqdm
 
 from ijepa.config import RunConfig
+from ijepa.precision import fast_bfloat16
 from ijepa.train import Stopped, train
 
 SECONDS = 20.0
 """For which each run is trained, reading the data through and starting not counted."""
 NUM_WARM = 5
 """Updates that are not counted: the first ones allocate."""
+
+
+def matrix_product_speed(threads: int, seconds: float = 1.0) -> float:
+    """FLOP/s of a product of two 2048-square matrices on the CPU, in the format of ``auto``.
+
+    By the processor's time and the best of as many products as ``seconds`` hold: what disturbs one
+    of them, or shares the machine for a moment, is no property of the machine.
+    """
+    kind = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
+    size, before = 2048, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.rand(2, size, size).to(kind)
+        a @ b
+        taken: list[float] = []
+        until = time.perf_counter() + seconds
+        while len(taken) < 3 or time.perf_counter() < until:
+            begun = time.process_time()
+            a @ b
+            taken.append((time.process_time() - begun) / threads)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * size**3 / min(taken)
 
 
 def images_per_second(

@@ -24,7 +24,7 @@ def test_an_encoder_of_other_tokens_is_named(
     raw["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
     out = tmp_path / "runs/cae/seed0/encoder.safetensors"
     train(parse(raw), shards, tmp_path / "work", out)
-    expected = {"encoders": {str(out): raw}, "folder": str(tmp_path / "runs")}
+    expected = {"encoders": {str(out): raw}, "folders": [str(tmp_path / "runs")]}
     check(expected)
     tokens.build(shards, "small", vocabulary=16)
     with pytest.raises(UserError, match=r"cae/seed0/encoder\.safetensors has tokens_sha256"):

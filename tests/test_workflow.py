@@ -1,6 +1,10 @@
-"""The workflow plans what it should and refuses what it cannot do. (.ci/run runs it whole.)"""
+"""The workflow plans what it should and refuses what it cannot do. (.ci/run runs it whole.)
+
+A plan is asked of workflow.plan in this process; Snakemake itself plans where the claim is its own.
+"""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,8 +21,8 @@ import pytest
 import torch
 import yaml
 
-from ijepa import methods
 from ijepa.vit import Variant, ViT, ViTConfig
+from workflow.plan.grid import Grid, Group, faults
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]
@@ -38,32 +42,77 @@ def plan(
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
 
+def read(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    return config
+
+
 @pytest.fixture
 def mini() -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
-    return config
+    return read("mini")
+
+
+@pytest.fixture
+def hour() -> dict[str, Any]:
+    return read("hour")
 
 
 def test_the_default_plan_goes_from_the_address_to_the_report(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
+    """In at most 30 jobs; evaluations of the same features are one."""
     done = plan(mini, tmp_path, "-n")
     assert done.returncode == 0, done.stderr
     output = done.stdout + done.stderr
-    for rule in (
-        "fetch",
-        "build_shards",
-        "tokenise",
-        "pretrain",
-        "extract_features",
-        "evaluate",
-        "report",
-    ):
-        assert f"rule {rule}:" in output
-    for encoder in (*methods.names(), "random_init", "pixels"):
-        assert f"results/mini/evaluations/{encoder}/seed0/linear_probe.json" in output
+    stats = dict(re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE))
+    made = {"fetch", "build_shards", "pretrain", "evaluate_features", "predict_cost", "gpu_hours"}
+    assert stats.keys() == made | {"metrics", "tabulate", "report", "all", "total"}
+    assert int(stats["total"]) <= 30
+    for encoder in ("ijepa", "mae", "data2vec", "random_init", "pixels"):
+        for dataset in ("cifar10", "clevr_small"):
+            assert f"results/mini/evaluations/{encoder}/seed0/{dataset}.done" in output
 
 
+def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict[str, Any]) -> None:
+    mini["evaluations"][2]["uses"] = "both"  # low_shot, fine-tuned too
+    grid = Grid(mini)
+    of_mae = {group.dataset: names for group, names in grid.groups.items() if group.run == "mae"}
+    assert of_mae == {
+        "cifar10": ["linear_probe", "knn"],
+        "clevr_small": ["clevr_count", "clevr_dist"],
+    }
+    # Raw pixels have no network to fine-tune.
+    assert grid.groups[Group("pixels", 0, "cifar10")] == ["linear_probe", "knn", "low_shot"]
+    single = {path for path in grid.evaluated if path.endswith(".json")}
+    assert {Path(path).parts[3:] for path in single} == {
+        (run, "seed0", "low_shot.json") for run in ("ijepa", "mae", "data2vec", "random_init")
+    }
+
+
+def test_every_result_of_a_table_is_planned_once(mini: dict[str, Any]) -> None:
+    grid = Grid({**mini, "seeds": [0, 1]})
+    runs = ("ijepa", "mae", "data2vec", "random_init")
+    assert len(grid.wanted) == len(set(grid.wanted)) == 5 * (2 * len(runs) + 1)
+    assert len(grid.evaluated) == 2 * (2 * len(runs) + 1)
+
+
+def test_a_group_of_which_a_result_is_gone_is_made_again(
+    mini: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = Grid(mini)
+    for path in (*grid.wanted, *grid.evaluated):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    assert grid.forget_incomplete() == []
+    gone = "results/mini/evaluations/mae/seed0/knn.json"
+    Path(gone).unlink()
+    assert grid.forget_incomplete() == [gone]
+    left = [path for path in grid.evaluated if not Path(path).exists()]
+    assert left == ["results/mini/evaluations/mae/seed0/cifar10.done"]
+
+
+@pytest.mark.processes
 def test_a_config_is_taken_whole_and_not_merged_with_the_default(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -72,28 +121,26 @@ def test_a_config_is_taken_whole_and_not_merged_with_the_default(
     assert "'seeds' is a required property" in done.stdout + done.stderr
 
 
-def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(
-    mini: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(hour: dict[str, Any]) -> None:
     """Neither its data nor its tokens, also for the prediction of what the others cost."""
-    mini["runs"].append({**mini["runs"][1], "name": "elsewhere", "dataset": "cifar100"})
-    for table in mini["tables"]:
+    hour["runs"].append({**hour["runs"][1], "name": "elsewhere", "dataset": "cifar100"})
+    assert "cifar100" in Grid(hour).datasets
+    assert Grid(hour).tokenizers.keys() & {run for run, _ in Grid(hour).trained} == {"cae"}
+    for table in hour["tables"]:
         table["runs"] = ["ijepa", "mae"]
-    done = plan(mini, tmp_path, "-n", "-p")
-    assert done.returncode == 0, done.stderr
-    output = done.stdout + done.stderr
-    assert "rule predict_cost:" in output
-    assert "rule tokenise:" not in output
-    assert '"name": "elsewhere", ' not in output
-    assert "data/shards/cifar100" not in output
+    grid = Grid(hour)
+    assert grid.trained == [("ijepa", 0), ("mae", 0)]
+    assert [run["name"] for run in json.loads(grid.predicted)["runs"]] == ["ijepa", "mae"]
+    assert "cifar100" not in grid.datasets
 
 
-def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any], tmp_path: Path) -> None:
-    done = plan({**mini, "sedes": [1]}, tmp_path, "-n")
-    assert done.returncode != 0
-    assert "'sedes' was unexpected" in done.stdout + done.stderr
+def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any]) -> None:
+    assert list(faults(mini)) == []
+    (fault,) = faults({**mini, "sedes": [1]})
+    assert "'sedes' was unexpected" in fault
 
 
+@pytest.mark.processes
 def test_a_mistake_in_a_recipe_stops_before_the_first_job(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -153,6 +200,7 @@ def serve(whole: bytes) -> Iterator[Weights]:
     http.shutdown()
 
 
+@pytest.mark.processes
 def test_published_weights_come_into_the_table_without_pretraining(
     tiny: Path, tmp_path: Path, server: Weights
 ) -> None:
@@ -196,6 +244,7 @@ def without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(programs))
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("without_slurm")
 @pytest.mark.parametrize("profile", ["slurm", "workflow/profiles/slurm"])
 def test_without_slurm_its_profile_plans_and_else_says_one_clear_error(
@@ -211,6 +260,7 @@ def test_without_slurm_its_profile_plans_and_else_says_one_clear_error(
     assert "Traceback" not in said
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("without_slurm")
 @pytest.mark.parametrize(
     ("kept", "told"),
@@ -235,6 +285,7 @@ def test_a_cluster_that_forgets_its_jobs_too_soon_is_refused(
     assert ("slurm-init-seconds-before-status-checks: 41" in refused.stderr) == (kept == 120)
 
 
+@pytest.mark.processes
 def test_the_profile_of_one_machine_with_several_gpus_plans(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -243,12 +294,9 @@ def test_the_profile_of_one_machine_with_several_gpus_plans(
     assert "gpu=1" in done.stdout + done.stderr
 
 
-def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(
-    mini: dict[str, Any], tmp_path: Path
-) -> None:
-    target = "results/mini/runs/ijepa/seed0/run.yaml"
+def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(mini: dict[str, Any]) -> None:
+    before = Grid(mini).frozen_run("ijepa", 0)
     mini["runs"][0]["gpus"] = 4
-    done = plan(mini, tmp_path, "-p", target)
-    assert done.returncode == 0, done.stderr
-    frozen = yaml.safe_load((tmp_path / target).read_text())
+    frozen = Grid(mini).frozen_run("ijepa", 0)
+    assert frozen == before
     assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}

@@ -1,40 +1,36 @@
-# From an encoder to features, once for each data set, and to one result each.
+# From an encoder to features, once for each data set, and to results.
 
 
-rule extract_features:
+# One process extracts the features and makes every result that uses nothing else. The results lie
+# undeclared beside the marker: Snakemake would delete those that a failed job has finished.
+rule evaluate_features:
     input:
-        encoder=lambda wc: encoder_of(wc.run, f"seed{wc.seed}"),
-        data="data/shards/{dataset}/index.json",
+        unpack(group_subject),
     output:
         # The arrays lie beside it, where Snakemake does not delete what a killed job has written.
-        f"{RESULTS}/features/{{run}}/seed{{seed}}/{{dataset}}/about.json",
+        about=f"{RESULTS}/features/{{run}}/seed{{seed}}/{{dataset}}/about.json",
+        done=f"{RESULTS}/evaluations/{{run}}/seed{{seed}}/{{dataset}}.done",
     log:
-        f"logs/{RESULTS}/extract_features/{{run}}-{{seed}}-{{dataset}}.log",
-    wildcard_constraints:
-        run=r"(?!pixels/)[a-z0-9_]+",
+        f"logs/{RESULTS}/evaluate_features/{{run}}-{{seed}}-{{dataset}}.log",
     conda:
         "../../environment.yml"
     threads: THREADS
     resources:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
-        encoder=lambda wc, input: input.encoder or "pixels",
-        images=lambda wc: json.dumps(limit(wc.dataset)),
+        encoder=lambda wc, input: input.get("encoder", "pixels"),
+        evaluations=lambda wc: GRID.items(group_of(wc)),
+        images=lambda wc: json.dumps(GRID.limit(wc.dataset)),
+        work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}",
     shell:
-        "python -m evals.features {params.encoder} --data $(dirname {input.data}) --out {output}"
-        " --images {params.images:q} 2>&1 | tee {log}"
+        "python -m evals.group {params.encoder} --data $(dirname {input.data})"
+        " --features {output.about} --results $(dirname {output.done}) --work {params.work}"
+        " --evaluations {params.evaluations:q} --images {params.images:q} --done {output.done}"
+        " 2>&1 | tee {log}"
 
 
-use rule extract_features as extract_pixels with:
-    input:
-        encoder=[],
-        data="data/shards/{dataset}/index.json",
-    output:
-        f"{RESULTS}/features/pixels/seed0/{{dataset}}/about.json",
-    log:
-        f"logs/{RESULTS}/extract_features/pixels-{{dataset}}.log",
-
-
+# An evaluation that runs the encoder itself has a job of its own: it takes hours where others
+# take seconds.
 rule evaluate:
     input:
         unpack(subject_of),
@@ -44,20 +40,20 @@ rule evaluate:
         f"logs/{RESULTS}/evaluate/{{run}}-{{seed}}-{{evaluation}}.log",
     conda:
         "../../environment.yml"
-    threads: lambda wc: 1 if uses(wc.run, wc.evaluation) == "features" else THREADS
+    threads: THREADS
     resources:
         mem_mb=lambda wc, attempt: 2500 * attempt,
     params:
-        name=lambda wc: EVALUATIONS[wc.evaluation]["evaluation"],
-        label=lambda wc: EVALUATIONS[wc.evaluation]["label"],
+        name=lambda wc: GRID.evaluations[wc.evaluation]["evaluation"],
+        label=lambda wc: GRID.evaluations[wc.evaluation]["label"],
         given=lambda wc, input: " ".join(
-            f"--{key} {path}"
-            for key, path in input.items()
-            if key in ("features", "encoder")
+            f"--{key} {input[key]}" for key in ("features", "encoder") if key in input.keys()
         ),
-        config=lambda wc: json.dumps(protocol(wc.run, wc.evaluation)),
-        images=lambda wc: json.dumps(limit(EVALUATIONS[wc.evaluation]["dataset"])),
-        work=lambda wc: f"work/{config['name']}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",
+        config=lambda wc: json.dumps(GRID.protocol(wc.run, wc.evaluation)),
+        images=lambda wc: json.dumps(
+            GRID.limit(GRID.evaluations[wc.evaluation]["dataset"])
+        ),
+        work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",
     shell:
         "python -m evals {params.name} --data $(dirname {input.data}) --label {params.label}"
         " {params.given} --config {params.config:q} --images {params.images:q}"

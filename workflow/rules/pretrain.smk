@@ -1,34 +1,15 @@
 # From a cell of the grid to an encoder.
 
 
-rule freeze_run:
-    output:
-        f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
-    log:
-        f"logs/{RESULTS}/freeze_run/{{run}}-{{seed}}.log",
-    conda:
-        "../../environment.yml"
-    params:
-        run=lambda wc: frozen_run(wc.run, wc.seed),
-    script:
-        "../scripts/freeze_run.py"
-
-
 rule pretrain:
     input:
-        run=f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
-        data=lambda wc: f"data/shards/{RUNS[wc.run]['dataset']}/index.json",
+        data=lambda wc: GRID.index(GRID.runs[wc.run]["dataset"]),
         # Ancient: tokens that are made anew are the same; what decides them is among params.
-        tokens=lambda wc: (
-            ancient(
-                f"data/shards/{RUNS[wc.run]['dataset']}/tokens/{TOKENS[wc.run]}.json"
-            )
-            if wc.run in TOKENS
-            else []
-        ),
+        tokens=lambda wc: ancient(tokens) if (tokens := GRID.tokens(wc.run)) else [],
     output:
         # Checkpoints are not declared: they lie in work/, where Snakemake does not delete them.
         encoder=f"{RESULTS}/runs/{{run}}/seed{{seed}}/encoder.safetensors",
+        run=f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
         log=f"{RESULTS}/runs/{{run}}/seed{{seed}}/train.jsonl",
         job=f"{RESULTS}/runs/{{run}}/seed{{seed}}/job.json",
     log:
@@ -42,11 +23,18 @@ rule pretrain:
         **LAUNCH,
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
-        work=f"work/{config['name']}/{{run}}/seed{{seed}}",
-        tokenizer=lambda wc: config.get("tokenizers", {}).get(TOKENS.get(wc.run), {}),
+        work=f"{GRID.work}/{{run}}/seed{{seed}}",
+        run=lambda wc: yaml.safe_dump(GRID.frozen_run(wc.run, int(wc.seed))),
+        tokenizer=lambda wc: config.get("tokenizers", {}).get(
+            GRID.tokenizers.get(wc.run), {}
+        ),
         launch=lambda wc, resources, threads: launch_options(
-            RUNS[wc.run]["gpus"], resources, threads
+            GRID.runs[wc.run]["gpus"], resources, threads
         ),
     shell:
-        "python -m ijepa.launch {input.run} --data $(dirname {input.data}) --work {params.work}"
-        " --out {output.encoder} {params.launch} 2>&1 | tee -i {log}"
+        # In work/, too: a job in the queue reads it when it begins, whatever becomes of the output.
+        "mkdir -p {params.work} && printf %s {params.run:q} > {params.work}/run.yaml.part"
+        " && mv {params.work}/run.yaml.part {params.work}/run.yaml"
+        " && python -m ijepa.launch {params.work}/run.yaml --data $(dirname {input.data})"
+        " --work {params.work} --out {output.encoder} {params.launch} 2>&1 | tee -i {log}"
+        " && cp {params.work}/run.yaml {output.run}"

@@ -10,9 +10,9 @@ rule fetch_weights:
     conda:
         "../../environment.yml"
     params:
-        address=lambda wc: RELEASED[wc.released]["address"],
-        sha256=lambda wc: RELEASED[wc.released]["sha256"],
-        licence=lambda wc: RELEASED[wc.released]["licence"],
+        address=lambda wc: GRID.released[wc.released]["address"],
+        sha256=lambda wc: GRID.released[wc.released]["sha256"],
+        licence=lambda wc: GRID.released[wc.released]["licence"],
     shell:
         "python -m ijepa.data.download {params.address:q} {output} --sha256 {params.sha256:q}"
         " --licence {params.licence:q} 2>&1 | tee {log}"
@@ -28,11 +28,11 @@ rule import_weights:
     conda:
         "../../environment.yml"
     params:
-        licence=lambda wc: RELEASED[wc.released]["licence"],
+        licence=lambda wc: GRID.released[wc.released]["licence"],
         options=lambda wc: " ".join(
-            f"--{key.replace('_', '-')} {RELEASED[wc.released][key]}"
+            f"--{key.replace('_', '-')} {GRID.released[wc.released][key]}"
             for key in ("layout", "tower", "image_size", "num_heads")
-            if key in RELEASED[wc.released]
+            if key in GRID.released[wc.released]
         ),
     shell:
         "python -m ijepa.checkpoint import {input} --out {output} {params.options}"

@@ -4,21 +4,21 @@
 rule tabulate:
     input:
         *config.get("external", []),
-        results=WANTED,
+        evaluated=GRID.evaluated,
         gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
     output:
         expand(
             f"{RESULTS}/tables/{{table}}.{{kind}}",
-            table=TABLES,
+            table=GRID.tables,
             kind=["csv", "md", "tex"],
         ),
         # What snakemake --report shows.
         report(
-            expand(f"{RESULTS}/tables/{{table}}.html", table=TABLES),
+            expand(f"{RESULTS}/tables/{{table}}.html", table=GRID.tables),
             category="Tables",
         ),
         report(
-            expand(f"{RESULTS}/tables/{{table}}.svg", table=TABLES),
+            expand(f"{RESULTS}/tables/{{table}}.svg", table=GRID.tables),
             category="Accuracy and its cost",
         ),
         f"{RESULTS}/tables/tidy.csv",
@@ -28,25 +28,25 @@ rule tabulate:
         "../../environment.yml"
     params:
         folder=lambda wc, output: Path(output[0]).parent,
-        config=ASKED,
+        config=GRID.asked,
+        results=GRID.wanted,
     shell:
-        "python -m evals.tables write {input.results} --config {params.config:q}"
+        "python -m evals.tables write {params.results} --config {params.config:q}"
         " --gpu-hours {input.gpu_hours} --out {params.folder} 2>&1 | tee {log}"
 
 
 rule report:
     input:
-        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=TABLES),
-        evaluations=WANTED,
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=GRID.tables),
+        evaluated=GRID.evaluated,
         gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
         # Of a config that trains nothing there is nothing to predict.
-        predicted=[f"{RESULTS}/tables/cost.csv"] if COSTING else [],
-        logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
+        predicted=[f"{RESULTS}/tables/cost.csv"] if GRID.costing else [],
+        logs=[f"{GRID.run_folder(*cell)}/train.jsonl" for cell in GRID.trained],
         features=[
-            ancient(features_of(run, seed, config["dataset"]))
-            for run, seed in NEIGHBOURS
+            ancient(GRID.features(*cell, GRID.dataset)) for cell in GRID.neighbours
         ],
-        data=f"data/shards/{config['dataset']}/index.json",
+        data=GRID.index(GRID.dataset),
     output:
         html=report(f"{RESULTS}/report.html", category="The whole report"),
         figures=directory(f"{RESULTS}/figures"),
@@ -56,36 +56,30 @@ rule report:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output.html).parent,
-        config=ASKED,
+        config=GRID.asked,
+        chosen=GRID.wanted,
         predicted=lambda wc, input: (
-            f"--predicted {input.predicted}" if COSTING else ""
+            f"--predicted {input.predicted}" if GRID.costing else ""
         ),
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
-        " --chosen {input.evaluations} --gpu-hours {input.gpu_hours} {params.predicted}"
+        " --chosen {params.chosen} --gpu-hours {input.gpu_hours} {params.predicted}"
         " --config {params.config:q} --out {output.html} 2>&1 | tee {log}"
 
 
 rule predict_cost:
     input:
-        [f"data/shards/{name}/index.json" for name in TRAINED_ON],
-        [
-            ancient(f"data/shards/{RUNS[run]['dataset']}/tokens/{TOKENS[run]}.json")
-            for run in dict(TRAINED)
-            if run in TOKENS
-        ],
+        [GRID.index(dataset) for dataset in GRID.trained_on],
     output:
         f"{RESULTS}/tables/cost.csv",
     log:
         f"logs/{RESULTS}/predict_cost.log",
     conda:
         "../../environment.yml"
-    # Alone on the machine: it runs as many at a time as its cores hold.
-    threads: workflow.cores
     resources:
         card="here",
     params:
-        config=PREDICTED,
+        config=GRID.predicted,
     shell:
         "echo {params.config:q} | python -m ijepa.cost /dev/stdin --shards data/shards"
         " --gpu {resources.card} --csv {output} 2>&1 | tee {log}"
@@ -93,9 +87,9 @@ rule predict_cost:
 
 rule gpu_hours:
     input:
-        evaluations=WANTED,
+        evaluated=GRID.evaluated,
         # Which jobs there were; of released weights there are none.
-        jobs=[f"{RESULTS}/runs/{run}/{seed}/job.json" for run, seed in TRAINED],
+        jobs=[f"{GRID.run_folder(*cell)}/job.json" for cell in GRID.trained],
     output:
         csv=f"{RESULTS}/tables/gpu_hours.csv",
         md=f"{RESULTS}/tables/gpu_hours.md",
@@ -108,14 +102,14 @@ rule gpu_hours:
     shell:
         # No parameter: where notes lie is no reason to make a table again that dvc has brought.
         "python -m evals.gpu_hours {params.results} --out {output.csv}"
-        f" --notes {JOBS} "
+        f" --notes {GRID.jobs} "
         "2>&1 | tee {log}"
 
 
 rule metrics:
     input:
-        evaluations=WANTED,
-        logs=[f"{RESULTS}/runs/{run}/{seed}/train.jsonl" for run, seed in TRAINED],
+        evaluated=GRID.evaluated,
+        logs=[f"{GRID.run_folder(*cell)}/train.jsonl" for cell in GRID.trained],
     output:
         f"{RESULTS}/metrics.json",
         f"{RESULTS}/plots/loss.csv",
@@ -126,7 +120,8 @@ rule metrics:
         "../../environment.yml"
     params:
         logs=lambda wc, input: f"--logs {' '.join(input.logs)}" if input.logs else "",
-        results=lambda wc, output: Path(output[0]).parent,
+        results=GRID.wanted,
+        folder=lambda wc, output: Path(output[0]).parent,
     shell:
-        "python -m evals.metrics {input.evaluations} {params.logs} --out {params.results}"
+        "python -m evals.metrics {params.results} {params.logs} --out {params.folder}"
         " 2>&1 | tee {log}"

@@ -10,7 +10,7 @@ rule fetch:
     conda:
         "../../environment.yml"
     params:
-        raw=lambda wc: raw_folder(wc.dataset),
+        raw=lambda wc: GRID.raw(wc.dataset),
     shell:
         "python -m ijepa.data.shards fetch {wildcards.dataset} --raw {params.raw:q}"
         " 2>&1 | tee {log}"
@@ -28,7 +28,7 @@ rule build_shards:
         "../../environment.yml"
     threads: workflow.cores
     params:
-        raw=lambda wc: raw_folder(wc.dataset),
+        raw=lambda wc: GRID.raw(wc.dataset),
         # Not used here, but a change makes the shards anew.
         entry=lambda wc: register_entry(wc.dataset),
     shell:

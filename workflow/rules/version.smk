@@ -5,14 +5,14 @@
 rule encoders:
     input:
         [
-            f"{RESULTS}/runs/{run}/{seed}/{name}"
-            for run, seed in TRAINED
+            f"{GRID.run_folder(*cell)}/{name}"
+            for cell in GRID.trained
             for name in ("encoder.safetensors", "run.yaml", "job.json", "train.jsonl")
         ],
         [
-            encoder_of(run, "seed0")
-            for run in RELEASED
-            if (run, "seed0") in {shown[:2] for shown in SHOWN}
+            GRID.encoder(run, 0)
+            for run in GRID.released
+            if run in {cell.run for cell in GRID.cells}
         ],
     log:
         f"logs/{RESULTS}/encoders.log",
@@ -20,24 +20,8 @@ rule encoders:
         "../../environment.yml"
     params:
         expected=lambda wc: {
-            "encoders": expected_encoders(),
-            "folder": f"{RESULTS}/runs",
-        },
-    script:
-        "../scripts/audit.py"
-
-
-rule features:
-    input:
-        list(expected_features()),
-    log:
-        f"logs/{RESULTS}/features.log",
-    conda:
-        "../../environment.yml"
-    params:
-        expected=lambda wc: {
-            "features": expected_features(),
-            "folder": f"{RESULTS}/features",
+            "encoders": GRID.expected_encoders(),
+            "folders": [f"{RESULTS}/runs"],
         },
     script:
         "../scripts/audit.py"
@@ -45,16 +29,17 @@ rule features:
 
 rule tables:
     input:
-        PRODUCTS,
+        GRID.products,
     log:
         f"logs/{RESULTS}/tables.log",
     conda:
         "../../environment.yml"
     params:
         expected=lambda wc: {
-            "evaluations": expected_evaluations(),
-            "folder": f"{RESULTS}/evaluations",
-            "tables": {f"{RESULTS}/tables": [*TABLES, "gpu_hours", "cost", "tidy"]},
+            "features": GRID.expected_features(),
+            "evaluations": GRID.expected_evaluations(),
+            "folders": [f"{RESULTS}/features", f"{RESULTS}/evaluations"],
+            "tables": {f"{RESULTS}/tables": [*GRID.tables, "gpu_hours", "cost", "tidy"]},
         },
     script:
         "../scripts/audit.py"

@@ -31,7 +31,7 @@ def document(paths: list[Path]) -> dict[str, Any]:
 
 
 def stages_of(path: Path) -> dict[str, Any]:
-    """The stages of one config: its data sets, encoders, features and tables."""
+    """The stages of one config: its data sets, encoders and tables."""
     config = read_yaml(path)
     name, results = config["name"], f"results/{config['name']}"
     trained_on = {run.get("dataset", config["dataset"]) for run in config.get("runs", [])}
@@ -56,37 +56,25 @@ def stages_of(path: Path) -> dict[str, Any]:
         "deps": [f"data/shards/{dataset}" for dataset in sorted(trained_on)],
         "outs": kept(*encoders, f"{results}/encoders.records.json"),
     }
-    of_features = {
-        item.get("dataset", config["dataset"])
-        for item in config["evaluations"]
-        if item.get("uses") != "images"
-    }
-    if of_features:
-        stages[f"features-{name}"] = {
-            "desc": "what the frozen encoders make of the images",
-            "cmd": f"{MAKE} features {path}",
-            "params": asked("dataset", "seeds", "images", "evaluations", "tables"),
-            "deps": [*encoders, *[f"data/shards/{dataset}" for dataset in sorted(of_features)]],
-            "outs": kept(f"{results}/features", f"{results}/features.records.json"),
-        }
     stages[f"tables-{name}"] = {
-        "desc": "evaluations, tables and report",
+        "desc": "features, evaluations, tables and report",
         "cmd": f"{MAKE} tables {path}",
         # The whole of it, so that a key that is new today is not overlooked.
         "params": [{str(path): None}],
         "deps": [
             *encoders,
-            *[f"{results}/features"] * bool(of_features),
-            # Other data sets change features, and so this stage, when they change.
-            *[f"data/shards/{dataset}" for dataset in sorted(evaluated - of_features)],
+            *[f"data/shards/{dataset}" for dataset in sorted(evaluated)],
             *config.get("external", []),
         ],
-        "outs": [
-            *kept(f"{results}/evaluations", f"{results}/tables", cache=False),
-            *kept(f"{results}/report.html", f"{results}/figures"),
-            *kept(f"{results}/tables.records.json"),
-        ],
-        "metrics": kept(f"{results}/metrics.json", cache=False),
+        "outs": kept(
+            f"{results}/features",
+            f"{results}/evaluations",
+            f"{results}/tables",
+            f"{results}/report.html",
+            f"{results}/figures",
+            f"{results}/tables.records.json",
+        ),
+        "metrics": kept(f"{results}/metrics.json"),
         "plots": [
             plot(
                 f"{results}/plots/loss.csv", "by_run", ("images", "images seen"), ("loss", "loss")
@@ -102,16 +90,15 @@ def stages_of(path: Path) -> dict[str, Any]:
     return stages
 
 
-def kept(*paths: str, cache: bool = True) -> list[Any]:
+def kept(*paths: str) -> list[Any]:
     """Outputs that DVC does not delete before a stage runs: Snakemake makes what is missing."""
-    options = {"persist": True} | ({} if cache else {"cache": False})
-    return [{path: dict(options)} for path in paths]
+    return [{path: {"persist": True}} for path in paths]
 
 
 def plot(path: str, template: str, x: tuple[str, str], y: tuple[str, str]) -> dict[str, Any]:
-    """A CSV that git holds and ``dvc plots`` draws; axes are (column, title)."""
+    """A CSV that ``dvc plots`` draws; axes are (column, title)."""
     axes = {"template": template, "x": x[0], "x_label": x[1], "y": y[0], "y_label": y[1]}
-    return {path: {"persist": True, "cache": False, **axes}}
+    return {path: {"persist": True, **axes}}
 
 
 def text_of(paths: list[Path]) -> str:

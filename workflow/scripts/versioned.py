@@ -32,7 +32,7 @@ from workflow.scripts.dvc_stages import stages_of
 METADATA = Path(".snakemake/metadata")
 SETTLED = Path(".snakemake/settled")
 """What was last put back or kept, one file a stage: another one on disk came by DVC."""
-STAGES = ["encoders", "features", "tables"]
+STAGES = ["encoders", "tables"]
 """Rules of the same names (workflow/rules/version.smk) make them."""
 KINDS = ["outs", "metrics", "plots"]
 RECORDS = "records.json"

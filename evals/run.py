@@ -1,0 +1,165 @@
+"""One evaluation of a subject, or all that use the same stored features, to one JSON file each."""
+
+import dataclasses
+import hashlib
+import json
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evals import configure, load
+from evals.features import extract
+from evals.subject import Subject
+from ijepa.encoder_file import encoder_digest
+from ijepa.errors import UserError
+from ijepa.files import read_json, write_json, write_text
+from ijepa.provenance import here
+
+
+@dataclass(frozen=True)
+class Item:
+    """One evaluation of a group: file name of its result, module, kind of label, settings."""
+
+    name: str
+    evaluation: str
+    label: str = "class"
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
+    """Write one result: metric, n, 95 % interval, protocol, and its provenance.
+
+    Of top-1 also ``correct``, which test images were classified rightly (``evals.packed``), and
+    ``classes``, how many of each class were, or were taken for another (``evals.by_class``).
+    """
+    config = configure(name, raw, f"evaluations.{name}")
+    about = subject.about()
+    index = subject.index
+    made_of = (about["dataset"], about["data_version"])
+    if made_of != (index.dataset, index.version()):
+        raise UserError(
+            f"{subject.features_of} has features of {' '.join(made_of)}, but {subject.data} is "
+            f"{index.dataset} {index.version()}: extract them anew"
+        )
+    if subject.encoder is not None and encoder_digest(subject.encoder) != about["encoder"]:
+        raise UserError(
+            f"{subject.features_of} has features of encoder {about['encoder']}, but "
+            f"{subject.encoder} is another one: extract them anew"
+        )
+    identity = identity_of(name, config, subject.label, subject.limit, about)
+    text = json.dumps(identity, sort_keys=True)
+    subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
+    begun = time.perf_counter()
+    result = load(name).evaluate(config, subject)
+    seconds = time.perf_counter() - begun
+    classes = index.labels[subject.label]
+    names = {"names": classes} if isinstance(classes, list) else {}
+    write_json(
+        out,
+        {
+            "evaluation": name,
+            "dataset": about["dataset"],
+            "label": subject.label,
+            "split": "test",
+            "metric": result.metric,
+            "value": result.value,
+            "n": result.n,
+            "interval": [round(end, 5) for end in result.interval],
+            "protocol": dataclasses.asdict(config),
+            "images": subject.limit,
+            "chosen": result.chosen,
+            "seconds": round(seconds, 2),
+            # It uses one, however many it sees.
+            "gpu_seconds": round(seconds * torch.cuda.is_available(), 2),
+            **({} if result.correct is None else {"correct": result.correct}),
+            **({} if result.classes is None else {"classes": names | result.classes}),
+            "about": about,
+            **here(),
+        },
+    )
+    if subject.work is not None:
+        (subject.work / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def evaluate_group(
+    items: list[Item],
+    encoder: Path | None,
+    data: Path,
+    features: Path,
+    results: Path,
+    work: Path,
+    limit: dict[str, int],
+    image_size: int = 32,
+) -> None:
+    """Extract an encoder's features of a data set once, then write the result of every item.
+
+    ``features`` is about.json of the features, ``results`` the folder of ``NAME.json``, ``work`` a
+    folder in which each evaluation keeps what it goes on from after a kill. A result that is there
+    and has the same evaluation, settings, encoder and data stays as it is. The failure of one
+    evaluation leaves the others: all are tried, then UserError names those that failed.
+    """
+    extract(encoder, data, image_size, features, limit)
+    failed = []
+    for item in items:
+        out = results / f"{item.name}.json"
+        subject = Subject(data, item.label, None, features, work / item.name, limit=limit)
+        config = configure(item.evaluation, item.config, f"evaluations.{item.name}")
+        wanted = identity_of(item.evaluation, config, item.label, limit, subject.about())
+        if is_same(out, wanted):
+            print(f"{item.name}: there already", flush=True)
+            continue
+        try:
+            evaluate(item.evaluation, item.config, subject, out)
+        except Exception as error:  # whatever it is: told at the end, and the others go on
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            failed.append(f"{item.name}: {type(error).__name__ if not str(error) else error}")
+        else:
+            print(f"{item.name}: {out}", flush=True)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(items)} evaluations failed, the others are kept: "
+            + "; ".join(" ".join(told.split()) for told in failed)
+        )
+
+
+def identity_of(
+    evaluation: str, config: Any, label: str, limit: dict[str, int], about: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides a result: evaluation, protocol, label, number of images, encoder, data."""
+    protocol = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {
+        "evaluation": evaluation,
+        "protocol": protocol,
+        "label": label,
+        "images": limit,
+        "encoder": about["encoder"],
+        "data_version": about["data_version"],
+    }
+
+
+def identity_in(result: dict[str, Any]) -> dict[str, Any]:
+    """The same of a result that was written."""
+    told = {key: result.get(key) for key in ("evaluation", "protocol", "label", "images")}
+    about = result.get("about", {})
+    return told | {key: about.get(key) for key in ("encoder", "data_version")}
+
+
+def is_same(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a result is there that is whole and of this identity."""
+    if not path.exists():
+        return False
+    try:
+        return identity_in(read_json(path)) == wanted
+    except UserError as error:
+        print(f"{error}: made anew", flush=True)
+        return False
+
+
+def write_done(path: Path, items: list[Item]) -> None:
+    """Write the completion marker of a group: the names of its results, a line each."""
+    write_text(path, "".join(f"{item.name}\n" for item in items))

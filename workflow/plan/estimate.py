@@ -1,0 +1,217 @@
+"""Time that a config takes on this machine: ``python -m workflow.plan.estimate CONFIG``.
+
+FLOPs of every job over the speed of a matrix product here, and what does not depend on FLOPs, as it
+was measured on two cores of 66 GFLOP/s each (SECONDS, LOG.md 2026-11-29), scaled to this machine.
+It says nothing of a cluster, where queues decide.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ijepa.errors import run_command
+from ijepa.files import read_yaml
+from workflow.plan.grid import PIXELS, Grid, Group
+
+Seconds = dict[tuple[str, ...], float]
+"""Seconds of each job, by its rule and its wildcards."""
+
+REFERENCE_SPEED = 66e9
+"""FLOP/s of one core of the machine on which SECONDS were measured."""
+SECONDS = {
+    "start": 8.0,  # torch and timm, and what a job does before its first image
+    "light": 2.0,  # a job without torch
+    "report": 12.0,
+    "predict_cost": 14.0,
+    "raw image": 0.1e-3,
+    "shard image": 0.45e-3,
+    "rendered image": 12e-3,
+    "token image": 2e-3,
+    "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
+    "evaluation": 3.0,  # any other on features: neighbours, logistic regression
+}
+UTILISATION = 0.6
+"""Share of a matrix product's speed that a network's step reaches, as in ijepa.cost."""
+
+
+def forward_flops(vit: dict[str, Any]) -> float:
+    """FLOPs of an encoder's forward pass of one image, by the closed form of ijepa/flops.py."""
+    dim, depth, patch = vit["dim"], vit["depth"], vit["patch_size"]
+    ratio = vit.get("mlp_ratio", 4.0)
+    tokens = (vit["image_size"] // patch) ** 2
+    block = 2 * (4 + 2 * ratio) * tokens * dim**2 + 4 * tokens**2 * dim
+    return float(2 * tokens * 3 * patch**2 * dim + depth * block)
+
+
+def job_seconds(
+    grid: Grid,
+    gflops: dict[str, float],
+    vits: dict[str, dict[str, Any]],
+    splits: dict[str, dict[str, int]],
+    speed: float,
+) -> Seconds:
+    """Seconds of every job of a grid on one core of ``speed`` FLOP/s.
+
+    Args:
+        grid: The config.
+        gflops: FLOPs (1e9) of pretraining by run, without the control.
+        vits: Each run's encoder.
+        splits: Images of each data set by split.
+        speed: Of a matrix product, with the threads of a job.
+    """
+    slower = REFERENCE_SPEED / speed
+    cost = {name: seconds * slower for name, seconds in SECONDS.items()}
+    network = speed * UTILISATION
+    seconds: Seconds = {}
+    for dataset in grid.datasets:
+        images = sum(splits[dataset].values())
+        raw = cost["rendered image"] * grid.cores if dataset == "clevr_small" else cost["raw image"]
+        seconds["fetch", dataset] = cost["light"] + images * raw
+        seconds["build_shards", dataset] = cost["light"] + images * cost["shard image"]
+    for run, tokenizer in grid.tokenizers.items():
+        dataset = grid.runs[run]["dataset"]
+        images = splits[dataset]["train"]
+        seconds["tokenise", dataset, tokenizer] = cost["start"] + images * cost["token image"]
+    for run, seed in grid.trained:
+        spent = 1e9 * gflops.get(run, 0.0) / network
+        seconds["pretrain", run, str(seed)] = cost["start"] + spent
+    for group, evaluations in grid.groups.items():
+        seconds["evaluate_features", *map(str, group)] = _group_seconds(
+            grid, group, evaluations, vits, splits, cost, network
+        )
+    for cell in grid.cells:
+        if grid.uses(cell.run, cell.evaluation) != "features":
+            spent = _images_seconds(grid, cell.run, cell.evaluation, vits, splits, network)
+            seconds["evaluate", *map(str, cell)] = cost["start"] + spent
+    for rule in ("gpu_hours", "metrics", "tabulate"):
+        seconds[rule,] = cost["light"]
+    seconds["report",] = cost["report"]
+    seconds["predict_cost",] = cost["predict_cost"]
+    return seconds
+
+
+def _evaluated(grid: Grid, dataset: str, splits: dict[str, dict[str, int]]) -> dict[str, int]:
+    return {**splits[dataset], **grid.limit(dataset)}
+
+
+def _group_seconds(
+    grid: Grid,
+    group: Group,
+    evaluations: list[str],
+    vits: dict[str, dict[str, Any]],
+    splits: dict[str, dict[str, int]],
+    cost: dict[str, float],
+    network: float,
+) -> float:
+    """Features, then every evaluation of them."""
+    counts = _evaluated(grid, group.dataset, splits)
+    images = sum(counts.values())
+    if group.run == PIXELS:
+        seconds, width, layers = cost["start"], 3 * 32**2, 1
+    else:
+        vit = vits[group.run]
+        seconds = cost["start"] + images * forward_flops(vit) / network
+        width, layers = vit["dim"], min(4, vit["depth"])
+    for name in evaluations:
+        item = grid.evaluations[name]
+        if item["evaluation"] == "linear_probe":
+            config = grid.protocol(group.run, name)
+            rates = len(config.get("learning_rates", (0,) * 4))
+            heads = 4 * rates * (1 if layers == 1 else 2)
+            epochs = config.get("epochs", 28)
+            width_of_all = width * (1 + layers) / 2
+            seconds += cost["head"] * counts["train"] * epochs * width_of_all * heads
+        else:
+            seconds += cost["evaluation"]
+    return seconds
+
+
+def _images_seconds(
+    grid: Grid,
+    run: str,
+    evaluation: str,
+    vits: dict[str, dict[str, Any]],
+    splits: dict[str, dict[str, int]],
+    network: float,
+) -> float:
+    """An evaluation that runs the encoder: fine-tuned, or frozen under a head."""
+    item, config = grid.evaluations[evaluation], grid.protocol(run, evaluation)
+    counts, forward = _evaluated(grid, item["dataset"], splits), forward_flops(vits[run])
+    tuned = config.get("finetune", config)
+    images = float(counts["train"])
+    if item["evaluation"] == "low_shot":
+        classes = 10 if config.get("per_class") else 1
+        images *= config.get("share", 0.01)
+        images = config["per_class"] * classes if config.get("per_class") else images
+    passes = 3 if item["evaluation"] in ("low_shot", "finetune") else 1
+    held_out = 5000 if item["evaluation"] == "low_shot" else 0
+    tested = counts["test"] + held_out
+    return float((images * tuned.get("epochs", 50) * passes + tested) * forward / network)
+
+
+def wall_seconds(grid: Grid, seconds: Seconds) -> float:
+    """Seconds of the whole on all cores: chains of jobs, none started before what it needs.
+
+    Jobs are taken by the length of what follows them, as Snakemake's scheduler nearly does.
+    """
+    at_once = max(1, grid.cores // grid.threads)
+    data = sum(value for key, value in seconds.items() if key[0] in ("fetch", "build_shards"))
+    ends = sum(value for key, value in seconds.items() if key[0] in ("gpu_hours", "tabulate"))
+    middle = [value for key, value in seconds.items() if key[0] in MIDDLE]
+    longest = max(middle, default=0.0)
+    return data / grid.cores + max(sum(middle) / at_once, longest) + ends + seconds["report",]
+
+
+MIDDLE = {"tokenise", "pretrain", "evaluate_features", "evaluate", "predict_cost", "metrics"}
+"""Rules whose jobs run side by side."""
+
+
+def estimate(config: dict[str, Any], cores: int) -> tuple[Seconds, float, float]:
+    """Seconds of every job and of the whole on this machine, and FLOP/s of one job."""
+    # Here, so that what only plans imports no network.
+    from ijepa.cost import predict, run_of
+    from ijepa.data import register
+    from ijepa.speed import matrix_product_speed
+
+    grid = Grid(config, cores)
+    speed = matrix_product_speed(grid.threads)
+    costs = predict({**config, "runs": grid.costing}, None) if grid.costing else []
+    gflops = {cost.run: cost.gflop_per_image * cost.images for cost in costs}
+    vits: dict[str, dict[str, Any]] = {}
+    for run in grid.costing:
+        vit = run_of(config, run).vit
+        vits[run["name"]] = {**vars(vit)}
+    if grid.costing:
+        vits["random_init"] = next(iter(vits.values()))
+    for name in grid.released:  # of published weights it is known when they are read
+        vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
+    splits: dict[str, dict[str, int]] = {
+        dataset: {split: count or 0 for split, count in register.load(dataset).splits.items()}
+        for dataset in grid.datasets
+    }
+    seconds = job_seconds(grid, gflops, vits, splits, speed)
+    return seconds, wall_seconds(grid, seconds), speed
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.plan.estimate", description=__doc__)
+    parser.add_argument("config", type=Path, help="for example config/mini.yaml")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", action="store_true", help="every job, for another program")
+    options = parser.parse_args()
+    seconds, wall, speed = estimate(read_yaml(options.config), options.cores)
+    if options.json:
+        jobs = [[list(key), value] for key, value in seconds.items()]
+        print(json.dumps({"jobs": jobs, "wall": wall, "speed": speed}))
+        return
+    for key, value in seconds.items():
+        print(f"{' '.join(key):50} {value:6.0f} s")
+    print(f"{len(seconds)} jobs, {wall / 60:.1f} minutes on {options.cores} cores")
+    print(f"({speed / 1e9:.0f} GFLOP/s in a matrix product of one job)")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,317 @@
+"""The whole of a config, shown on two screens: ``python -m workflow.reproduce config/mini.yaml``.
+
+Runs Snakemake by a profile and shows an estimate of the time, a line for each finished job, one bar
+with the time that is left, and of a job that fails the last lines of its log. Snakemake's own text
+goes to ``logs/snakemake.log``. At the end stand the results, and how they compare with those that
+git has for the same config. After a kill, the same command goes on.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from ijepa.errors import UserError, run_command
+from ijepa.files import read_yaml
+from ijepa.strict import merged
+from workflow.plan.grid import Grid, faults
+
+ROOT = Path(__file__).parents[1]
+LOG = Path("logs/snakemake.log")
+LINES_OF_LOG = 12
+HIDDEN = {"all"}
+"""Rules that make nothing."""
+PARENT_DIED = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+@dataclass
+class Job:
+    """A job of Snakemake's plan that has begun."""
+
+    rule: str
+    wildcards: dict[str, str]
+    log: str
+    begun: float
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """As the estimate names it."""
+        return (self.rule, *self.wildcards.values())
+
+    @property
+    def title(self) -> str:
+        """As a line names it."""
+        return " ".join(self.key)
+
+
+@dataclass
+class View:
+    """What has happened so far, and how it is shown.
+
+    ``expected`` are seconds by job, empty until the estimate is there.
+    """
+
+    console: Console
+    progress: Progress
+    at_once: int
+    expected: dict[tuple[str, ...], float] = field(default_factory=dict)
+    running: dict[int, Job] = field(default_factory=dict)
+    finished: list[tuple[Job, float]] = field(default_factory=list)
+    failed: list[Job] = field(default_factory=list)
+    total: int = 0
+    begun: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.bar = self.progress.add_task("starting", total=None, left="")
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Note one event, and show it if a job has ended by it."""
+        kind = event["event"]
+        if kind == "run_info" and not self.total:
+            self.total = sum(
+                count
+                for rule, count in event.get("stats", {}).items()
+                if rule not in HIDDEN and rule != "total"
+            )
+        elif kind == "job_info" and event["rule_name"] not in HIDDEN:
+            logs = event.get("log") or []
+            job = Job(
+                event["rule_name"],
+                {key: str(value) for key, value in (event.get("wildcards") or {}).items()},
+                logs[0].split(" (")[0] if logs else "",
+                event["time"],
+            )
+            self.running[event["jobid"]] = job
+        elif kind == "job_finished" and event["job_id"] in self.running:
+            job = self.running.pop(event["job_id"])
+            seconds = event["time"] - job.begun
+            self.finished.append((job, seconds))
+            self.say(f"{clock(event['time'] - self.begun):>7}  {job.title:<44} {clock(seconds)}")
+        elif kind == "job_error" and event["jobid"] in self.running:
+            job = self.running.pop(event["jobid"])
+            self.failed.append(job)
+            self.say(f"[red]failed[/]  {job.title}: the end of {job.log}")
+            for line in last_lines(Path(job.log)):
+                self.console.print(f"        {line}", markup=False, highlight=False)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar; where there is no bar, with how far it is."""
+        if not self.console.is_terminal:
+            line += f"   {len(self.finished)}/{self.total}, {self.left()}"
+        self.console.print(line, highlight=False)
+
+    def tick(self) -> None:
+        """Move the bar: by seconds as expected, or before these are known by jobs."""
+        now = time.time()
+        done = sum(self.of(job) for job, _ in self.finished)
+        done += sum(min(now - job.begun, 0.95 * self.of(job)) for job in self.running.values())
+        names = ", ".join(job.title for job in self.running.values())
+        self.progress.update(
+            self.bar,
+            description=f"{len(self.finished)}/{self.total or '?'}",
+            total=self.whole() if self.total else None,
+            completed=done,
+            left=f"{self.left()}   {names}"[: max(20, self.console.width - 50)],
+        )
+
+    def of(self, job: Job) -> float:
+        """Seconds that a job is expected to take."""
+        return self.expected.get(job.key, 1.0)
+
+    def whole(self) -> float:
+        """Seconds of all jobs of the plan; of those that are not named yet, their mean."""
+        known = [*(job for job, _ in self.finished), *self.running.values()]
+        named = {job.key for job in known}
+        rest = [value for key, value in self.expected.items() if key not in named]
+        missing = max(0, self.total - len(known))
+        mean = sum(sorted(rest)[-missing:]) / len(rest[:missing]) if rest and missing else 1.0
+        return sum(map(self.of, known)) + missing * mean
+
+    def left(self) -> str:
+        """The time that is left, in words; corrected by how long the finished jobs took."""
+        if not self.expected or not self.total:
+            return "time left: not known yet"
+        expected = sum(self.of(job) for job, _ in self.finished)
+        took = sum(seconds for _, seconds in self.finished)
+        pace = (took + 30) / (expected + 30)  # the first jobs say little
+        now = time.time()
+        rest = self.whole() - expected
+        rest -= sum(min(now - job.begun, 0.95 * self.of(job)) for job in self.running.values())
+        return f"about {clock(max(0.0, rest) * pace / self.at_once)} left"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def last_lines(path: Path) -> list[str]:
+    """The end of a job's log, its bars as they stood last."""
+    if not path.is_file():
+        return ["(it has none)"]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
+    return [line for line in lines if line][-LINES_OF_LOG:]
+
+
+def end_with_parent() -> None:
+    """Let Snakemake end when this command is killed: nobody would see it go on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
+
+
+def read(paths: list[Path]) -> dict[str, Any]:
+    """The config of one file, or of several merged as Snakemake does; UserError for a bad one."""
+    config: dict[str, Any] = {}
+    for path in paths:
+        raw = read_yaml(path)
+        if not isinstance(raw, dict):
+            raise UserError(f"{path} must hold keys and values, as config/mini.yaml does")
+        config = merged(config, raw)
+    for fault in faults(config):
+        raise UserError(f"{paths[0]}: {fault.removeprefix('config: ')}")
+    return config
+
+
+def snakemake(configs: list[Path], profile: str, more: list[str]) -> list[str]:
+    """The command that makes the whole of a config."""
+    given = ["--configfile", *map(str, configs)]
+    command = [sys.executable, "-m", "snakemake", *more, "--profile", profile]
+    return [*command, "--logger", "events", *given]
+
+
+def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
+    """Make all that the configs ask for; Snakemake's exit status."""
+    config = read(configs)
+    cores = len(os.sched_getaffinity(0))
+    grid = Grid(config, cores)
+    console = Console(stderr=False, soft_wrap=True)
+    local = "slurm" not in Path(profile).name
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    console.print(f"{grid.name}: planning   (Snakemake's own text: {LOG})", highlight=False)
+
+    with tempfile.TemporaryDirectory() as folder, LOG.open("w", encoding="utf-8") as log:
+        events = Path(folder) / "events.jsonl"
+        events.touch()
+        both = Path(folder) / "config.json"  # JSON is YAML
+        both.write_text(json.dumps(config), encoding="utf-8")
+        paths = [str(ROOT), str(ROOT / "workflow" / "show")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "IJEPA_EVENTS": str(events)}
+        estimating = None
+        if local:
+            command = [sys.executable, "-m", "workflow.plan.estimate", str(both), "--json"]
+            estimating = subprocess.Popen(
+                command, env=env, text=True, stdout=subprocess.PIPE, stderr=log
+            )
+        making = subprocess.Popen(
+            snakemake(configs, profile, more),
+            env=env,
+            stdout=log,
+            stderr=log,
+            preexec_fn=end_with_parent,
+        )
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            view = View(console, progress, max(1, cores // grid.threads) if local else 1)
+            follow(making, estimating, events, view)
+    if not making.returncode and not view.total:
+        console.print("Nothing to be done: all results of this config are there.")
+    elif making.returncode:
+        tell_of_failure(console, view)
+    return making.returncode
+
+
+def follow(
+    making: subprocess.Popen[bytes],
+    estimating: subprocess.Popen[str] | None,
+    events: Path,
+    view: View,
+) -> None:
+    """Show events until Snakemake has ended; Ctrl-C reaches it too, and it ends its jobs."""
+    with events.open(encoding="utf-8") as file:
+        while True:
+            try:
+                over = making.poll() is not None
+                for line in file:
+                    view.take(json.loads(line))
+                if estimating is not None and estimating.poll() is not None:
+                    show_estimate(estimating, view)
+                    estimating = None
+                view.tick()
+                if over:
+                    return
+                time.sleep(0.3)
+            except KeyboardInterrupt:
+                view.console.print("ending: jobs save what they have")
+
+
+def show_estimate(estimating: subprocess.Popen[str], view: View) -> None:
+    """Say how long the whole takes on this machine."""
+    out = estimating.stdout.read() if estimating.stdout else ""
+    if estimating.returncode:
+        view.console.print(f"no estimate of the time: see {LOG}")
+        return
+    told = json.loads(out)
+    view.expected = {tuple(key): seconds for key, seconds in told["jobs"]}
+    view.console.print(
+        f"about {told['wall'] / 60:.1f} minutes from scratch on this machine "
+        f"({view.at_once} jobs at a time, {told['speed'] / 1e9:.0f} GFLOP/s each)",
+        highlight=False,
+    )
+
+
+def tell_of_failure(console: Console, view: View) -> None:
+    """Say why it ended; of a fault before the first job, Snakemake's own words."""
+    if not view.failed:
+        for line in last_lines(LOG):
+            console.print(line, markup=False, highlight=False)
+    console.print(
+        f"[red]not finished[/]: {len(view.finished)} of {view.total or '?'} jobs are done. "
+        "Mend what is named above; the same command goes on from here.",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What follows -- goes to Snakemake as it is.",
+    )
+    parser.add_argument("configs", type=Path, nargs="+", help="config/mini.yaml, and what differs")
+    parser.add_argument("--profile", default="workflow/profiles/local")
+    given, more = sys.argv[1:], []
+    if "--" in given:
+        given, more = given[: given.index("--")], given[given.index("--") + 1 :]
+    options = parser.parse_args(given)
+    status = reproduce(options.configs, options.profile, more)
+    if status:
+        sys.exit(status)
+    from evals.reference import show  # pandas takes a second: not before the first job
+
+    config = read(options.configs)
+    show(Path(f"results/{config['name']}"), config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,103 @@
+"""What this machine lacks, said in one line before anything is downloaded.
+
+``python3 workflow/scripts/preflight.py [install|run]``, by whatever python3 there is: it needs
+nothing installed. ``make setup`` and ``make reproduce`` run it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PYTHON = "3.11"
+"""The version that requirements.lock pins (pyproject.toml, requires-python)."""
+GB = 10**9
+LEAST_DISK = {"install": 12 * GB, "run": 3 * GB}
+"""Bytes: the environment takes 6 GB and as much again while it is installed, data and results 1."""
+LEAST_MEMORY = 4 * GB
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory() -> float:
+    """Bytes that this process may use: the machine's, or what its container is given."""
+    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in LIMITS:
+        text = Path(path).read_text().strip() if Path(path).is_file() else ""
+        if text.isdigit():
+            found = min(found, float(text))
+    return found
+
+
+def uv() -> "str | None":
+    """The installer that brings a Python of its own, where it is installed."""
+    user = subprocess.run(
+        [sys.executable, "-m", "site", "--user-base"], stdout=subprocess.PIPE, check=False
+    )
+    return shutil.which("uv") or shutil.which("uv", path=user.stdout.decode().strip() + "/bin")
+
+
+def right_python() -> bool:
+    """Whether a Python of the pinned version is there."""
+    if shutil.which("python" + PYTHON):
+        return True
+    told = subprocess.run(["python3", "--version"], stdout=subprocess.PIPE, check=False)
+    return told.stdout.decode().startswith("Python " + PYTHON + ".")
+
+
+def network() -> bool:
+    """Whether the package index answers, by whatever address pip is set up with."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            folder,
+        ]
+        command += ["--retries", "0", "--timeout", "8", "--disable-pip-version-check", "six"]
+        done = subprocess.run(command, capture_output=True, check=False)
+    # Without pip there is nothing to ask with: the installer will say it.
+    return done.returncode == 0 or b"No module named pip" in done.stderr
+
+
+def fault(what: str, folder: str = ".") -> "str | None":
+    """The first thing that is lacking for ``install`` or ``run``, with its remedy; or None."""
+    if not shutil.which("git"):
+        return (
+            "git is not installed: install it (apt-get install git), each result names its commit"
+        )
+    free, needed = shutil.disk_usage(folder).free, LEAST_DISK[what]
+    if free < needed:
+        return (
+            f"{Path(folder).resolve()} has {free / GB:.1f} GB of disk left, {needed / GB:.0f} are "
+            "needed: free some, or clone to another disk"
+        )
+    if memory() < 0.95 * LEAST_MEMORY:
+        return (
+            f"this machine (or container) has {memory() / GB:.1f} GB of memory, "
+            f"{LEAST_MEMORY / GB:.0f} are needed: give it more, or take a larger one"
+        )
+    if what == "run":
+        return None
+    if not uv() and not right_python():
+        return (
+            f"there is no Python {PYTHON} here: install it (python{PYTHON}, with venv), or uv, "
+            "which brings one: python3 -m pip install --user uv"
+        )
+    if not network():
+        return (
+            "the package index cannot be reached: connect this machine, or tell pip of a mirror "
+            "(pip config set global.index-url ADDRESS)"
+        )
+    return None
+
+
+if __name__ == "__main__":
+    lacking = fault(sys.argv[1] if len(sys.argv) > 1 else "install")
+    if lacking:
+        sys.exit("error: " + lacking)

@@ -1,0 +1,59 @@
+"""Snakemake's events as JSON, a line each, for the command that shows them (workflow.reproduce).
+
+Snakemake finds a logger plugin by the name of its package; it is used with ``--logger events``, and
+appends to the file that IJEPA_EVENTS names. Snakemake's own text goes where it always does.
+"""
+
+import json
+import os
+import time
+from logging import LogRecord
+from typing import Any
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+
+FIELDS = ("jobid", "job_id", "jobs", "rule_name", "wildcards", "log", "done", "total", "stats")
+
+
+class LogHandler(LogHandlerBase):
+    """Appends events to a file."""
+
+    def __post_init__(self) -> None:
+        self.file = open(os.environ["IJEPA_EVENTS"], "a", encoding="utf-8")  # noqa: SIM115, PTH123
+
+    def emit(self, record: LogRecord) -> None:
+        """Write one event, with those of its fields that are shown."""
+        event = getattr(record, "event", None)
+        if event is None:
+            return
+        told: dict[str, Any] = {"event": str(event), "time": time.time()}
+        for field in FIELDS:
+            if (value := getattr(record, field, None)) is not None:
+                told[field] = value
+        self.file.write(json.dumps(told, default=str) + "\n")
+        self.file.flush()
+
+    @property
+    def writes_to_stream(self) -> bool:
+        """It leaves the terminal to others."""
+        return False
+
+    @property
+    def writes_to_file(self) -> bool:
+        """Not the kind of file that Snakemake would name at the end."""
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        """It decides itself what it writes."""
+        return True
+
+    @property
+    def has_formatter(self) -> bool:
+        """It writes JSON."""
+        return True
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        """It shows jobs, not rules."""
+        return False
