@@ -1,4 +1,4 @@
-# make reproduce | make repro | make pull | make test | make test-slurm | make setup | make lint | make lock. Everything runs in .venv.
+# make reproduce | make repro | make pull | make test | make test-all | make setup | make lint | make lock. Everything runs in .venv.
 
 CONFIG ?= config/mini.yaml
 DATASET ?= cifar10
@@ -6,10 +6,12 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
 
-.PHONY: reproduce repro pull setup test test-slurm lint lock shards clean
+.PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint lock shards clean
 
+# Results in results/NAME, beside those that git has (python -m workflow.reproduce --help).
 reproduce: setup
-	snakemake --profile workflow/profiles/local --configfile $(CONFIG)
+	@python workflow/scripts/preflight.py run
+	@python -m workflow.reproduce $(CONFIG)
 
 # The same, versioned: make repro, dvc push, git commit. A clone's way to the results: make pull.
 repro: setup
@@ -26,6 +28,7 @@ setup: .venv/complete
 # The stamp is written last: an interrupted installation is finished by the next make.
 # uv doesn't compile by itself, nor may Python in many containers: each job's imports took 22 s instead of 7.
 .venv/complete: requirements.lock
+	@python3 workflow/scripts/preflight.py install
 	@here=$$(python3 -m site --user-base)/bin/uv; \
 	if uv=$$(command -v uv || command -v $$here) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv=$$here; }; then \
 	  [ -x $(PYTHON) ] || $$uv venv --python 3.11 .venv; \
@@ -36,12 +39,35 @@ setup: .venv/complete
 	fi
 	@touch $@
 
+# Tests of one thread each, so many at a time.
+WORKERS ?= 2
+PYTEST := python -m pytest
+PARALLEL := -n $(WORKERS) --dist worksteal
+
 test: setup
-	python -m pytest
+	$(PYTEST) $(PARALLEL)
+
+test-all: test test-processes test-browser test-versions test-slurm
+
+# Tests that start whole programs or kill them; the default tier has one for each feature.
+test-processes: setup
+	$(PYTEST) $(PARALLEL) -m processes
+
+# One browser for a file of tests: one after the other. It skips without Debian's chromium.
+test-browser: setup
+	$(PYTEST) -m browser
+
+# DVC runs whole workflows, which take all cores themselves.
+test-versions: setup
+	$(PYTEST) -m versions
 
 # A real Slurm on this machine, from Debian's packages (root installs them; else it says that it skips).
 test-slurm: setup
-	python -m pytest -m slurm tests/slurm
+	$(PYTEST) -m slurm tests/slurm
+
+# Writes tests/durations.csv, after a change that makes tests slower or faster.
+durations: setup
+	$(PYTEST) $(PARALLEL) --record-durations -m "not (browser or slurm or versions)"
 
 lint: setup
 	ruff format --check .
@@ -50,7 +76,7 @@ lint: setup
 	lint-imports
 	codespell
 	snakefmt --check Snakefile workflow
-	snakemake --lint --configfile config/ci.yaml
+	snakemake --lint --configfile config/mini.yaml
 
 # After an edit of pyproject.toml: the same pins for pip, uv and conda.
 lock:

@@ -5,8 +5,9 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ import torch
 import yaml
 from hypothesis import settings
 
+from ijepa import train
+from ijepa.config import parse
 from ijepa.data import register, shards, tokens
+from tests import durations
+from tests.several_runs import sgd
 
 CLASSES = 10
 
@@ -44,6 +49,26 @@ RECIPES: dict[str, dict[str, Any]] = {
 # Time is measured in benchmarks, not in tests.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option for ``make durations``."""
+    parser.addoption("--record-durations", action="store_true", help=durations.__doc__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record durations where all reports arrive: with xdist, not in the workers."""
+    if config.getoption("--record-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(durations.Recorder())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all of tests/versions before tests are chosen by their marks; note each one's tier."""
+    for item in items:
+        if item.path.parent.name == "versions":
+            item.add_marker("versions")
+        item.user_properties.append(("tier", durations.tier(item)))
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +125,30 @@ def tokenised(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = Path(shutil.copytree(data, tmp_path_factory.mktemp("tokenised") / "shards"))
     tokens.build(copy, "small", vocabulary=32)
     return copy
+
+
+class Trained(Protocol):
+    """A method's encoder after its run of 8 steps (``descent``: without AdamW)."""
+
+    def __call__(self, method: str, descent: bool = False) -> Path:
+        """The encoder's file, beside its log; not to be written to."""
+
+
+@pytest.fixture(scope="session")
+def trained(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Each run is trained once for all tests that compare with it."""
+
+    @cache
+    def encoder(method: str, descent: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp(method)
+        out = folder / "out" / "encoder.safetensors"
+        with pytest.MonkeyPatch.context() as patch:
+            if descent:
+                patch.setattr(train, "adamw", sgd)
+            train.train(parse(raw_run_of(method)), tokenised, folder / "work", out)
+        return out
+
+    return encoder
 
 
 @pytest.fixture

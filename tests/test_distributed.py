@@ -11,13 +11,11 @@ import pytest
 import torch
 import yaml
 
-from ijepa import train
 from ijepa.data.loader import Images, Steps, TrainingViews, View, training_batches
 from ijepa.data.transforms import Crop
-from tests.conftest import raw_run_of
-from tests.several_runs import sgd
+from tests.conftest import Trained, raw_run_of
 from tests.test_methods import METHODS, batch, distance, make, part
-from tests.test_train import run, state, told, wait_for_checkpoint, weights
+from tests.test_train import state, told, wait_for_checkpoint, weights
 
 ROOT = Path(__file__).parents[1]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -42,27 +40,33 @@ def command(data: Path, folder: Path) -> list[str]:
 
 
 def test_two_processes_with_half_the_batch_each_train_what_one_process_does(
-    tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenised: Path, trained: Trained, tmp_path: Path
 ) -> None:
-    """Every method, 8 steps of plain gradient descent: loss and weights."""
-    monkeypatch.setattr(train, "adamw", sgd)
+    """Every method, 8 steps of plain gradient descent: loss and weights.
+
+    Over 5 s: the default tier's one start of torchrun, whose processes import torch.
+    """
     runs = {name: raw_run_of(name) for name in METHODS}
     folders = [write(raw, tmp_path / name) for name, raw in runs.items()]
     driver = [*TWO, str(ROOT / "tests" / "several_runs.py"), str(tokenised), *map(str, folders)]
     done = subprocess.run(driver, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name, raw in runs.items():
+    for name in runs:
         shared = tmp_path / name / "out" / "encoder.safetensors"
-        alone = run(raw, tokenised, tmp_path / f"{name}-alone")
+        alone = trained(name, descent=True)
         assert distance(weights(shared), weights(alone)) < 1e-5, name
         for ours, theirs in zip(told(shared), told(alone), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5), name
 
 
+@pytest.mark.processes
 def test_two_processes_that_are_killed_end_like_two_undisturbed_ones(
     tokenised: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of all, with loader workers; the same command again."""
+    """kill -9 of all, with loader workers; the same command again.
+
+    Over 5 s: torchrun and its processes start Python three times.
+    """
     raw = raw_run_of("ibot")
     raw |= {"num_workers": 1}
     raw["recipe"]["optim"]["epochs"] = 4
@@ -87,9 +91,11 @@ def kill_stray_workers(folder: Path) -> None:
     subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
 
 
+@pytest.mark.processes
 def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
     tokenised: Path, tmp_path: Path
 ) -> None:
+    """Over 5 s: torchrun and its processes start Python."""
     raw = raw_run_of("mae")
     raw["recipe"]["optim"]["batch_size"] = 31
     folder = write(raw, tmp_path / "odd")

@@ -28,8 +28,9 @@ from evals import (
     unpacked,
     wilson,
 )
-from evals.__main__ import evaluate, main
+from evals.__main__ import main
 from evals.features import extract
+from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.config import parse
 from ijepa.data.loader import Images

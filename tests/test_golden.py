@@ -27,7 +27,9 @@ def test_the_recorded_step_of_the_release_is_replayed(name: str) -> None:
     assert len(errors) == QUANTITIES[name]
 
 
+@pytest.mark.processes
 def test_the_command_prints_every_quantity_and_fails_for_a_wrong_one(tmp_path: Path) -> None:
+    """Over 5 s: it starts Python twice. The steps themselves are replayed in the default tier."""
     np.savez(tmp_path / "wrong.npz", **{**read("mae"), "loss": np.float32(1)})
     for path, status in ((FILES / "mae_step.npz", 0), (tmp_path / "wrong.npz", 1)):
         command = [sys.executable, str(HERE / "golden.py"), str(path)]

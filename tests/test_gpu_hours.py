@@ -203,10 +203,11 @@ def test_a_job_notes_how_long_it_lives_whatever_ends_it(
     log.parent.mkdir(parents=True)
     env = {"SLURM_JOB_ID": "31", "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "2"}
     env |= {"SLURM_RESTART_COUNT": "1", "SLURMD_NODENAME": "a"}
+    seconds = 5 if end else 3  # it notes that it lives every 2 s
     with log.open("w") as file:
         begun = time.time()
         job = subprocess.Popen(
-            ["sh", "-c", f"notes='{tmp_path}/a b' && . {SCRIPT} && sleep 5"],
+            ["sh", "-c", f"notes='{tmp_path}/a b' && . {SCRIPT} && sleep {seconds}"],
             env={**os.environ, **env},
             stdout=file,
             start_new_session=True,

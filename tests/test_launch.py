@@ -117,10 +117,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
+    """Over 5 s: three launchers and their job each start Python, and the job trains 300 steps."""
     raw = lasting()
     asked = launched(raw, data, tmp_path / "killed")
     first = start(asked)
@@ -137,9 +139,11 @@ def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
     assert all(w.equal(weights(alone)[k]) for k, w in weights(asked.out).items())
 
 
+@pytest.mark.processes
 def test_ctrl_c_saves_and_ends_the_job_and_the_next_start_goes_on(
     data: Path, tmp_path: Path
 ) -> None:
+    """Over 5 s: a launcher and its job start Python twice, and train a while before each end."""
     asked = launched(lasting(2000), data, tmp_path / "stopped")
     launcher = start(asked)
     eventually(lambda: steps_of(asked))
@@ -223,6 +227,7 @@ def test_what_is_finished_is_brought_where_its_job_cannot_be_asked(
 
 
 def test_a_job_that_fails_says_why(data: Path, tmp_path: Path) -> None:
+    """Over 5 s: the default tier's one job in a process of its own, which imports torch."""
     raw = raw_run_of("mae")
     raw["recipe"]["optim"]["batch_size"] = 1000
     with pytest.raises(UserError, match=r"job \d+ ended as FAILED: .*batch_size: 1000 is more"):

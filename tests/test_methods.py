@@ -14,7 +14,7 @@ from ijepa.methods import Batch, Recipe
 from ijepa.optim import Optim
 from ijepa.precision import kernels, precision
 from ijepa.vit import ViTConfig
-from tests.conftest import RECIPES, raw_run_of
+from tests.conftest import RECIPES, Trained, raw_run_of
 from tests.several_runs import sgd
 from tests.test_train import run, told, weights
 
@@ -59,10 +59,8 @@ def test_the_six_methods_of_the_comparison_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_trains_and_its_encoder_can_be_loaded(
-    name: str, tokenised: Path, tmp_path: Path
-) -> None:
-    out = run(raw_run_of(name), tokenised, tmp_path)
+def test_a_method_trains_and_its_encoder_can_be_loaded(name: str, trained: Trained) -> None:
+    out = trained(name)
     records = told(out)
     assert len(records) == 8
     assert records[-1].keys() >= {"loss", "lr", "feature_std", "rankme"}
@@ -90,11 +88,14 @@ def test_updates_lower_the_loss_of_the_same_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
-    name: str, tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tokenised: Path,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cut after step 5, resumed from the checkpoint of step 3 (kill -9 itself: test_train)."""
-    raw = raw_run_of(name)
-    whole = run(raw, tokenised, tmp_path / "whole")
+    raw, whole = raw_run_of(name), trained(name)
     method_type = type(make(name))
     original = method_type.after_step
 
@@ -127,11 +128,15 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_accumulated_gradients_train_the_same_network(
-    name: str, tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tokenised: Path,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    whole = weights(trained(name, descent=True))
     monkeypatch.setattr(train, "adamw", sgd)  # AdamW would forgive gradients of another scale
     raw = raw_run_of(name)
-    whole = weights(run(raw, tokenised, tmp_path / "whole"))
     raw["recipe"]["optim"]["accumulate"] = 4
     parts = weights(run(raw, tokenised, tmp_path / "parts"))
     assert distance(parts, whole) < 1e-5

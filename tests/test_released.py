@@ -21,9 +21,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.__main__ import evaluate
 from evals.features import extract
 from evals.results import read_results
+from evals.run import evaluate
 from evals.subject import Subject
 from ijepa import methods, released
 from ijepa.checkpoint import (

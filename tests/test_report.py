@@ -11,10 +11,10 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from evals.__main__ import evaluate
 from evals.features import extract
 from evals.report import pictures_of_classes, report
 from evals.results import read_results
+from evals.run import evaluate
 from evals.shapes import markdown, note
 from evals.subject import Subject
 from evals.tabulate import tabulate
@@ -172,7 +172,7 @@ def page_file(results: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:

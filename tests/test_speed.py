@@ -44,8 +44,12 @@ class Kept:
         """Nothing."""
 
 
+@pytest.mark.processes
 def test_every_run_is_measured_for_a_while(data: Path, tmp_path: Path) -> None:
-    """In processes of their own, and of one that would take days too."""
+    """In processes of their own, and of one that would take days too.
+
+    Over 5 s: these processes import torch.
+    """
     (tmp_path / "tiny").symlink_to(data)
     endless = raw_run_of("mae")
     endless["recipe"]["optim"]["epochs"] = 10_000
