@@ -1,8 +1,9 @@
 """What got better or worse beyond noise from one result set to another.
 
 A set is a folder (results/mini), or a git revision and a folder of it (v1:results/mini); of a
-revision alone, the folder is the other set's, or results/mini. Evaluations are in git, also where
-DVC lists them (cache: false), so a revision serves; an experiment of DVC goes by its name or ref.
+revision alone, the folder is the other set's, or results/mini. What a revision has of results/mini
+is in git, or in what DVC holds, or else it is our reference (results/reference/mini); an experiment
+of DVC goes by its name or ref.
 
 Results are paired by run, seed and evaluation, seeds are pooled, and all rows share one error rate
 (Holm). How noise is judged stands in evals/noise.py. What different protocols, data versions or

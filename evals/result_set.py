@@ -11,7 +11,7 @@ from typing import Any
 from evals import unpacked
 from ijepa.errors import UserError
 
-DEFAULT = "results/reference/mini"
+DEFAULT = "results/mini"
 REFERENCE = PurePosixPath("results/reference")
 """Results that git has, a folder for each config; one's own lie in ``results/CONFIG``."""
 

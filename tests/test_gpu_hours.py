@@ -77,7 +77,7 @@ def test_without_accounting_the_logs_are_counted(
     assert set(table.source) == {"log"}
     trained = of(table, "pretrain", "log")
     assert trained | {"starts": 2, "hours": 1.5, "gpu_hours": 6.0} == trained
-    extracted = of(table, "extract_features", "log")
+    extracted = of(table, "evaluate_features", "log")
     assert (extracted["run"], extracted["seed"], extracted["gpu_hours"]) == ("mae", 1, 0.1)
     evaluated = of(table, "evaluate", "log")
     assert (evaluated["item"], evaluated["hours"], evaluated["gpu_hours"]) == ("knn", 0.01, 0.0)
@@ -129,11 +129,11 @@ def test_all_tries_of_a_job_count_from_its_begin_to_its_end(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Job 6 failed; what the process of job 8 says of itself is a part of its job's time."""
-    note(results, "rule_extract_features/mae_1_cifar10", "6", seconds=40)
-    note(results, "rule_extract_features/mae_1_cifar10", "8", seconds=400)
+    note(results, "rule_evaluate_features/mae_1_cifar10", "6", seconds=40)
+    note(results, "rule_evaluate_features/mae_1_cifar10", "8", seconds=400)
     table = tabulate(results, monkeypatch, counted("6", 41), counted("8", 401))
     for source, seconds in (("log", 440), ("slurm", 442)):
-        told = of(table, "extract_features", source)
+        told = of(table, "evaluate_features", source)
         assert (told["jobs"], told["starts"], told["run"]) == ("6 8", 2, "mae")
         assert told["gpu_hours"] * 3600 == pytest.approx(seconds)
 
@@ -146,6 +146,21 @@ def test_what_was_made_after_failed_jobs_without_the_cluster_is_in_the_log_alone
     told = of(table, "evaluate", "log")
     assert (told["starts"], told["hours"] * 3600) == (2, pytest.approx(76))
     assert "evaluate" not in set(table[table.source == "slurm"].rule)
+
+
+def test_the_time_of_a_group_s_job_is_counted_once(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its evaluations say of themselves is a part of it; one made later counts by itself."""
+    note(results, "rule_evaluate_features/mae_1_cifar10", "8", seconds=400)
+    told = {"seconds": 36.0, "gpu_seconds": 36.0, "machine": "1 x NVIDIA A100"}
+    write(results / "evaluations/mae/seed1/knn.json", told | {"job": "8"})
+    write(results / "evaluations/mae/seed1/linear_probe.json", told | {"job": "9"})
+    table = tabulate(results, monkeypatch, counted("8", 400))
+    for source in ("log", "slurm"):
+        assert of(table, "evaluate_features", source)["gpu_hours"] * 3600 == pytest.approx(400)
+    told = of(table, "evaluate", "log")
+    assert (told["item"], told["gpu_hours"]) == ("linear_probe", 0.01)
 
 
 def test_jobs_of_no_run_have_rows_of_their_own(

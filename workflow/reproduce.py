@@ -161,7 +161,8 @@ def last_lines(path: Path) -> list[str]:
     """The end of a job's log, its bars as they stood last."""
     if not path.is_file():
         return ["(it has none)"]
-    text = path.read_text(encoding="utf-8", errors="replace")
+    # As bytes: text would turn what moves a bar back to its begin into the end of a line.
+    text = path.read_bytes().decode("utf-8", errors="replace")
     lines = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
     return [line for line in lines if line][-LINES_OF_LOG:]
 

@@ -49,7 +49,7 @@ def workflow(
     edited["default-resources"] |= {"runtime": minutes, "mem_mb": "1000 * attempt"}
     edited["default-resources"]["slurm_extra"] = "'--nice=7'"
     edited["set-resources"]["pretrain"] |= {"cpus_per_gpu": 1, "gb_per_gpu": 2, **pretrain}
-    for rule in ("extract_features", "evaluate"):
+    for rule in ("evaluate_features", "evaluate"):
         edited["set-resources"][rule] |= {"runtime": minutes, "mem_mb": "2500 * attempt"}
     for place, content in {"config.yaml": config, "profile/config.yaml": edited | profile}.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

@@ -246,11 +246,11 @@ def test_what_the_cluster_will_never_run_of_any_rule_is_refused_before_the_first
 ) -> None:
     profile = tmp_path / "profile/config.yaml"
     edited = yaml.safe_load(profile.read_text())
-    edited["set-resources"]["evaluate"]["slurm_partition"] = "nope"
+    edited["set-resources"]["evaluate_features"]["slurm_partition"] = "nope"
     profile.write_text(yaml.safe_dump(edited))
     assert start(workflow, tmp_path / "log").wait(400) == 1
-    told = "of evaluate: error: slurm_partition: 'nope' is unknown here; there are gpu, urgent"
-    assert told in (tmp_path / "log").read_text()
+    told = "slurm_partition: 'nope' is unknown here; there are gpu, urgent"
+    assert f"of evaluate_features: error: {told}" in (tmp_path / "log").read_text()
     assert not live()
 
 
@@ -269,7 +269,7 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     assert [job["number"] for job in record["jobs"]] == [pretraining]
     table = pd.read_csv(tmp_path / "results/slurm/tables/gpu_hours.csv")
     hours = table.groupby(["rule", "source"]).gpu_hours.sum().unstack()
-    on_gpus = {"pretrain", "extract_features", "evaluate"}
+    on_gpus = {"pretrain", "evaluate_features"}
     assert set(hours.index) == on_gpus | {"build_shards"}
     assert (hours.loc[sorted(on_gpus), "slurm"] > 0).all()
     # Of one GPU, accounting counts whole seconds, and each rule here is one job of a few.
@@ -281,19 +281,18 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     assert "Nothing to be done" in again.stdout + again.stderr
 
     # A job that fails shows its log here, and is tried again with more memory.
-    about = next(tmp_path.glob("results/slurm/features/ijepa/seed0/*/train.npy"))
-    about.write_bytes(b"nothing")
+    (tmp_path / "results/slurm/features/ijepa/seed0/tiny/train.npy").write_bytes(b"nothing")
     for made in ("evaluations/ijepa/seed0/knn.json", "tables/table.md", "tables/gpu_hours.md"):
         (tmp_path / "results/slurm" / made).unlink()
     assert start(workflow, tmp_path / "failing").wait(400) == 1
     shown = (tmp_path / "failing").read_text()
-    assert "Logfile logs/results/slurm/evaluate/ijepa-0-knn.log" in shown
+    assert "Logfile logs/results/slurm/evaluate_features/ijepa-0-tiny.log" in shown
     assert "Trying to restart job" in shown
     asked = actions.told("sacct", "-X", "-n", "-P", "-o", "ReqMem,State")
     assert [memory for memory, state in asked if state == "FAILED"][-2:] == ["2500M", "5000M"]
-    # Both tries are in the table, although they have no result.
+    # Both tries are in the table, although they have made nothing.
     table = tabulate(tmp_path / "results/slurm", tmp_path / "work/slurm/jobs")
-    told = table[(table.rule == "evaluate") & (table["item"] == "ijepa_0_knn")].set_index("source")
+    told = table[table["item"] == "ijepa_0_tiny"].set_index("source")
     assert told.starts.tolist() == [3, 3]
     counted = table[table.source == "slurm"].gpu_hours.sum()
     assert counted == pytest.approx(actions.gpu_hours(tmp_path), abs=1e-5)

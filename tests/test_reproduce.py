@@ -1,0 +1,199 @@
+"""What a person sees of a run: the time it takes, each finished job, why one failed, the end."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from tests.conftest import raw_run_of
+from workflow.plan.estimate import SECONDS, forward_flops, job_seconds, wall_seconds
+from workflow.plan.grid import Grid
+from workflow.reproduce import View, clock, last_lines
+from workflow.scripts import preflight
+
+ROOT = Path(__file__).parents[1]
+MINI: dict[str, Any] = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+SPLITS = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "clevr_small": {"train": 4000, "test": 2000},
+}
+RUNS = ("ijepa", "mae", "data2vec", "random_init")
+
+
+def view() -> tuple[View, io.StringIO]:
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    return View(console, Progress(TextColumn(""), console=console), at_once=2, begun=1000.0), out
+
+
+def info(number: int, rule: str, time: float, log: Path | None = None, **wildcards: str) -> Any:
+    event = {"event": "job_info", "jobid": number, "rule_name": rule, "wildcards": wildcards}
+    return event | {"time": time, "log": [str(log)] if log else []}
+
+
+def test_every_finished_job_has_a_line_with_its_time_and_what_is_left() -> None:
+    shown, out = view()
+    shown.expected = {("pretrain", "mae", "0"): 60.0, ("pretrain", "ijepa", "0"): 120.0}
+    shown.take({"event": "run_info", "stats": {"pretrain": 2, "all": 1, "total": 3}, "time": 1000})
+    shown.take(info(1, "pretrain", 1000.0, run="mae", seed="0"))
+    shown.take(info(2, "pretrain", 1000.0, run="ijepa", seed="0"))
+    shown.take({"event": "job_finished", "job_id": 1, "time": 1061.0})
+    shown.take({"event": "job_finished", "job_id": 9, "time": 1062.0})  # the rule "all" has none
+    shown.tick()
+    (line,) = out.getvalue().splitlines()
+    assert line.split()[:5] == ["1:01", "pretrain", "mae", "0", "1:01"]
+    assert "1/2, about" in line
+    assert "left" in line
+
+
+def test_the_time_that_is_left_follows_the_pace_of_what_is_finished() -> None:
+    """A machine that is twice as slow as expected is said to need twice as long."""
+    shown, _ = view()
+    shown.expected = {("a", str(number)): 600.0 for number in range(4)}
+    shown.total = 4
+    for number in range(2):
+        shown.take(info(number, "a", 0.0, of=str(number)))
+        shown.take({"event": "job_finished", "job_id": number, "time": 1200.0})
+    assert shown.left() == "about 19:45 left"  # 2 x 600 s, two at a time, 1.98 times as slow
+
+
+def test_a_failed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    bar = "step 1\rstep 2\rstep 3"
+    log.write_text("\n".join([*(f"line {n}" for n in range(50)), bar, "error: no [red] disk\n"]))
+    shown, out = view()
+    shown.take(info(1, "pretrain", 0.0, log, run="mae", seed="0"))
+    shown.take({"event": "job_error", "jobid": 1, "time": 3.0})
+    said = out.getvalue()
+    assert "pretrain mae 0" in said
+    assert "error: no [red] disk" in said
+    assert "step 3" in said
+    assert "step 1" not in said
+    assert len(last_lines(log)) <= 12
+    assert last_lines(tmp_path / "none") == ["(it has none)"]
+
+
+def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it() -> None:
+    grid = Grid(MINI, cores=2)
+    vits = {run: dict(MINI["vit"]) for run in RUNS}
+    gflops = {"ijepa": 7000.0, "mae": 3000.0, "data2vec": 5000.0}
+    slow = job_seconds(grid, gflops, vits, SPLITS, 66e9)
+    fast = job_seconds(grid, gflops, vits, SPLITS, 132e9)
+    assert {key[0] for key in slow} == {
+        *("fetch", "build_shards", "pretrain", "evaluate_features"),
+        *("gpu_hours", "metrics", "tabulate", "report", "predict_cost"),
+    }
+    assert sum(key[0] == "evaluate_features" for key in slow) == len(grid.groups) == 10
+    for key in slow:
+        assert fast[key] == pytest.approx(slow[key] / 2)
+    assert wall_seconds(grid, fast) == pytest.approx(wall_seconds(grid, slow) / 2)
+    assert slow["pretrain", "ijepa", "0"] == pytest.approx(SECONDS["start"] + 7000e9 / (0.6 * 66e9))
+
+
+def test_a_forward_pass_costs_the_closed_form() -> None:
+    """ViT-B/16 at 224 pixels: 17.6 GMAC as everybody counts them, without head and [cls]."""
+    vit = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
+    assert forward_flops(vit) == pytest.approx(2 * 17.5e9, rel=0.01)
+
+
+def test_minutes_and_seconds() -> None:
+    assert [clock(seconds) for seconds in (0, 59.9, 61, 3600)] == ["0:00", "0:59", "1:01", "60:00"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ({"which": lambda name, **_: None if name == "git" else "/bin"}, "git is not installed"),
+        ({"disk_usage": lambda _: SimpleNamespace(free=5e9)}, "5.0 GB of disk left, 12 are needed"),
+        ({"memory": lambda: 2e9}, "2.0 GB of memory, 4 are needed"),
+        ({"uv": lambda: None, "right_python": lambda: False}, "there is no Python 3.11 here"),
+        ({"network": lambda: False}, "the package index cannot be reached"),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line_with_the_remedy(
+    lacking: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "network", lambda: True)
+    for name, value in lacking.items():
+        place = shutil if hasattr(shutil, name) else preflight
+        monkeypatch.setattr(place, name, value)
+    said = preflight.fault("install")
+    assert said is not None
+    assert told in said
+    assert "\n" not in said
+    assert ":" in said
+
+
+@pytest.mark.processes
+def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_the_same_command(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """A whole tiny workflow three times: over 5 s, since each starts Snakemake and its jobs."""
+    config = {
+        "name": "tiny",
+        "dataset": "tiny",
+        "vit": raw_run_of("mae")["vit"],
+        "seeds": [0],
+        "threads": 1,
+        "raw": {"tiny": str(tiny / "raw")},
+        "runs": [{**raw_run_of("mae"), "name": "mae"}],
+        "evaluations": [
+            {"name": "knn", "config": {"num_neighbours": 5}},
+            {"name": "linear_probe", "config": {"epochs": 1, "milestones": [], "batch_size": 999}},
+        ],
+        "tables": [
+            {
+                "name": "table",
+                "title": "Tiny",
+                "evaluations": ["knn", "linear_probe"],
+                "runs": ["mae", "pixels"],
+            }
+        ],
+    }
+    path = tmp_path / "tiny.yaml"
+
+    def reproduce() -> subprocess.CompletedProcess[str]:
+        path.write_text(yaml.safe_dump(config))
+        env = {**os.environ, "IJEPA_REGISTER": str(tiny / "datasets.yaml"), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "workflow.reproduce", str(path)]
+        command += ["--profile", str(ROOT / "workflow/profiles/local"), "--"]
+        command += ["--snakefile", str(ROOT / "Snakefile")]
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, text=True, capture_output=True, check=False
+        )
+
+    failed = reproduce()
+    assert failed.returncode == 1
+    assert "minutes from scratch on this machine" in failed.stdout
+    assert "failed" in failed.stdout
+    assert "batch_size is 999" in failed.stdout
+    assert "the same command goes on from here" in failed.stdout
+    done = [line for line in failed.stdout.splitlines() if " pretrain mae 0 " in line]
+    assert len(done) == 1
+    # The failure of one evaluation left the other.
+    knn = tmp_path / "results/tiny/evaluations/pixels/seed0/knn.json"
+    before = knn.read_bytes()
+
+    config["evaluations"][1]["config"]["batch_size"] = 32  # type: ignore[index]
+    whole = reproduce()
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert " pretrain mae 0 " not in whole.stdout
+    assert knn.read_bytes() == before
+    assert "report: results/tiny/report.html" in whole.stdout
+    assert "git has no results of tiny to compare with" in whole.stdout
+    assert len(whole.stdout.splitlines()) < 50
+
+    (tmp_path / "results/reference").mkdir()
+    shutil.copytree(tmp_path / "results/tiny", tmp_path / "results/reference/tiny")
+    again = reproduce()
+    assert "Nothing to be done" in again.stdout
+    assert "tiny agrees with the published results within noise (4 compared" in again.stdout
