@@ -134,6 +134,10 @@ def no_gain(table: Table) -> list[str]:
     return [f"{run} ({', '.join(found)})" for run, found in behind.items() if found]
 
 
+BRIEF_MINUTES = 15
+"""Pretraining shorter than this says so below its table."""
+
+
 def note(table: Table) -> str:
     """What every number of the table rests on, in one sentence; says so of what gained nothing."""
     commits = sorted({word for value in table.rows["commit"] for word in str(value).split()})
@@ -144,6 +148,10 @@ def note(table: Table) -> str:
             "difference is measured here less paper"
         )
         texts += [f"of all rows: {shared}"] if (shared := _shared_note(table)) else []
+    elif 0 < table.rows["train_minutes"].max() < BRIEF_MINUTES:
+        texts.append(
+            "minutes of training tell how fast a method begins, and nothing of how good it becomes"
+        )
     texts += [
         "frozen features are averages over patches, whatever the method's own protocol",
         "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",

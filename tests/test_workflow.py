@@ -21,7 +21,8 @@ import pytest
 import torch
 import yaml
 
-from ijepa.vit import Variant, ViT, ViTConfig
+from ijepa.architecture import Variant, ViTConfig
+from ijepa.vit import ViT
 from workflow.plan.grid import Grid, Group, faults
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,7 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
     made = {"fetch", "build_shards", "pretrain", "evaluate_features", "predict_cost", "gpu_hours"}
     assert stats.keys() == made | {"metrics", "tabulate", "report", "all", "total"}
     assert int(stats["total"]) <= 30
+    assert "makes of cifar10: linear_probe, knn, low_shot; clevr_small: clevr_count" in output
     for encoder in ("ijepa", "mae", "data2vec", "random_init", "pixels"):
         for dataset in ("cifar10", "clevr_small"):
             assert f"results/mini/evaluations/{encoder}/seed0/{dataset}.done" in output

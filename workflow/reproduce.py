@@ -202,6 +202,7 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
     local = "slurm" not in Path(profile).name
     LOG.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"{grid.name}: planning   (Snakemake's own text: {LOG})", highlight=False)
+    console.print(grid.grouped(), highlight=False)
 
     with tempfile.TemporaryDirectory() as folder, LOG.open("w", encoding="utf-8") as log:
         events = Path(folder) / "events.jsonl"

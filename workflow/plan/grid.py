@@ -191,6 +191,14 @@ class Grid:
                 groups.setdefault(group, []).append(evaluation)
         return groups
 
+    def grouped(self) -> str:
+        """What one job makes, by data set, in words: for whoever reads a plan."""
+        names: dict[str, dict[str, None]] = {}
+        for group, evaluations in self.groups.items():
+            names.setdefault(group.dataset, {}).update(dict.fromkeys(evaluations))
+        told = "; ".join(f"{dataset}: {', '.join(of)}" for dataset, of in names.items())
+        return f"evaluate_features, one job an encoder and data set, makes of {told}"
+
     @cached_property
     def trained(self) -> list[tuple[str, int]]:
         """Run and seed of every encoder that is trained here and shown in a table."""

@@ -52,6 +52,7 @@ def run_module(module, *arguments, **options):
 
 MISSING = []
 if workflow.is_main_process:
+    logger.info(GRID.grouped())
     for path in GRID.forget_incomplete():
         logger.warning(f"{path} is gone: it is made again")
     # Said when a plan is made, and an error before the first job.
