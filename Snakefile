@@ -84,5 +84,3 @@ onstart:
         )
     # Every value of every run and evaluation, before the first job: hours must not end in a typo.
     run_module("evals.benchmark", input=yaml.safe_dump(dict(config)))
-
-

@@ -16,8 +16,9 @@ import torch
 
 from evals.heads import Heads, Optimizer
 from evals.views import CHUNK, pooled
+from ijepa.architecture import ViTConfig
 from ijepa.provenance import here
-from ijepa.vit import ViT, ViTConfig
+from ijepa.vit import ViT
 
 LAYERS = 4
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:  # what makes tables runs no network, and torch takes seconds 
 
 NOT_EVALUATIONS = {
     "__main__", "audit", "benchmark", "compare", "costs", "features", "figures", "formats",
-    "gallery", "gpu_hours", "group", "heads", "metrics", "noise", "provenance", "published",
-    "reference", "report", "result_set", "results", "run", "shapes", "subject", "supervised",
-    "tables", "tabulate", "views",
+    "gallery", "gpu_hours", "group", "heads", "identity", "metrics", "noise", "provenance",
+    "published", "reference", "report", "result_set", "results", "run", "shapes", "subject",
+    "supervised", "tables", "tabulate", "views",
 }  # fmt: skip
 
 Uses = Literal["features", "images", "both"]

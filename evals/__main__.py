@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 
 from evals import load, names
-from evals.run import evaluate
-from evals.subject import Subject
 from ijepa.data.shards import read_index, verify
 from ijepa.errors import UserError, run_command
 
@@ -26,6 +24,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
+    # Not at the top: torch takes seconds, and --help needs none of it.
+    from evals.run import evaluate
+    from evals.subject import Subject
+
     try:
         raw = json.loads(options.config)
     except json.JSONDecodeError as error:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import configure
-from evals.run import identity_in, identity_of
-from ijepa import config
+from evals.identity import identity_in, identity_of
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
@@ -44,6 +43,9 @@ def check(expected: dict[str, Any]) -> None:
 
 
 def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
+    # Not at the top: timm takes seconds, and a table's provenance needs none of it.
+    from ijepa import config
+
     for path, raw in expected.items():
         header = read_header(Path(path))
         run = dataclasses.asdict(config.parse(raw, path))

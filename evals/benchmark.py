@@ -9,14 +9,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ijepa.errors import UserError, run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line: none but --help."""
+    return argparse.ArgumentParser(prog="python -m evals.benchmark", description=__doc__)
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
 import yaml
 
 from evals import configure, load, published
 from evals.results import read_external
 from ijepa.cost import run_of
 from ijepa.data import register, tokens
-from ijepa.errors import UserError, run_command
-from ijepa.released import LAYOUTS
+from ijepa.layouts import LAYOUTS
 
 TAKEN = {"tidy", "cost", "gpu_hours"}
 """What lies beside a config's tables."""
@@ -173,7 +183,7 @@ def _check_evaluation(item: dict[str, Any], dataset: str, encoders: set[str]) ->
 
 def main() -> None:
     """Entry point of the command line."""
-    argparse.ArgumentParser(prog="python -m evals.benchmark", description=__doc__).parse_args()
+    parser().parse_args()
     check(yaml.safe_load(sys.stdin))
 
 

@@ -17,6 +17,32 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ijepa.errors import UserError, run_command
+
+ABOUT = """Write the features of every split; ``encoder_file`` None means raw pixels.
+
+``limit`` says of which splits only so many images are taken, the first ones.
+
+``SPLIT.npy`` beside ``out`` is [images, L, D] float16 and meant to be mapped into memory; it is
+written as it comes, so that memory does not grow with it. ``out``, a JSON file written last,
+says of what and by whom. What a killed call has written is kept.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m evals.features", description=ABOUT)
+    options.add_argument("encoder", help="encoder file, or the word pixels")
+    options.add_argument("--data", type=Path, required=True, help="folder of shards")
+    options.add_argument("--image-size", type=int, default=32, help="for pixels only")
+    options.add_argument("--out", type=Path, required=True, help="about.json of the features")
+    options.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
@@ -29,7 +55,6 @@ from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
 from ijepa.data.transforms import normalise
 from ijepa.encoder_file import PIXELS, encoder_digest, read_header
-from ijepa.errors import UserError, run_command
 from ijepa.files import read_json, write_json
 from ijepa.provenance import here
 
@@ -50,14 +75,7 @@ def extract(
     out: Path,
     limit: dict[str, int] | None = None,
 ) -> None:
-    """Write the features of every split; ``encoder_file`` None means raw pixels.
-
-    ``limit`` says of which splits only so many images are taken, the first ones.
-
-    ``SPLIT.npy`` beside ``out`` is [images, L, D] float16 and meant to be mapped into memory; it is
-    written as it comes, so that memory does not grow with it. ``out``, a JSON file written last,
-    says of what and by whom. What a killed call has written is kept.
-    """
+    """Write the features of every split; ABOUT says to which files, and what is left out."""
     about: dict[str, Any] = {"encoder": encoder_digest(encoder_file)}
     if encoder_file is not None:
         about |= read_header(encoder_file)
@@ -156,13 +174,7 @@ def check_limit(limit: dict[str, int], data: Path) -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.features", description=extract.__doc__)
-    parser.add_argument("encoder", help="encoder file, or the word pixels")
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--image-size", type=int, default=32, help="for pixels only")
-    parser.add_argument("--out", type=Path, required=True, help="about.json of the features")
-    parser.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
-    options = parser.parse_args()
+    options = parser().parse_args()
     check_limit(options.images, options.data)
     encoder = None if options.encoder == PIXELS else Path(options.encoder)
     extract(encoder, options.data, options.image_size, options.out, options.images)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from evals import Result, Uses, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
-from ijepa.vit import Variant, ViT, norm_layer
+from ijepa.architecture import Variant
+from ijepa.vit import ViT, norm_layer
 
 USES: tuple[Uses, ...] = ("images",)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from evals.figures import COLOURS, figure
 from evals.knn import neighbours
 from evals.subject import mapped
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
-from ijepa.vit import ViTConfig
 
 
 def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:

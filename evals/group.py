@@ -9,8 +9,6 @@ import argparse
 import json
 from pathlib import Path
 
-from evals.features import check_limit
-from evals.run import Item, evaluate_group, write_done
 from ijepa.encoder_file import PIXELS
 from ijepa.errors import UserError, run_command
 from ijepa.strict import strict
@@ -33,6 +31,10 @@ def main() -> None:
     )
     parser.add_argument("--done", type=Path, required=True, help="file that says: all are there")
     options = parser.parse_args()
+    # Not at the top: torch takes seconds, and --help needs none of it.
+    from evals.features import check_limit
+    from evals.run import Item, evaluate_group, write_done
+
     try:
         raw = json.loads(options.evaluations)
     except json.JSONDecodeError as error:

@@ -12,13 +12,27 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from ijepa.errors import UserError, run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m evals.provenance", description=__doc__)
+    options.add_argument("table", type=Path, help="results/NAME/tables/TABLE")
+    options.add_argument("row", help="the encoder's name")
+    options.add_argument("--json", action="store_true", help="for programs")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before pandas is there, which takes a second
+
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from evals.audit import encoder_hash
 from evals.results import external
-from ijepa.errors import UserError, run_command
 from ijepa.files import read_json
 
 
@@ -102,11 +116,7 @@ def entry(results: Path, file: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.provenance", description=__doc__)
-    parser.add_argument("table", type=Path, help="results/NAME/tables/TABLE")
-    parser.add_argument("row", help="the encoder's name")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse_args()
+    options = parser().parse_args()
     found = trace(options.table, options.row)
     if options.json:
         print(json.dumps(found, indent=1))

@@ -190,8 +190,10 @@ def show(folder: Path, config: dict[str, Any] | None = None) -> None:
         item["name"]: item.get("title", item["name"]) for item in (config or {})["evaluations"]
     }
     reference = Path(REFERENCE / folder.name)
-    # Told first: a result that was changed by hand contradicts itself.
-    own = read(str(folder), str(folder))
+    try:  # a result that was changed by hand contradicts itself
+        own = read(str(folder), str(folder))
+    except UserError as error:
+        raise UserError(f"{error} (delete the file, and the same command makes it)") from None
     own = {key: result for key, result in own.items() if key[2] in titles}
     console.print(summary(own, titles))
     console.print(f"report: {folder / 'report.html'}   tables: {folder / 'tables'}")

@@ -6,6 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ijepa.errors import run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m evals.report", description=__doc__)
+    options.add_argument("results", type=Path, help="results folder, for example results/mini")
+    options.add_argument("--data", type=Path, required=True, help="folder of shards")
+    options.add_argument("--config", required=True, help="the config: a file, or its text as JSON")
+    options.add_argument("--gpu-hours", type=Path, help="CSV of evals.gpu_hours")
+    options.add_argument("--predicted", type=Path, help="CSV of ijepa.cost")
+    options.add_argument("--out", type=Path, required=True, help="file for the page")
+    options.add_argument("--chosen", type=Path, nargs="*", required=True, help="evaluation JSON")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
 import pandas as pd
 from itables import options
 
@@ -15,7 +34,6 @@ from evals.results import CONTROLS, external
 from ijepa import config
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
-from ijepa.errors import run_command
 from ijepa.files import read_json, write_text
 from ijepa.randomness import generator
 
@@ -200,15 +218,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.report", description=__doc__)
-    parser.add_argument("results", type=Path, help="results folder, for example results/mini")
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--config", required=True, help="the config: a file, or its text as JSON")
-    parser.add_argument("--gpu-hours", type=Path, help="CSV of evals.gpu_hours")
-    parser.add_argument("--predicted", type=Path, help="CSV of ijepa.cost")
-    parser.add_argument("--out", type=Path, required=True, help="file for the page")
-    parser.add_argument("--chosen", type=Path, nargs="*", required=True, help="evaluation JSON")
-    given = parser.parse_args()
+    given = parser().parse_args()
     report(
         given.results,
         given.chosen,

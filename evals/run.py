@@ -13,10 +13,11 @@ import torch
 
 from evals import configure, load
 from evals.features import extract
+from evals.identity import identity_of, is_same
 from evals.subject import Subject
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
-from ijepa.files import read_json, write_json, write_text
+from ijepa.files import write_json, write_text
 from ijepa.provenance import here
 
 
@@ -125,39 +126,6 @@ def evaluate_group(
             f"{len(failed)} of {len(items)} evaluations failed, the others are kept: "
             + "; ".join(" ".join(told.split()) for told in failed)
         )
-
-
-def identity_of(
-    evaluation: str, config: Any, label: str, limit: dict[str, int], about: dict[str, Any]
-) -> dict[str, Any]:
-    """What decides a result: evaluation, protocol, label, number of images, encoder, data."""
-    protocol = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {
-        "evaluation": evaluation,
-        "protocol": protocol,
-        "label": label,
-        "images": limit,
-        "encoder": about["encoder"],
-        "data_version": about["data_version"],
-    }
-
-
-def identity_in(result: dict[str, Any]) -> dict[str, Any]:
-    """The same of a result that was written."""
-    told = {key: result.get(key) for key in ("evaluation", "protocol", "label", "images")}
-    about = result.get("about", {})
-    return told | {key: about.get(key) for key in ("encoder", "data_version")}
-
-
-def is_same(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a result is there that is whole and of this identity."""
-    if not path.exists():
-        return False
-    try:
-        return identity_in(read_json(path)) == wanted
-    except UserError as error:
-        print(f"{error}: made anew", flush=True)
-        return False
 
 
 def write_done(path: Path, items: list[Item]) -> None:

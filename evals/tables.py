@@ -8,15 +8,40 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ijepa.errors import run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m evals.tables", description=__doc__)
+    commands = options.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show", help="print the tables of a results folder")
+    shown.add_argument("folder", type=Path, help="for example results/mini")
+    writer = commands.add_parser("write", help="write tables from results, all or only some")
+    writer.add_argument(
+        "results",
+        type=Path,
+        nargs="*",
+        help="results of evaluations, JSON; by default what lies in OUT/../evaluations of the "
+        "config's runs, seeds and evaluations",
+    )
+    writer.add_argument("--config", required=True, help="the config: a file, or its text as JSON")
+    writer.add_argument("--gpu-hours", type=Path, help="CSV; by default OUT/gpu_hours.csv")
+    writer.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before pandas is there, which takes a second
+
 import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from evals import figures, formats
+from evals import formats
 from evals.results import read_external, read_results, to_csv
 from evals.shapes import note, view
 from evals.tabulate import Table, tabulate
-from ijepa.errors import run_command
 from ijepa.files import read_yaml, write_text
 
 
@@ -46,6 +71,9 @@ def tables_of(config: dict[str, Any], results: pd.DataFrame) -> dict[str, Table]
 
 def write(config: dict[str, Any], results: pd.DataFrame, out: Path) -> None:
     """Write every table of a config in every format, and its figure; beside them tidy results."""
+    # Not at the top: matplotlib takes a second, and only figures need it.
+    from evals import figures
+
     made = tables_of(config, results)
     for name, table in made.items():
         path = out / f"{name}.csv"
@@ -77,22 +105,7 @@ def show(folder: Path) -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.tables", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    shown = commands.add_parser("show", help="print the tables of a results folder")
-    shown.add_argument("folder", type=Path, help="for example results/mini")
-    writer = commands.add_parser("write", help="write tables from results, all or only some")
-    writer.add_argument(
-        "results",
-        type=Path,
-        nargs="*",
-        help="results of evaluations, JSON; by default what lies in OUT/../evaluations of the "
-        "config's runs, seeds and evaluations",
-    )
-    writer.add_argument("--config", required=True, help="the config: a file, or its text as JSON")
-    writer.add_argument("--gpu-hours", type=Path, help="CSV; by default OUT/gpu_hours.csv")
-    writer.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.command == "show":
         show(options.folder)
         return

@@ -16,18 +16,56 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ijepa.errors import UserError, run_command
+from ijepa.layouts import LAYOUTS, TOWERS
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m ijepa.checkpoint", description=__doc__)
+    commands = options.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("import", help="make a published file an encoder of ours")
+    command.add_argument("file", type=Path, help="a torch or .safetensors file")
+    command.add_argument("--out", type=Path, required=True, help="file for the encoder")
+    command.add_argument("--layout", choices=["auto", *LAYOUTS], default="auto")
+    command.add_argument(
+        "--tower",
+        choices=TOWERS,
+        help="which encoder, where a file has two; ijepa: target (the default) or context; dino, "
+        "ibot: teacher (the default) or student; data2vec: model (the default) or ema",
+    )
+    command.add_argument("--image-size", type=int, help="the size that trained it, if left out")
+    command.add_argument("--num-heads", type=int, help="needed for widths that nobody published")
+    command.add_argument("--licence", help="of the file, for the record")
+    command.add_argument("--force", action="store_true", help="replace another file at --out")
+
+    command = commands.add_parser("export", help="write an encoder of ours in a published layout")
+    command.add_argument("file", type=Path, help="an encoder of this project")
+    command.add_argument("--out", type=Path, required=True, help="file to write")
+    command.add_argument("--layout", choices=list(LAYOUTS), required=True)
+    command.add_argument("--force", action="store_true", help="replace another file at --out")
+
+    command = commands.add_parser("inspect", help="say what a file holds")
+    command.add_argument("file", type=Path, help="any of these files")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ijepa import released
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import RunConfig
 from ijepa.encoder_file import read_header
-from ijepa.errors import UserError, run_command
 from ijepa.files import digest, written_whole
 from ijepa.provenance import here
-from ijepa.vit import Variant, ViT, ViTConfig
+from ijepa.vit import ViT
 
 TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 """What torch raises for a file that was cut off, or that holds something else."""
@@ -294,35 +332,7 @@ def ours(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ijepa.checkpoint", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    layouts = list(released.LAYOUTS)
-
-    command = commands.add_parser("import", help="make a published file an encoder of ours")
-    command.add_argument("file", type=Path, help="a torch or .safetensors file")
-    command.add_argument("--out", type=Path, required=True, help="file for the encoder")
-    command.add_argument("--layout", choices=["auto", *layouts], default="auto")
-    command.add_argument(
-        "--tower",
-        choices=released.TOWERS,
-        help="which encoder, where a file has two; ijepa: target (the default) or context; dino, "
-        "ibot: teacher (the default) or student; data2vec: model (the default) or ema",
-    )
-    command.add_argument("--image-size", type=int, help="the size that trained it, if left out")
-    command.add_argument("--num-heads", type=int, help="needed for widths that nobody published")
-    command.add_argument("--licence", help="of the file, for the record")
-    command.add_argument("--force", action="store_true", help="replace another file at --out")
-
-    command = commands.add_parser("export", help="write an encoder of ours in a published layout")
-    command.add_argument("file", type=Path, help="an encoder of this project")
-    command.add_argument("--out", type=Path, required=True, help="file to write")
-    command.add_argument("--layout", choices=layouts, required=True)
-    command.add_argument("--force", action="store_true", help="replace another file at --out")
-
-    command = commands.add_parser("inspect", help="say what a file holds")
-    command.add_argument("file", type=Path, help="any of these files")
-
-    options = vars(parser.parse_args())
+    options = vars(parser().parse_args())
     action, file = options.pop("command"), options.pop("file")
     if action == "import":
         import_encoder(file, **options)

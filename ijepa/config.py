@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator
 
 from ijepa import methods
+from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.methods import Recipe
 from ijepa.strict import merged, strict
-from ijepa.vit import SIZES, ViTConfig
 
 
 @dataclass(frozen=True)

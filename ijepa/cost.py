@@ -36,21 +36,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import yaml
-from rich.console import Console
-from rich.table import Table
-
-from ijepa import config, methods
-from ijepa.config import RunConfig
-from ijepa.data import register
-from ijepa.data.shards import read_index
 from ijepa.errors import UserError, run_command
-from ijepa.files import read_json, read_yaml, write_json, write_text
-from ijepa.flops import size
-from ijepa.speed import images_per_second, matrix_product_speed
-
-PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "costs.csv"
 
 
 class Gpu(NamedTuple):
@@ -75,6 +61,53 @@ GPUS = {
     "h200": Gpu(989, 67, 141, 700),
 }
 UTILISATION = 0.2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m ijepa.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("config", type=Path, help="a benchmark, such as config/paper.yaml")
+    options.add_argument(
+        "--gpu",
+        choices=(*GPUS, "cpu", "here"),
+        default="a100-80gb",
+        help="cpu trains each run for a while here, on the images in --shards; here is this "
+        "machine's card or, where it has none, its CPU by a second's matrix product",
+    )
+    options.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
+    options.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
+    options.add_argument("--shards", type=Path, help="count images in these, such as data/shards")
+    options.add_argument("--against", type=Path, help="results of the config, such as results/mini")
+    options.add_argument("--published", action="store_true", help="also published times")
+    options.add_argument("--markdown", action="store_true", help="a table for the README instead")
+    options.add_argument("--json", type=Path, help="file for all numbers")
+    options.add_argument("--csv", type=Path, help="file for all numbers")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from ijepa import config, methods
+from ijepa.config import RunConfig
+from ijepa.data import register
+from ijepa.data.shards import read_index
+from ijepa.files import read_json, read_yaml, write_json, write_text
+from ijepa.flops import size
+from ijepa.speed import images_per_second, matrix_product_speed
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "costs.csv"
+
+
 CPU_UTILISATION = 0.6
 """Share that the steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
 REFERENCE = ("ijepa", "ViT-H/14")
@@ -354,28 +387,7 @@ def table_csv(costs: list[Cost]) -> str:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ijepa.cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, help="a benchmark, such as config/paper.yaml")
-    parser.add_argument(
-        "--gpu",
-        choices=(*GPUS, "cpu", "here"),
-        default="a100-80gb",
-        help="cpu trains each run for a while here, on the images in --shards; here is this "
-        "machine's card or, where it has none, its CPU by a second's matrix product",
-    )
-    parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the peak")
-    parser.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
-    parser.add_argument("--shards", type=Path, help="count images in these, such as data/shards")
-    parser.add_argument("--against", type=Path, help="results of the config, such as results/mini")
-    parser.add_argument("--published", action="store_true", help="also published times")
-    parser.add_argument("--markdown", action="store_true", help="a table for the README instead")
-    parser.add_argument("--json", type=Path, help="file for all numbers")
-    parser.add_argument("--csv", type=Path, help="file for all numbers")
-    options = parser.parse_args()
+    options = parser().parse_args()
     if not 0 < options.utilisation <= 1:
         raise UserError(f"--utilisation: {options.utilisation} must lie above 0 and up to 1")
     num_images = {}

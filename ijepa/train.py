@@ -12,6 +12,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ijepa.errors import UserError, run_command
+
+ABOUT = """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
+
+Checkpoints go to a folder in ``work`` named by the configuration and the data: the same run
+resumes there, a changed one starts anew, and so does one that had finished. On a CPU a resumed
+run ends bit-identical to an undisturbed one.
+
+The processes of a ``world`` share each batch, and end with the weights that one process would
+have, up to rounding. The first one reads the data through, logs and writes.
+
+Raises Stopped, after a checkpoint, at the end of a step by which ``stopping`` is true for any
+of them.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m ijepa.train", description=ABOUT)
+    options.add_argument("run", type=Path, help="YAML file of one run")
+    options.add_argument("--data", type=Path, required=True, help="folder of shards")
+    options.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    options.add_argument("--out", type=Path, required=True, help="file for the encoder")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,7 +64,6 @@ from ijepa.data.tokens import TokenCache
 from ijepa.data.tokens import read as read_tokens
 from ijepa.data.transforms import normalise
 from ijepa.distributed import World
-from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 from ijepa.methods import Batch
 from ijepa.optim import adamw, clip, learning_rate, schedule, weight_decay
@@ -66,18 +94,7 @@ def train(
     world: World = distributed.ALONE,
     stopping: Callable[[], bool] = never,
 ) -> None:
-    """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
-
-    Checkpoints go to a folder in ``work`` named by the configuration and the data: the same run
-    resumes there, a changed one starts anew, and so does one that had finished. On a CPU a resumed
-    run ends bit-identical to an undisturbed one.
-
-    The processes of a ``world`` share each batch, and end with the weights that one process would
-    have, up to rounding. The first one reads the data through, logs and writes.
-
-    Raises Stopped, after a checkpoint, at the end of a step by which ``stopping`` is true for any
-    of them.
-    """
+    """Pretrain an encoder; ABOUT says what is written, what is resumed and what is raised."""
     here()  # the commit that runs is that of the start, whatever is committed meanwhile
     with contextlib.ExitStack() as held:
         index = verify(data) if world.rank == 0 else read_index(data)
@@ -351,12 +368,7 @@ def open_log(path: Path, first: int, world: World) -> Iterator[IO[str]]:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ijepa.train", description=train.__doc__)
-    parser.add_argument("run", type=Path, help="YAML file of one run")
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="file for the encoder")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with distributed.joined() as world:
         train(read(options.run), options.data, options.work, options.out, world)
 

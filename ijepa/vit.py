@@ -3,14 +3,12 @@
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, N patches of the grid
 (row-major), K patches kept, P 1 for a [cls] token and 0 for none, L blocks, D features.
 
-Sources: Assran et al., CVPR 2023, section A.1; sizes from Dosovitskiy et al., ICLR 2021, and Zhai
-et al., CVPR 2022. The paper calls its largest model "ViT-G/16"; its dimensions are those of ViT-g.
+Source: Assran et al., CVPR 2023, section A.1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -19,94 +17,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Init = Literal["official", "rescaled"]
-
-SIZES: dict[str, dict[str, int | float]] = {
-    "tiny": {"dim": 192, "depth": 12, "num_heads": 3},
-    "small": {"dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"dim": 768, "depth": 12, "num_heads": 12},
-    "large": {"dim": 1024, "depth": 24, "num_heads": 16},
-    "huge": {"dim": 1280, "depth": 32, "num_heads": 16},
-    "giant": {"dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11},
-}
+from ijepa.architecture import Init, Variant, ViTConfig
 
 LAYER_NORM_EPS = 1e-6
 DROP_PATHS = ("drop_path1", "drop_path2")
 norm_layer: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Shape and initial weights of an encoder; ``size: huge`` in a config sets dim, depth, heads.
-
-    ``patch_std`` is the deviation of the patch convolution's weights where it is not to be the
-    method's own. I-JEPA's is 0.02: positions are then seven times as large as what a patch shows,
-    and training has weeks to mend it. A run of minutes needs content in its targets from the start
-    (LOG.md, 2026-11-22).
-    """
-
-    image_size: int = 224
-    patch_size: int = 16
-    dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    init: Init = "official"
-    patch_std: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("patch_std", "mlp_ratio"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}: it must be above 0")
-        for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} does not divide image_size {self.image_size}: "
-                "choose a divisor"
-            )
-        if self.dim % self.num_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} does not divide dim {self.dim}: choose a divisor"
-            )
-        if self.dim % 4:
-            raise ValueError(
-                f"dim is {self.dim}: sine-cosine positions in two directions need a multiple of 4"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return (self.image_size // self.patch_size,) * 2
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What a method's encoder has that another's has not; the defaults are I-JEPA's.
-
-    ``positions``: fixed sine-cosine with the column's or the row's half first; learned; or a bias
-    on attention by relative place, shared by all blocks (BEiT's). ``blocks`` beit: queries and
-    values have a bias, keys have none. ``layer_scale`` is the initial scale of the residual
-    branches, None for no such parameter. ``drop_path`` rises linearly from 0 to this in the last
-    block. ``init`` normal: deviation 0.02 everywhere (I-JEPA, BEiT's family); xavier: uniform, also
-    for the patch convolution (MAE); dino: as normal, but torch's own
-    default for that convolution's weights.
-    """
-
-    class_token: bool = False
-    positions: Literal["sincos", "sincos_rows_first", "learned", "relative"] = "sincos"
-    blocks: Literal["vit", "beit"] = "vit"
-    layer_scale: float | None = None
-    drop_path: float = 0.0
-    init: Literal["normal", "xavier", "dino"] = "normal"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}: it must lie in [0, 1)")
-        if self.layer_scale is not None and not self.layer_scale > 0:
-            raise ValueError(f"layer_scale is {self.layer_scale}: it must be above 0, or null")
 
 
 class Hidden(NamedTuple):

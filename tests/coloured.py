@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from evals.subject import Subject
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import Images
 from ijepa.randomness import generator
-from ijepa.vit import Variant, ViT, ViTConfig
+from ijepa.vit import ViT
 
 CLASSES = 3
 COUNTS = {"train": 24, "test": 18}

@@ -23,11 +23,12 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ijepa import methods
+from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking, Masks, MultiBlock, num_hidden
 from ijepa.methods import cae, data2vec, dino, ibot, ijepa, mae
 from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
 from ijepa.released import rename
-from ijepa.vit import ViTConfig, patchify, take
+from ijepa.vit import patchify, take
 
 LIMIT = 1e-4
 LOSS_LIMIT = 1e-5

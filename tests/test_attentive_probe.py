@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from evals import supervised
 from evals.attentive_probe import Config, classifier, evaluate, probe
+from ijepa.architecture import Variant
 from ijepa.optim import learning_rate
-from ijepa.vit import Variant
 from tests.coloured import Coloured, Killed
 
 SMALL = Config(batch_size=8, epochs=3, base_lr=0.1, num_workers=0, random_erase=0.5)

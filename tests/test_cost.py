@@ -14,10 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ijepa import config, cost, methods
 from ijepa import flops as counting
+from ijepa.architecture import ViTConfig
 from ijepa.config import RunConfig
 from ijepa.cost import GPUS
 from ijepa.errors import UserError
-from ijepa.vit import ViTConfig
 from tests.conftest import OPTIM, RECIPES
 
 # Forecasts are of the project's own data sets, whatever other tests have put in their place.

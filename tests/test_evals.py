@@ -32,11 +32,12 @@ from evals.__main__ import main
 from evals.features import extract
 from evals.run import evaluate
 from evals.subject import Subject
+from ijepa.architecture import ViTConfig
 from ijepa.config import parse
 from ijepa.data.loader import Images
 from ijepa.errors import UserError
 from ijepa.train import collapse_monitors, train
-from ijepa.vit import ViT, ViTConfig
+from ijepa.vit import ViT
 
 STATISTICAL = ["knn", "logistic_regression"]
 """Classifications that need nothing but features."""

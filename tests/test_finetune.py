@@ -15,12 +15,12 @@ from torch import Tensor
 from evals import supervised
 from evals.finetune import PRESETS, Config, classifier, evaluate, fine_tune, groups
 from evals.subject import Subject
+from ijepa.architecture import Variant
 from ijepa.config import parse
 from ijepa.errors import UserError
 from ijepa.optim import learning_rate
 from ijepa.strict import strict
 from ijepa.train import train as pretrain
-from ijepa.vit import Variant
 from tests.coloured import Coloured, Killed
 
 SMALL = Config(batch_size=8, epochs=3, warmup_epochs=1, base_lr=0.1, num_workers=0, drop_path=0.5)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking, Masks
 from ijepa.methods import Batch, ijepa
-from ijepa.vit import ViTConfig
 
 VIT = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
 

@@ -17,12 +17,13 @@ from evals import views
 from evals.linear_probe import PRESETS, Config, divide, evaluate
 from evals.subject import Subject
 from evals.views import Encoded, Stored, epoch_batches, pooled
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import Images
 from ijepa.data.transforms import Crop, augment, normalise
 from ijepa.errors import UserError
 from ijepa.precision import precision
 from ijepa.strict import merged, strict
-from ijepa.vit import Variant, ViT, ViTConfig
+from ijepa.vit import ViT
 
 CLASSES = 10
 CPU = torch.device("cpu")

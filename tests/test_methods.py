@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ijepa import methods, train
+from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse
 from ijepa.errors import UserError
 from ijepa.methods import Batch, Recipe
 from ijepa.optim import Optim
 from ijepa.precision import kernels, precision
-from ijepa.vit import ViTConfig
 from tests.conftest import RECIPES, Trained, raw_run_of
 from tests.several_runs import sgd
 from tests.test_train import run, told, weights

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking
 from ijepa.methods import ijepa
 from ijepa.optim import Optim, adamw, clip, learning_rate, schedule, weight_decay
-from ijepa.vit import ViTConfig
 
 STEPS = 300 * 625
 

@@ -12,9 +12,9 @@ import yaml
 
 import evals
 from ijepa import config, methods
+from ijepa.architecture import SIZES, ViTConfig
 from ijepa.config import RunConfig
 from ijepa.data.shards import missing
-from ijepa.vit import SIZES, ViTConfig
 from workflow.plan.grid import Grid
 
 ROOT = Path(__file__).parents[1]

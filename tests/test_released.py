@@ -26,6 +26,7 @@ from evals.results import read_results
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa import methods, released
+from ijepa.architecture import SIZES, Variant, ViTConfig
 from ijepa.checkpoint import (
     describe,
     export_encoder,
@@ -35,8 +36,9 @@ from ijepa.checkpoint import (
     read_tensors,
 )
 from ijepa.errors import UserError, run_command
+from ijepa.layouts import LAYOUTS
 from ijepa.methods import cae, data2vec, mae
-from ijepa.vit import SIZES, Variant, ViT, ViTConfig, sincos_positions
+from ijepa.vit import ViT, sincos_positions
 
 GOLDEN = Path(__file__).parent / "golden_files"
 VIT = ViTConfig(image_size=32, patch_size=4, dim=48, depth=2, num_heads=3)
@@ -351,7 +353,7 @@ def test_a_layout_has_the_variant_of_our_method(name: str) -> None:
     module = methods.load(name)
     with torch.device("meta"):
         encoder = module.Method(module.Config(), ViTConfig(dim=48, depth=6, num_heads=3)).encoder
-    layout = released.LAYOUTS[name].variant
+    layout = LAYOUTS[name].variant
     assert layout is not None
     assert layout.init == encoder.variant.init
     assert not released.differences(layout, encoder.variant)
@@ -376,7 +378,7 @@ def test_the_feed_forward_width_survives_its_ratio(dim: int, hidden: int) -> Non
     assert int(dim * released.mlp_ratio(hidden, dim)) == hidden
 
 
-@pytest.mark.parametrize("layout", released.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["ijepa", "mae", "data2vec", "cae", "dino, full", "timm, DINOv2"])
 def test_an_exported_encoder_returns_bit_by_bit_or_is_refused(
     kind: str, layout: str, tmp_path: Path
@@ -439,7 +441,7 @@ def test_every_tensor_that_is_missing_or_unknown_is_named(kind: str, tmp_path: P
     fabricate(kind, tmp_path / "file.pth")
     whole = read_tensors(tmp_path / "file.pth")
     reading = released.encoder(whole, "file")
-    root = released.find(whole, released.LAYOUTS[layout])[reading.tower]
+    root = released.find(whole, LAYOUTS[layout])[reading.tower]
     own = [name for name in whole if name.startswith(root) and name not in reading.leftovers]
     assert len(own) == len(net.state_dict()) + ("transformers" in kind) * 2 * 2 * VIT.depth
     for name in own:
@@ -461,7 +463,7 @@ def test_a_file_of_another_kind_than_its_layout_is_refused(kind: str, tmp_path: 
     tensors = read_tensors(tmp_path / "file.pth")
     fits = [one.layout for one in released.readings(tensors) if not one.problems]
     assert fits[0] == FILES[kind][0]
-    for other in released.LAYOUTS.keys() - set(fits):
+    for other in LAYOUTS.keys() - set(fits):
         with pytest.raises(UserError, match=f"say --layout {fits[0]}"):
             released.encoder(tensors, "file", other)
 

@@ -55,6 +55,17 @@ def test_every_finished_job_has_a_line_with_its_time_and_what_is_left() -> None:
     assert "left" in line
 
 
+def test_what_a_group_s_job_left_as_it_was_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    log.write_text(
+        "linear_probe: there already\nknn: results/mini/evaluations/mae/seed0/knn.json\n"
+    )
+    shown, out = view()
+    shown.take(info(1, "evaluate_features", 0.0, log, run="mae", seed="0", dataset="cifar10"))
+    shown.take({"event": "job_finished", "job_id": 1, "time": 3.0})
+    assert "(kept: linear_probe)" in out.getvalue()
+
+
 def test_the_time_that_is_left_follows_the_pace_of_what_is_finished() -> None:
     """A machine that is twice as slow as expected is said to need twice as long."""
     shown, _ = view()
@@ -183,7 +194,7 @@ def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_
     knn = tmp_path / "results/tiny/evaluations/pixels/seed0/knn.json"
     before = knn.read_bytes()
 
-    config["evaluations"][1]["config"]["batch_size"] = 32  # type: ignore[index]
+    config["evaluations"][1]["config"]["batch_size"] = 32
     whole = reproduce()
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert " pretrain mae 0 " not in whole.stdout

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from ijepa.architecture import SIZES, ViTConfig
 from ijepa.methods import ijepa
 from ijepa.strict import strict
-from ijepa.vit import SIZES, ViT, ViTConfig, sincos_positions
+from ijepa.vit import ViT, sincos_positions
 
 
 def parameters(net: torch.nn.Module) -> int:

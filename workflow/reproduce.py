@@ -98,7 +98,8 @@ class View:
             job = self.running.pop(event["job_id"])
             seconds = event["time"] - job.begun
             self.finished.append((job, seconds))
-            self.say(f"{clock(event['time'] - self.begun):>7}  {job.title:<44} {clock(seconds)}")
+            line = f"{clock(event['time'] - self.begun):>7}  {job.title:<44} {clock(seconds):>5}"
+            self.say(f"{line}{kept_in(Path(job.log))}")
         elif kind == "job_error" and event["jobid"] in self.running:
             job = self.running.pop(event["jobid"])
             self.failed.append(job)
@@ -165,6 +166,15 @@ def last_lines(path: Path) -> list[str]:
     text = path.read_bytes().decode("utf-8", errors="replace")
     lines = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
     return [line for line in lines if line][-LINES_OF_LOG:]
+
+
+def kept_in(log: Path) -> str:
+    """Results that a group's job left as they were, by its log (evals.run), if there are any."""
+    if not log.is_file():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line.partition(":")[0] for line in lines if line.endswith(": there already")]
+    return f"  (kept: {', '.join(kept)})" if kept else ""
 
 
 def end_with_parent() -> None:

@@ -21,27 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
-from ijepa.data.shards import read_index, verify
-from ijepa.data.transforms import to_array
 from ijepa.errors import UserError, run_command
-from ijepa.files import digest, write_json, written_whole
-from ijepa.strict import strict
 
 LARGEST_VOCABULARY = 2**16
 """Ids are stored as uint16."""
-SAMPLED_IMAGES, PATCHES_PER_IMAGE = 1000, 200
-"""What the codebook of ``small`` is learnt from."""
-CONTRAST_FLOOR = 10 / 255**2
-"""Keeps the noise of flat patches small (Coates et al. 2011, section 3.2.1: 10 for bytes)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,7 @@ class Small:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: choose 0 or more")
 
-    def encoder(self, images: Images) -> "Codebook":
+    def encoder(self, images: "Images") -> "Codebook":
         """The tokenizer, learnt from a random sample of the images."""
         # Training reads caches with this module, and must not wait for sklearn.
         from sklearn.cluster import MiniBatchKMeans
@@ -116,12 +99,62 @@ class Dalle:
         if self.size < 8 or self.size % 8:
             raise ValueError(f"size is {self.size}: choose a multiple of 8, the dVAE's reduction")
 
-    def encoder(self, images: Images) -> "DalleEncoder":
+    def encoder(self, images: "Images") -> "DalleEncoder":
         """The tokenizer."""
         return load_dalle(self.weights)
 
 
 TOKENIZERS: dict[str, type[Small] | type[Dalle]] = {"small": Small, "dalle": Dalle}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m ijepa.data.tokens", description=__doc__)
+    commands = options.add_subparsers(dest="tokenizer", required=True)
+    small = commands.add_parser("small", help="k-means of pixel patches", description=Small.__doc__)
+    dalle = commands.add_parser("dalle", help="the DALL-E dVAE", description=Dalle.__doc__)
+    for command in (small, dalle):
+        command.add_argument("--data", type=Path, required=True, help="folder of shards")
+    for name, text in (
+        ("vocabulary", "number of codes"),
+        ("size", "pixels of a side that every image is squeezed to"),
+        ("patch", "pixels of a side of a patch"),
+        ("stride", "pixels from patch to patch; the grid is size / stride"),
+        ("seed", "of the sample and of k-means"),
+    ):
+        default = getattr(Small, name)
+        small.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
+    dalle.add_argument("--weights", type=Path, required=True, help="the encoder's state dict")
+    dalle.add_argument(
+        "--size",
+        type=int,
+        default=Dalle.size,
+        help=f"pixels of a side that every image is squeezed to; the grid is / 8 ({Dalle.size})",
+    )
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
+from ijepa.data.shards import read_index, verify
+from ijepa.data.transforms import to_array
+from ijepa.files import digest, write_json, written_whole
+from ijepa.strict import strict
+
+SAMPLED_IMAGES, PATCHES_PER_IMAGE = 1000, 200
+"""What the codebook of ``small`` is learnt from."""
+CONTRAST_FLOOR = 10 / 255**2
+"""Keeps the noise of flat patches small (Coates et al. 2011, section 3.2.1: 10 for bytes)."""
 
 
 @dataclass(frozen=True)
@@ -385,29 +418,7 @@ def cache_path(folder: Path, name: str) -> Path:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ijepa.data.tokens", description=__doc__)
-    commands = parser.add_subparsers(dest="tokenizer", required=True)
-    small = commands.add_parser("small", help="k-means of pixel patches", description=Small.__doc__)
-    dalle = commands.add_parser("dalle", help="the DALL-E dVAE", description=Dalle.__doc__)
-    for command in (small, dalle):
-        command.add_argument("--data", type=Path, required=True, help="folder of shards")
-    for name, text in (
-        ("vocabulary", "number of codes"),
-        ("size", "pixels of a side that every image is squeezed to"),
-        ("patch", "pixels of a side of a patch"),
-        ("stride", "pixels from patch to patch; the grid is size / stride"),
-        ("seed", "of the sample and of k-means"),
-    ):
-        default = getattr(Small, name)
-        small.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    dalle.add_argument("--weights", type=Path, required=True, help="the encoder's state dict")
-    dalle.add_argument(
-        "--size",
-        type=int,
-        default=Dalle.size,
-        help=f"pixels of a side that every image is squeezed to; the grid is / 8 ({Dalle.size})",
-    )
-    options = vars(parser.parse_args())
+    options = vars(parser().parse_args())
     folder = options.pop("data")
     read_index(folder)
     build(folder, **options)

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden
 from ijepa.optim import Optim
 from ijepa.randomness import generator
-from ijepa.vit import ViT, ViTConfig
+from ijepa.vit import ViT
 
 
 class Tokens(NamedTuple):

@@ -16,22 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import CAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
 from ijepa.methods import Batch, Tokens
 from ijepa.optim import Optim
-from ijepa.vit import (
-    LAYER_NORM_EPS,
-    Variant,
-    ViT,
-    ViTConfig,
-    beit_block,
-    initialise,
-    norm_layer,
-    take,
-    where,
-)
+from ijepa.vit import LAYER_NORM_EPS, ViT, beit_block, initialise, norm_layer, take, where
 
 RELEASED = {
     "encoder.": "visible_encoder.",

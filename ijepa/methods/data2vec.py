@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import DATA2VEC as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
 from ijepa.methods import Batch
 from ijepa.optim import Optim, follow
-from ijepa.vit import Hidden, Variant, ViT, ViTConfig
+from ijepa.vit import Hidden, ViT
 
 RELEASED = {
     f"{tower}.{released}": f"{tower}.{ours}"

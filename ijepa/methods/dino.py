@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import DINO_GLOBAL_1, DINO_GLOBAL_2, DINO_LOCAL, Crop
 from ijepa.distributed import total
 from ijepa.methods import Batch
 from ijepa.optim import Optim, cosine, follow
-from ijepa.vit import Variant, ViT, ViTConfig
+from ijepa.vit import ViT
 
 NUM_GLOBAL = 2
 

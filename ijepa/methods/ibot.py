@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ijepa.architecture import ViTConfig
 from ijepa.data.transforms import IBOT_GLOBAL_1, IBOT_GLOBAL_2, IBOT_LOCAL, Crop
 from ijepa.masking import BlockWise
 from ijepa.methods import Batch, dino
 from ijepa.methods.dino import NUM_GLOBAL, add_up, entropy, move
-from ijepa.vit import Hidden, ViTConfig
+from ijepa.vit import Hidden
 
 RELEASED = {
     **{f"{tower}.backbone.masked_embed": f"{tower}.mask_token" for tower in ("student", "teacher")},

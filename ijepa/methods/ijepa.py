@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import Crop
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.methods import Batch
 from ijepa.optim import Optim, follow
-from ijepa.vit import LAYER_NORM_EPS, ViT, ViTConfig, initialise, patchify, sincos_positions, take
+from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
 from ijepa.vit import transformer_block as block
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

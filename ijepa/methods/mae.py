@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ijepa import methods
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import MAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden, random_masks
@@ -22,9 +23,7 @@ from ijepa.methods import Batch
 from ijepa.optim import Optim
 from ijepa.vit import (
     LAYER_NORM_EPS,
-    Variant,
     ViT,
-    ViTConfig,
     patchify,
     sincos_positions,
     transformer_block,

@@ -27,7 +27,7 @@ SECONDS = {
     "predict_cost": 14.0,
     "raw image": 0.1e-3,
     "shard image": 0.45e-3,
-    "rendered image": 12e-3,
+    "rendered image": 6e-3,
     "token image": 2e-3,
     "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
     "evaluation": 3.0,  # any other on features: neighbours, logistic regression

@@ -47,7 +47,9 @@ rule evaluate:
         name=lambda wc: GRID.evaluations[wc.evaluation]["evaluation"],
         label=lambda wc: GRID.evaluations[wc.evaluation]["label"],
         given=lambda wc, input: " ".join(
-            f"--{key} {input[key]}" for key in ("features", "encoder") if key in input.keys()
+            f"--{key} {input[key]}"
+            for key in ("features", "encoder")
+            if key in input.keys()
         ),
         config=lambda wc: json.dumps(GRID.protocol(wc.run, wc.evaluation)),
         images=lambda wc: json.dumps(

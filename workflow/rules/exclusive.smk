@@ -63,7 +63,12 @@ def begin_jobs():
     """Let each job first of all note how long it has its GPUs, and end what makes the same."""
     code, python, notes, folder = map(
         shlex.quote,
-        (str(workflow.basedir), sys.executable, os.path.abspath(GRID.jobs), os.getcwd()),
+        (
+            str(workflow.basedir),
+            sys.executable,
+            os.path.abspath(GRID.jobs),
+            os.getcwd(),
+        ),
     )
     first = [
         f"notes={notes}",

@@ -39,7 +39,9 @@ rule tables:
             "features": GRID.expected_features(),
             "evaluations": GRID.expected_evaluations(),
             "folders": [f"{RESULTS}/features", f"{RESULTS}/evaluations"],
-            "tables": {f"{RESULTS}/tables": [*GRID.tables, "gpu_hours", "cost", "tidy"]},
+            "tables": {
+                f"{RESULTS}/tables": [*GRID.tables, "gpu_hours", "cost", "tidy"]
+            },
         },
     script:
         "../scripts/audit.py"

@@ -1,0 +1,45 @@
+"""The identity of a result: what decides it, to tell whether it must be made again.
+
+It imports no torch: an audit compares results of thousands of evaluations and runs none.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ijepa.errors import UserError
+from ijepa.files import read_json
+
+
+def identity_of(
+    evaluation: str, config: Any, label: str, limit: dict[str, int], about: dict[str, Any]
+) -> dict[str, Any]:
+    """Facts that decide a result: evaluation, protocol, label, images, encoder, data."""
+    protocol = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {
+        "evaluation": evaluation,
+        "protocol": protocol,
+        "label": label,
+        "images": limit,
+        "encoder": about["encoder"],
+        "data_version": about["data_version"],
+    }
+
+
+def identity_in(result: dict[str, Any]) -> dict[str, Any]:
+    """Identity of a result that was written."""
+    told = {key: result.get(key) for key in ("evaluation", "protocol", "label", "images")}
+    about = result.get("about", {})
+    return told | {key: about.get(key) for key in ("encoder", "data_version")}
+
+
+def is_same(path: Path, wanted: dict[str, Any]) -> bool:
+    """True where a result is there, is whole and has this identity."""
+    if not path.exists():
+        return False
+    try:
+        return identity_in(read_json(path)) == wanted
+    except UserError as error:
+        print(f"{error}: made anew", flush=True)
+        return False

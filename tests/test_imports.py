@@ -1,0 +1,84 @@
+"""Imports of commands and jobs: torch takes 3 s and timm 7 s in each of them (2 slow cores)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def module_of(path: Path) -> str:
+    """Name by which ``python -m`` runs a file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+
+
+COMMANDS = sorted(
+    module_of(path)
+    for package in ("ijepa", "evals", "workflow")
+    for path in (ROOT / package).rglob("*.py")
+    if "run_command(main)" in path.read_text(encoding="utf-8")
+)
+
+NETWORKS, FIGURES = ["torch", "timm", "sklearn"], ["matplotlib"]
+NOT_IMPORTED = {
+    # Jobs without a network, and what plans jobs or reads their results.
+    "ijepa.data.download": NETWORKS,
+    "ijepa.data.shards": NETWORKS,
+    "ijepa.launch": NETWORKS,
+    "ijepa.layouts": NETWORKS,
+    "ijepa.slurm": NETWORKS,
+    "evals.audit": NETWORKS,
+    "evals.compare": NETWORKS,
+    "evals.gpu_hours": NETWORKS,
+    "evals.metrics": NETWORKS,
+    "evals.provenance": NETWORKS,
+    "evals.reference": NETWORKS,
+    "evals.tables": NETWORKS + FIGURES,
+    "evals.figures": NETWORKS,
+    "workflow.plan.estimate": NETWORKS,
+    "workflow.plan.grid": NETWORKS,
+    "workflow.reproduce": NETWORKS,
+    # They build no ViT, or only where features are missing.
+    "ijepa.data.tokens": ["timm"],
+    "evals.group": ["timm"],
+    "evals.run": ["timm"],
+}
+"""Packages that a module must not import, neither at its top nor through another module's."""
+
+HELP = """
+import contextlib, runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+with contextlib.suppress(SystemExit):
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+print(*sorted({"torch", "timm", "sklearn", "matplotlib"} & {*sys.modules}))
+"""
+IMPORTS = """
+import importlib, json, sys
+for module, packages in json.loads(sys.argv[1]).items():
+    importlib.import_module(module)
+    if imported := [package for package in packages if package in sys.modules]:
+        sys.exit(f"{module} imports {', '.join(imported)}")
+"""
+
+
+def python(code: str, word: str) -> subprocess.CompletedProcess[str]:
+    """Run code with one argument in a fresh interpreter."""
+    command = [sys.executable, "-c", code, word]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_waits_for_no_large_package(command: str) -> None:
+    done = python(HELP, command)
+    *text, imported = done.stdout.splitlines() or [""]
+    assert "".join(text[:1]).startswith(f"usage: python -m {command}"), done.stderr
+    assert imported == ""
+
+
+def test_modules_do_not_import_a_large_package_that_they_do_not_need() -> None:
+    """All in one process, in this order: if none of the first has torch, no single one has."""
+    done = python(IMPORTS, json.dumps(NOT_IMPORTED))
+    assert done.returncode == 0, done.stderr
