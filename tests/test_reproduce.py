@@ -133,10 +133,14 @@ def test_minutes_and_seconds() -> None:
 def test_what_a_machine_lacks_is_one_line_with_the_remedy(
     lacking: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "network", lambda: True)
-    for name, value in lacking.items():
-        place = shutil if hasattr(shutil, name) else preflight
-        monkeypatch.setattr(place, name, value)
+    enough = {
+        "which": lambda name, **_: f"/bin/{name}",
+        "disk_usage": lambda _: SimpleNamespace(free=1e12),
+        "memory": lambda: 1e12,
+        "network": lambda: True,
+    }
+    for name, value in (enough | lacking).items():
+        monkeypatch.setattr(shutil if hasattr(shutil, name) else preflight, name, value)
     said = preflight.fault("install")
     assert said is not None
     assert told in said

@@ -1,39 +1,35 @@
-"""What is killed, cut off, torn or without room: the same command again finishes."""
+"""Commands that are killed, cut off or without room: the same command again finishes."""
 
-import contextlib
 import hashlib
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.versions.actions import (
-    CONFIG,
     DVC,
     SETTLE,
-    UNLOCK,
     attempt,
-    bring,
     clone_of,
+    disk,
     finished,
     killed_when,
+    pull_and_settle,
     run,
 )
-from tests.versions.conftest import WHEN_KILLED
+from tests.versions.conftest import WHEN_KILLED, Changed, Store
 
 
 def objects(folder: Path) -> dict[str, Path]:
-    """The files of a cache or remote by the MD5 that their place says, temporary ones left out."""
+    """Files of a cache or remote by the MD5 in their path, temporary ones left out."""
     found = {"".join(path.parts[-2:]).removesuffix(".dir"): path for path in folder.rglob("??/*")}
     return {name: path for name, path in found.items() if len(name) == 32 and path.is_file()}
 
 
 def whole(folder: Path) -> set[str]:
-    """The names of all objects, each of which has the bytes that its name says."""
+    """Names of all objects, each of which must have the bytes that its name says."""
     found = objects(folder)
     for name, path in found.items():
         assert hashlib.md5(path.read_bytes()).hexdigest() == name, path
@@ -41,7 +37,7 @@ def whole(folder: Path) -> set[str]:
 
 
 def leave_torn(remote: Path) -> None:
-    """What a kill at the wrong moment leaves (seen once in CI): an empty object.
+    """Leave what a kill at the wrong moment leaves (seen once in CI): an empty object.
 
     DVC (3.67) tries first whether the remote's folder can share blocks, on the object's own place.
     It finds that out at the next push, but of a listing (README): these come last.
@@ -55,47 +51,39 @@ def leave_torn(remote: Path) -> None:
 
 def test_a_killed_repro_has_noted_only_what_was_complete(origin: Path) -> None:
     """The killed one was pretraining: its data have a version, its encoders none yet."""
-    noted = yaml.safe_load(origin.with_name(WHEN_KILLED).read_text())["stages"]
+    when_killed = yaml.safe_load(origin.with_name(WHEN_KILLED).read_text())["stages"]
     stages = yaml.safe_load((origin / "dvc.lock").read_text())["stages"]
-    assert list(noted) == ["data-tiny"]
-    assert list(stages) == ["data-tiny", "encoders-tiny", "features-tiny", "tables-tiny"]
-    assert noted["data-tiny"] == stages["data-tiny"]
+    assert list(when_killed) == ["data-tiny"]
+    assert list(stages) == ["data-tiny", "encoders-tiny", "tables-tiny"]
+    assert when_killed["data-tiny"] == stages["data-tiny"]
 
 
-def test_a_killed_push_is_finished_by_the_same_command(origin: Path, tmp_path: Path) -> None:
+def test_a_killed_push_is_finished_by_the_same_command(pulled: Path, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
-    clone = clone_of(origin, tmp_path / "clone")
-    run(clone, *DVC, "pull")
-    run(clone, *DVC, "remote", "add", "folder", str(remote))
+    run(pulled, *DVC, "remote", "add", "folder", str(remote))
     # The first one seen may be gone again.
-    killed_when(lambda: len(objects(remote)) > 3, clone, *DVC, "push", "-r", "folder")
+    killed_when(lambda: len(objects(remote)) > 3, pulled, *DVC, "push", "-r", "folder")
     leave_torn(remote)
-    run(clone, *DVC, "push", "-r", "folder")
-    assert whole(remote) == whole(clone / ".dvc" / "cache")
+    run(pulled, *DVC, "push", "-r", "folder")
+    assert whole(remote) == whole(pulled / ".dvc" / "cache")
 
 
-def test_no_file_is_in_two_of_the_folders_that_dvc_holds(origin: Path, tmp_path: Path) -> None:
-    """Of such a file whose transfer failed DVC (3.67) says later that it is pushed."""
-    clone = clone_of(origin, tmp_path / "clone")
-    run(clone, *DVC, "fetch")
-    folders = [json.loads(path.read_text()) for path in (clone / ".dvc/cache").rglob("*.dir")]
-    files = [{one["md5"] for one in folder} for folder in folders]
-    assert len(files) >= 4  # shards, encoders, features, figures
+def test_no_file_is_in_two_of_the_folders_that_dvc_holds(origin: Path) -> None:
+    """DVC (3.67) says later of such a file whose transfer failed that it is pushed."""
+    folders = [json.loads(path.read_text()) for path in (origin / ".dvc/cache").rglob("*.dir")]
+    files = [{entry["md5"] for entry in folder} for folder in folders]
+    assert len(files) == 6  # shards, encoders, features, evaluations, tables, figures
     assert len(set.union(*files)) == sum(map(len, files))
 
 
-def test_a_killed_pull_is_finished_by_the_same_command(origin: Path, tmp_path: Path) -> None:
-    clone = clone_of(origin, tmp_path / "clone")
+def test_a_killed_pull_is_finished_by_the_same_command(origin: Path, clone: Path) -> None:
     killed_when(lambda: objects(clone / ".dvc" / "cache"), clone, *DVC, "pull")
-    bring(clone)
+    pull_and_settle(clone)
     assert whole(clone / ".dvc" / "cache") == whole(origin / ".dvc" / "cache")
 
 
-def test_a_torn_object_of_the_cache_is_named_and_fetched_again(
-    origin: Path, tmp_path: Path
-) -> None:
-    """As a machine leaves it that lost power: DVC alone takes it for what its name says."""
-    clone = clone_of(origin, tmp_path / "clone")
+def test_a_torn_object_of_the_cache_is_named_and_fetched_again(origin: Path, clone: Path) -> None:
+    """A machine that lost power leaves one: DVC alone takes it for what its name says."""
     run(clone, *DVC, "fetch")
     encoder = (origin / "results/tiny/runs/mae/seed0/encoder.safetensors").read_bytes()
     torn = objects(clone / ".dvc" / "cache")[hashlib.md5(encoder).hexdigest()]
@@ -103,74 +91,38 @@ def test_a_torn_object_of_the_cache_is_named_and_fetched_again(
     os.truncate(torn, len(encoder) // 2)
     torn.chmod(0o444)
     attempt(clone, *DVC, "pull")
-    done = attempt(clone, *SETTLE)
-    assert done.returncode != 0
-    assert "results/tiny/runs" in done.stderr
-    assert "rm -r .dvc/cache results/tiny/runs" in done.stderr
+    settled = attempt(clone, *SETTLE)
+    assert settled.returncode != 0
+    assert "results/tiny/runs" in settled.stderr
+    assert "rm -r .dvc/cache results/tiny/runs" in settled.stderr
     run(clone, "rm", "-r", ".dvc/cache", "results/tiny/runs")
     run(clone, *DVC, "pull")
     run(clone, *SETTLE)
     assert (clone / "results/tiny/runs/mae/seed0/encoder.safetensors").read_bytes() == encoder
 
 
-@contextlib.contextmanager
-def disk(kind: str, folder: Path) -> Iterator[Path]:
-    """A file system of its own: XFS, whose files share blocks, or 8 MB that fill up; or a skip."""
-    folder.mkdir()
-    if kind == "xfs":
-        image = folder.with_suffix(".img")
-        with image.open("wb") as file:
-            file.truncate(400_000_000)
-        make = f"mkfs.xfs -q -m reflink=1 {image} && mount -o loop {image} {folder}"
-    else:
-        make = f"mount -t tmpfs -o size=8m none {folder}"
-    made = subprocess.run(make, shell=True, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no file system can be mounted here (root, xfsprogs): {made.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(path: Path) -> None:
-    """A file that takes all room that there is."""
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
-def test_a_full_disk_is_an_error_and_room_is_all_that_it_needs(
-    origin: Path, tmp_path: Path
-) -> None:
-    with disk("small", tmp_path / "disk") as folder:
-        clone = clone_of(origin, folder / "clone")
-        filler = folder / "filler"
-        fill(filler)
-        os.truncate(filler, filler.stat().st_size - 100_000)
-        assert attempt(clone, *DVC, "pull").returncode != 0
-        filler.unlink()
-        run(folder, "mount", "-o", "remount,size=200m", str(folder))
-        bring(clone)
-        config = (clone / CONFIG).read_text()
-        (clone / CONFIG).write_text(config.replace("num_neighbours: 5", "num_neighbours: 7"))
-        before = (clone / "dvc.lock").read_text()
-        fill(filler)
-        assert attempt(clone, *DVC, "repro").returncode != 0
-        assert (clone / "dvc.lock").read_text() == before
-        filler.unlink()
-        run(clone, *UNLOCK)
-        assert finished(run(clone, *DVC, "repro")).count("evaluate") >= 1
-        assert "up to date" in run(clone, *DVC, "status")
+@pytest.mark.xdist_group("changed evaluation")
+def test_a_full_disk_is_an_error_and_room_is_all_that_it_needs(changed: Changed) -> None:
+    """Over 5 s: the workflow makes an evaluation of every encoder."""
+    if changed.no_disk:
+        pytest.skip(changed.no_disk)
+    assert [process.returncode != 0 for process in changed.when_full] == [True, True]
+    assert changed.locks[0] == changed.locks[1]
+    assert finished(changed.output).count("evaluate_features") >= 1
+    assert "up to date" in run(changed.clone, *DVC, "status")
 
 
 def test_where_the_file_system_can_cache_and_folder_share_their_blocks(
-    origin: Path, tmp_path: Path
+    origin: Path, store: Store, tmp_path: Path
 ) -> None:
-    with disk("xfs", tmp_path / "disk") as folder:
-        clone = clone_of(origin, folder / "clone")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with disk("xfs", folder) as impossible:
+        if impossible:
+            pytest.skip(impossible)
+        clone = clone_of(origin, folder / "clone", store.address)
         run(clone, *DVC, "config", "cache.type", "reflink")
-        bring(clone)
+        pull_and_settle(clone)
         encoder = clone / "results/tiny/runs/mae/seed0/encoder.safetensors"
         extents = run(folder, "xfs_io", "-r", "-c", "fiemap -v", str(encoder))
         assert "0x2" in extents.split()[-1]  # FIEMAP_EXTENT_SHARED
