@@ -166,8 +166,8 @@ def summary(results: Results, titles: dict[str, str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("encoder", no_wrap=True)
     for name in names:
-        table.add_column(titles[name], justify="right")
-    table.add_column("minutes", justify="right")
+        table.add_column(titles[name], justify="right", overflow="fold")
+    table.add_column("minutes", justify="right", overflow="fold")
     runs = sorted({run for run, _, _ in results}, key=lambda run: (run in CONTROLS, run))
     for run in runs:
         cells, minutes = [], [0.0]

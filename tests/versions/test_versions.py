@@ -38,7 +38,28 @@ def test_the_committed_stages_are_those_of_their_configs(monkeypatch: pytest.Mon
     assert text == text_of([Path(config) for config in configs])
 
 
-@pytest.mark.xdist_group("changed evaluation")
+def test_in_a_clone_changed_shards_make_everything_that_rests_on_them(
+    origin: Path, pulled: Path
+) -> None:
+    """Also where Snakemake knows nothing of it: an encoder says on which data it was trained.
+
+    Over 5 s: everything after the shards is made again.
+    """
+    before = yaml.safe_load((pulled / "dvc.lock").read_text())["stages"]
+    register = pulled / "data/datasets.yaml"
+    register.write_text(register.read_text().replace("shard_size: 48", "shard_size: 40"))
+    run(pulled, *DVC, "repro", "data-tiny")
+    stages = yaml.safe_load((pulled / "dvc.lock").read_text())["stages"]
+    assert {name for name in stages if stages[name] != before[name]} == {"data-tiny"}
+    output = run(pulled, *DVC, "repro")
+    assert finished(output).count("pretrain") == 2  # one run, and the network untrained
+    assert finished(output).count("evaluate_features") == 3
+    results = different_files(origin, pulled, EVALUATIONS)
+    assert results == {f"{encoder}/seed0/{name}.json" for encoder in ENCODERS for name in NAMES}
+    assert {"fetch", "build_shards"}.isdisjoint(finished(output))
+    assert "up to date" in run(pulled, *DVC, "status")
+
+
 def test_in_a_clone_a_changed_evaluation_makes_that_evaluation_and_no_other(
     origin: Path, changed: Changed
 ) -> None:
@@ -64,28 +85,6 @@ def test_in_a_clone_a_changed_evaluation_makes_that_evaluation_and_no_other(
     run(clone, *DVC, "checkout")
     run(clone, *SETTLE)
     assert different_files(origin, clone, EVALUATIONS) == set()
-
-
-def test_in_a_clone_changed_shards_make_everything_that_rests_on_them(
-    origin: Path, pulled: Path
-) -> None:
-    """Also where Snakemake knows nothing of it: an encoder says on which data it was trained.
-
-    Over 5 s: everything after the shards is made again.
-    """
-    before = yaml.safe_load((pulled / "dvc.lock").read_text())["stages"]
-    register = pulled / "data/datasets.yaml"
-    register.write_text(register.read_text().replace("shard_size: 48", "shard_size: 40"))
-    run(pulled, *DVC, "repro", "data-tiny")
-    stages = yaml.safe_load((pulled / "dvc.lock").read_text())["stages"]
-    assert {name for name in stages if stages[name] != before[name]} == {"data-tiny"}
-    output = run(pulled, *DVC, "repro")
-    assert finished(output).count("pretrain") == 2  # one run, and the network untrained
-    assert finished(output).count("evaluate_features") == 3
-    results = different_files(origin, pulled, EVALUATIONS)
-    assert results == {f"{encoder}/seed0/{name}.json" for encoder in ENCODERS for name in NAMES}
-    assert {"fetch", "build_shards"}.isdisjoint(finished(output))
-    assert "up to date" in run(pulled, *DVC, "status")
 
 
 def test_after_a_clone_and_a_pull_there_is_nothing_to_do(

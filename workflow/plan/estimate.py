@@ -32,7 +32,9 @@ SECONDS = {
     "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
     "evaluation": 3.0,  # any other on features: neighbours, logistic regression
 }
-UTILISATION = 0.6
+RENDERED = {"clevr_small", "clevr_tiny"}
+"""Data sets that are drawn here, on all cores."""
+UTILISATION = 0.5
 """Share of a matrix product's speed that a network's step reaches, as in ijepa.cost."""
 
 
@@ -67,7 +69,7 @@ def job_seconds(
     seconds: Seconds = {}
     for dataset in grid.datasets:
         images = sum(splits[dataset].values())
-        raw = cost["rendered image"] * grid.cores if dataset == "clevr_small" else cost["raw image"]
+        raw = cost["rendered image"] * grid.cores if dataset in RENDERED else cost["raw image"]
         seconds["fetch", dataset] = cost["light"] + images * raw
         seconds["build_shards", dataset] = cost["light"] + images * cost["shard image"]
     for run, tokenizer in grid.tokenizers.items():
