@@ -57,9 +57,9 @@ test-processes: setup
 test-browser: setup
 	$(PYTEST) -m browser
 
-# DVC runs whole workflows, which take all cores themselves.
+# Workers share the repository that DVC versions (tests/versions/conftest.py).
 test-versions: setup
-	$(PYTEST) -m versions
+	$(PYTEST) $(PARALLEL) -m versions
 
 # A real Slurm on this machine, from Debian's packages (root installs them; else it says that it skips).
 test-slurm: setup

@@ -149,10 +149,12 @@ def _extract_split(
 
 def _loaded(encoder_file: Path | None, device: torch.device) -> "ViT | None":
     """The network of a file; none for raw pixels."""
+    if encoder_file is None:
+        return None
     # Not at the top: timm takes seconds, and pixels or finished features need none of it.
     from ijepa.checkpoint import load_encoder
 
-    return None if encoder_file is None else load_encoder(encoder_file)[0].to(device)
+    return load_encoder(encoder_file)[0].to(device)
 
 
 @torch.no_grad()
