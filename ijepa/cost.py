@@ -108,7 +108,7 @@ from ijepa.speed import images_per_second, matrix_product_speed
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "costs.csv"
 
 
-CPU_UTILISATION = 0.5
+CPU_UTILISATION = 0.43
 """Share that the steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
 REFERENCE = ("ijepa", "ViT-H/14")
 

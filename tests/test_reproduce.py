@@ -97,8 +97,8 @@ def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it()
     grid = Grid(MINI, cores=2)
     vits = {run: dict(MINI["vit"]) for run in RUNS}
     gflops = {"ijepa": 7000.0, "mae": 3000.0, "data2vec": 5000.0}
-    slow = job_seconds(grid, gflops, vits, SPLITS, 66e9)
-    fast = job_seconds(grid, gflops, vits, SPLITS, 132e9)
+    slow = job_seconds(grid, gflops, vits, SPLITS, 78e9)
+    fast = job_seconds(grid, gflops, vits, SPLITS, 156e9)
     assert {key[0] for key in slow} == {
         *("fetch", "build_shards", "pretrain", "evaluate_features"),
         *("gpu_hours", "metrics", "tabulate", "report", "predict_cost"),
@@ -107,7 +107,9 @@ def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it()
     for key in slow:
         assert fast[key] == pytest.approx(slow[key] / 2)
     assert wall_seconds(grid, fast) == pytest.approx(wall_seconds(grid, slow) / 2)
-    assert slow["pretrain", "ijepa", "0"] == pytest.approx(SECONDS["start"] + 7000e9 / (0.5 * 66e9))
+    assert slow["pretrain", "ijepa", "0"] == pytest.approx(
+        SECONDS["start"] + 7000e9 / (0.43 * 78e9)
+    )
 
 
 def test_a_forward_pass_costs_the_closed_form() -> None:

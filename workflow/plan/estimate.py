@@ -1,7 +1,7 @@
 """Time that a config takes on this machine: ``python -m workflow.plan.estimate CONFIG``.
 
 FLOPs of every job over the speed of a matrix product here, and what does not depend on FLOPs, as it
-was measured on two cores of 66 GFLOP/s each (SECONDS, LOG.md 2026-11-29), scaled to this machine.
+was measured on two cores of 78 GFLOP/s each (SECONDS, LOG.md 2026-11-29), scaled to this machine.
 It says nothing of a cluster, where queues decide.
 """
 
@@ -18,23 +18,23 @@ from workflow.plan.grid import PIXELS, Grid, Group
 Seconds = dict[tuple[str, ...], float]
 """Seconds of each job, by its rule and its wildcards."""
 
-REFERENCE_SPEED = 66e9
+REFERENCE_SPEED = 78e9
 """FLOP/s of one core of the machine on which SECONDS were measured."""
 SECONDS = {
     "start": 8.0,  # torch and timm, and what a job does before its first image
     "light": 2.0,  # a job without torch
-    "report": 12.0,
+    "report": 20.0,
     "predict_cost": 14.0,
     "raw image": 0.1e-3,
     "shard image": 0.45e-3,
-    "rendered image": 6e-3,
+    "rendered image": 8e-3,
     "token image": 2e-3,
     "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
     "evaluation": 3.0,  # any other on features: neighbours, logistic regression
 }
 RENDERED = {"clevr_small", "clevr_tiny"}
 """Data sets that are drawn here, on all cores."""
-UTILISATION = 0.5
+UTILISATION = 0.43
 """Share of a matrix product's speed that a network's step reaches, as in ijepa.cost."""
 
 
