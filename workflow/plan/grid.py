@@ -252,8 +252,13 @@ class Grid:
 
     @property
     def products(self) -> list[str]:
-        """Files that a whole run of the workflow ends with."""
+        """Files that a whole run of the workflow ends with.
+
+        Evaluations are among them: Snakemake makes no missing file again that only files need which
+        are there already, such as tables.
+        """
         return [
+            *self.evaluated,
             *(f"{self.results}/tables/{table}.md" for table in self.tables),
             f"{self.results}/tables/gpu_hours.md",
             f"{self.results}/metrics.json",
