@@ -244,6 +244,9 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
         with Progress(*columns, console=console, transient=True) as progress:
             view = View(console, progress, max(1, cores // grid.threads) if local else 1)
             follow(making, estimating, events, view)
+        if estimating is not None:
+            estimating.kill()  # what is over sooner needs none
+            estimating.wait()
     if not making.returncode and not view.total:
         console.print("Nothing to be done: all results of this config are there.")
     elif making.returncode:
