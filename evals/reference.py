@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How results compare with the reference: what was judged, what disagrees, what is apart."""
+    """Comparison of results with the reference: judged, wrong, not comparable, without reference."""
 
     judged: int
     wrong: list[Row]
@@ -64,7 +64,7 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """Whether all that can be compared agrees, and something can."""
+        """True if every result that can be compared agrees, and at least one can."""
         return self.judged > 0 and not self.wrong
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ def between_seeds(reference: Results) -> dict[str, tuple[float, int]]:
 def probability(
     result: dict[str, Any], difference: float, published: float, deviation: tuple[float, int] | None
 ) -> float:
-    """How probable so large a difference is, were both runs of the same distribution.
+    """Probability of so large a difference between two runs of the same distribution.
 
     The noise between seeds, where it is known, and never less than a tenth of the test images':
     of three seeds it may come out as nothing.
