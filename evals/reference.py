@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Comparison of results with the reference: judged, wrong, not comparable, without reference."""
+    """Comparison of results with the reference: judged, wrong, apart, without a reference."""
 
     judged: int
     wrong: list[Row]
