@@ -115,21 +115,24 @@ class View:
 
     def tick(self) -> None:
         """Move the bar: by seconds as expected, or before these are known by jobs."""
-        now = time.time()
-        done = sum(self.of(job) for job, _ in self.finished)
-        done += sum(min(now - job.begun, 0.95 * self.of(job)) for job in self.running.values())
         names = ", ".join(job.title for job in self.running.values())
         self.progress.update(
             self.bar,
             description=f"{len(self.finished)}/{self.total or '?'}",
             total=self.whole() if self.total else None,
-            completed=done,
+            completed=self.done(),
             left=f"{self.left()}   {names}"[: max(20, self.console.width - 50)],
         )
 
     def of(self, job: Job) -> float:
         """Seconds that a job is expected to take."""
         return self.expected.get(job.key, 1.0)
+
+    def done(self) -> float:
+        """Seconds of the finished jobs as expected, and of the running ones so far."""
+        now = time.time()
+        running = (min(now - job.begun, 0.95 * self.of(job)) for job in self.running.values())
+        return sum(self.of(job) for job, _ in self.finished) + sum(running)
 
     def whole(self) -> float:
         """Seconds of all jobs of the plan; of those that are not named yet, their mean."""
@@ -147,10 +150,8 @@ class View:
         expected = sum(self.of(job) for job, _ in self.finished)
         took = sum(seconds for _, seconds in self.finished)
         pace = (took + 30) / (expected + 30)  # the first jobs say little
-        now = time.time()
-        rest = self.whole() - expected
-        rest -= sum(min(now - job.begun, 0.95 * self.of(job)) for job in self.running.values())
-        return f"about {clock(max(0.0, rest) * pace / self.at_once)} left"
+        rest = max(0.0, self.whole() - self.done())
+        return f"about {clock(rest * pace / self.at_once)} left"
 
 
 def clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workflow.plan.grid import Cell, Grid, Group, LAUNCH, as_options, launch_options
+from workflow.plan.grid import Grid, Group, LAUNCH, as_options, launch_options
 from workflow.plan.grid import register_entry
 
 GRID = Grid(config, workflow.cores)
