@@ -86,8 +86,8 @@ lock:
 
 # Mend: only missing or damaged shards are written, and results stay up to date.
 shards: setup
-	python -m ijepa.data.shards fetch $(DATASET) --raw data/raw/$(DATASET)
-	python -m ijepa.data.shards build $(DATASET) --raw data/raw/$(DATASET) --out data/shards/$(DATASET)
+	python -m ijepa.data fetch $(DATASET) --raw data/raw/$(DATASET)
+	python -m ijepa.data build $(DATASET) --raw data/raw/$(DATASET) --out data/shards/$(DATASET)
 
 clean:
 	rm -rf .venv .snakemake work logs

@@ -1,11 +1,9 @@
 # From real images to a results table. Try: make reproduce, or snakemake --profile workflow/profiles/local
 # Another scale: --configfile config/hour.yaml
 
-import json
 import sys
 from pathlib import Path
 
-import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -20,11 +18,6 @@ if not config:
 
 
 sys.path.insert(0, workflow.basedir)
-from workflow.plan.grid import faults
-
-# Shape here, contents in evals.benchmark before the first job.
-for fault in faults(config):
-    raise WorkflowError(fault)
 
 # Jobs use the Python that runs Snakemake, whether or not its environment is activated, and this
 # folder's code, wherever --directory puts the results.
@@ -79,8 +72,9 @@ onstart:
     hold_folder()
     check_cluster()
     if MISSING:
-        raise WorkflowError(
-            f"{MISSING}\nOr say in the config's `raw:` where they lie."
-        )
+        lines = ["Files that you must bring:", *MISSING]
+        lines.append("Or say in the config's `raw:` where they lie.")
+        raise WorkflowError("\n".join(lines))
+    GRID.write_plan()
     # Every value of every run and evaluation, before the first job: hours must not end in a typo.
-    run_module("evals.benchmark", input=yaml.safe_dump(dict(config)))
+    run_module("workflow.plan.check", GRID.config_plan)

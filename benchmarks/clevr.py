@@ -5,8 +5,8 @@ One core, compiled functions warm; "scene" is drawing it until every object is v
 
 import time
 
-from ijepa.data.clevr import sample_scene
-from ijepa.data.raytracer import render
+from ijepa.data.clevr.raytracer import render
+from ijepa.data.clevr.scenes import sample_scene
 
 SIZES = [(96, 64), (336, 224)]
 IMAGES = 64

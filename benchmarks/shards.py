@@ -21,7 +21,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ijepa.data import register, shards
+from ijepa.data import register
+from ijepa.data.build import build_shards
 
 MEAN_SIZE = 110_000
 
@@ -67,7 +68,7 @@ def measure(folder: Path, count: int) -> None:
         speeds["tar"].append(megabytes / (time.perf_counter() - begun))
         (folder / "by.tar").unlink()
         begun = time.perf_counter()
-        shards.build("random", folder / "raw", folder / f"shards{attempt}")
+        build_shards("random", folder / "raw", folder / f"shards{attempt}")
         os.sync()
         speeds["shards"].append(megabytes / (time.perf_counter() - begun))
     best = {name: max(values) for name, values in speeds.items()}

@@ -13,9 +13,8 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from ijepa import methods
 from ijepa.config import parse
-from ijepa.methods import Batch
+from ijepa.method import Batch, load_method
 from ijepa.precision import fast_bfloat16, precision
 from ijepa.provenance import here
 
@@ -26,7 +25,7 @@ def measure(raw: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Throughput of forward and backward passes over random images; no loader, no optimiser."""
     run = parse(raw)
     torch.manual_seed(0)
-    method = methods.load(run.method).Method(run.recipe, run.vit).to(device)
+    method = load_method(run.method).Method(run.recipe, run.vit).to(device)
     batch_size = run.recipe.optim.batch_size
     views = tuple(
         torch.randn(batch_size, 3, view.size, view.size, device=device)

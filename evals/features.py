@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     options.add_argument("--image-size", type=int, default=32, help="for pixels only")
     options.add_argument("--out", type=Path, required=True, help="about.json of the features")
-    options.add_argument("--images", type=json.loads, default={}, help='{"train": 2000}: not all')
+    options.add_argument(
+        "--images", nargs="*", default=[], metavar="SPLIT=NUMBER", help="not all: train=2000"
+    )
     return options
 
 
@@ -164,6 +166,17 @@ def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) 
     return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS).half().cpu()
 
 
+def split_counts(words: list[str]) -> dict[str, int]:
+    """Counts of images by split, from ``SPLIT=NUMBER``."""
+    counts = {}
+    for word in words:
+        split, _, number = word.partition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise UserError(f"--images {word!r}: give counts by split, as train=2000")
+        counts[split] = int(number)
+    return counts
+
+
 def check_limit(limit: dict[str, int], data: Path) -> None:
     """Raise UserError where a split has fewer images than asked for, or is not there."""
     index = read_index(data)
@@ -177,9 +190,10 @@ def check_limit(limit: dict[str, int], data: Path) -> None:
 def main() -> None:
     """Entry point of the command line."""
     options = parser().parse_args()
-    check_limit(options.images, options.data)
+    limit = split_counts(options.images)
+    check_limit(limit, options.data)
     encoder = None if options.encoder == PIXELS else Path(options.encoder)
-    extract(encoder, options.data, options.image_size, options.out, options.images)
+    extract(encoder, options.data, options.image_size, options.out, limit)
 
 
 if __name__ == "__main__":

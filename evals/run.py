@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from evals import configure, load
 from evals.features import extract
 from evals.identity import identity_of, is_same
+from evals.protocol import configure, load_evaluation
 from evals.subject import Subject
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
@@ -31,11 +31,19 @@ class Item:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The evaluations of a group, and the splits of which only so many images are used."""
+
+    evaluations: list[Item]
+    images: dict[str, int] = field(default_factory=dict)
+
+
 def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
     """Write one result: metric, n, 95 % interval, protocol, and its provenance.
 
-    Of top-1 also ``correct``, which test images were classified rightly (``evals.packed``), and
-    ``classes``, how many of each class were, or were taken for another (``evals.by_class``).
+    A top-1 result also has ``correct``, which test images were classified rightly, and ``classes``,
+    how many of each class were, or were taken for another (``evals.result``).
     """
     config = configure(name, raw, f"evaluations.{name}")
     about = subject.about()
@@ -55,7 +63,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     text = json.dumps(identity, sort_keys=True)
     subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
     begun = time.perf_counter()
-    result = load(name).evaluate(config, subject)
+    result = load_evaluation(name).evaluate(config, subject)
     seconds = time.perf_counter() - begun
     classes = index.labels[subject.label]
     names = {"names": classes} if isinstance(classes, list) else {}

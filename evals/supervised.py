@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -37,9 +37,10 @@ from ijepa.data.transforms import (
     to_array,
 )
 from ijepa.errors import UserError
-from ijepa.optim import Optim, clip, learning_rate, trained
-from ijepa.precision import kernels, precision
+from ijepa.optim import Optim, learning_rate, trained
+from ijepa.precision import precision
 from ijepa.randomness import generator
+from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
@@ -323,20 +324,16 @@ def train(
             for images, targets, coins in zip(
                 *(tensor.chunk(config.accumulate) for tensor in whole), strict=True
             ):
-                with precision(config.precision, device):
-                    logits = model(images, coins)
-                part = F.cross_entropy(logits.float(), targets) * (len(images) / batch_size)
-                with kernels(config.precision, device):
-                    part.backward()
-                loss += part.item()
+                loss_of = partial(cross_entropy, model, images, targets, coins)
+                share = len(images) / batch_size
+                part = gradients(loss_of, share, config.precision, device)
+                loss += share * part["loss"].item()
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss of {what} is {loss} at step {step}: lower base_lr, or set "
                     "precision: float32"
                 )
-            clip(model, optim)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            update(model, optimizer, optim)
 
             if step % per_epoch == 0:
                 losses.append(0.0)
@@ -353,6 +350,14 @@ def train(
         "lr": optim.lr,
         "train_loss": [round(loss, 4) for loss in losses],
     }
+
+
+def cross_entropy(
+    model: Classifier, images_BCHW: Tensor, targets_BK: Tensor, coins_BL2: Tensor
+) -> dict[str, Tensor]:
+    """Loss of soft targets, averaged over images."""
+    logits_BK = model(images_BCHW, coins_BL2)
+    return {"loss": F.cross_entropy(logits_BK.float(), targets_BK)}
 
 
 def mixed(

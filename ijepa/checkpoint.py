@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.errors import UserError, run_command
-from ijepa.layouts import LAYOUTS, TOWERS
+from ijepa.released.layouts import LAYOUTS, TOWERS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,12 +59,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ijepa import released
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import RunConfig
 from ijepa.encoder_file import read_header
 from ijepa.files import digest, written_whole
 from ijepa.provenance import here
+from ijepa.released import convert as released
 from ijepa.vit import ViT
 
 TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator
 
-from ijepa import methods
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.methods import Recipe
+from ijepa.identity import run_identity
+from ijepa.method import Recipe, load_method, method_names
 from ijepa.strict import merged, strict
 
 
@@ -49,20 +49,31 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
 
     def identity(self) -> str:
-        """A short name for exactly this configuration, seed included."""
+        """A short name for what decides what is learned, seed included (ijepa.identity)."""
+        return run_identity(dataclasses.asdict(self))
+
+    def earlier_identity(self) -> str:
+        """The identity that versions until 2026-11 gave: every key was part of it."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
+def as_plain(run: RunConfig) -> dict[str, Any]:
+    """A run as plain data with every default filled in, as YAML and JSON have it."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run)))
+    return plain
+
+
+def parse(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunConfig:
     """A run with every default of its method filled in; raises UserError on any surprise.
 
-    ``where`` is the start of the path by which an error names a key.
+    ``where`` is the start of the path by which an error names a key. With ``checked`` the recipe
+    must also fit the encoder and the data set.
     """
     if "method" not in raw:
-        raise UserError(f"{where}: method is missing: known are {', '.join(methods.names())}")
+        raise UserError(f"{where}: method is missing: known are {', '.join(method_names())}")
     try:
-        recipe_type = methods.load(raw["method"]).Config
+        recipe_type = load_method(raw["method"]).Config
     except ValueError as error:
         raise UserError(f"{where}.method: {error}") from None
     for part in ("vit", "recipe"):
@@ -76,7 +87,7 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
             )
         vit = {**SIZES[size], **vit}
     recipe = dict(raw.get("recipe") or {})
-    presets = methods.load(raw["method"]).PRESETS
+    presets = load_method(raw["method"]).PRESETS
     if (name := recipe.pop("preset", None)) is not None and name not in presets:
         raise UserError(
             f"{where}.recipe.preset: {name!r} is unknown: allowed are {', '.join(presets)}"
@@ -91,6 +102,8 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
         },
         where,
     )
+    if not checked:
+        return run
     num_images = register.load(run.dataset).splits.get("train")
     if num_images is not None and run.recipe.optim.batch_size > num_images:
         raise UserError(
@@ -98,7 +111,7 @@ def parse(raw: dict[str, Any], where: str = "run") -> RunConfig:
             f"{num_images} training images of {run.dataset}: choose a smaller batch"
         )
     try:
-        methods.load(run.method).check(run.recipe, run.vit)
+        load_method(run.method).check(run.recipe, run.vit)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return run

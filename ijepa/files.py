@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import yaml
 
 from ijepa.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+"""Root of the repository."""
 
 
 @contextlib.contextmanager
@@ -64,6 +68,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value))
 
 
+def write_yaml(path: Path, value: Any) -> None:
+    """Write plain data as a YAML file; one that has the same content already is not touched."""
+    text = yaml.safe_dump(value, sort_keys=False, width=100)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; raises UserError where it is missing or no YAML."""
     try:
@@ -91,3 +102,16 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def writable(folder: Path) -> None:
+    """Make a folder; raises UserError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another folder, "
+            "or give yourself the right to write there"
+        ) from None

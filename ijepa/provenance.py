@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+from ijepa.files import ROOT
 
 
 @cache

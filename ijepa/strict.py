@@ -5,7 +5,7 @@ It stands apart from config.py so that a job without a network imports none: tim
 
 import dataclasses
 import difflib
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,7 +19,7 @@ def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
     except ValidationError as error:
-        raise UserError("; ".join(_explain(kind, e, where) for e in error.errors())) from None
+        raise UserError("; ".join(_explain(kind, raw, e, where) for e in error.errors())) from None
 
 
 def _defaults(kind: type) -> dict[str, Any]:
@@ -51,16 +51,36 @@ def _dicts(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _explain(kind: type, error: Any, where: str) -> str:
+def _explain(kind: type, raw: Any, error: Any, where: str) -> str:
     """One pydantic error as: path, what was given, what is allowed."""
-    path = ".".join([where, *(str(part) for part in error["loc"])])
+    path = ".".join([where, *_path(raw, error["loc"])])
+    if error["type"] == "missing":
+        return f"{path}: is missing: add it"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        for part in error["loc"][:-1]:
-            kind = get_type_hints(kind)[part]
-        allowed = [field.name for field in dataclasses.fields(kind)]
+        allowed = [field.name for field in dataclasses.fields(_type_at(kind, error["loc"][:-1]))]
         close = difflib.get_close_matches(error["loc"][-1], allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{path}: unknown key{hint}; allowed are {', '.join(allowed)}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] == "value_error" else f" (given: {error['input']!r})"
     return f"{path}: {message}{given}"
+
+
+def _path(raw: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Keys that lead to a place; an item of a list is called by its name, if it has one."""
+    path = []
+    for part in loc:
+        inside = isinstance(raw, dict) and part in raw
+        inside |= isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        raw = raw[part] if inside else None
+        named = isinstance(part, int) and isinstance(raw, dict) and "name" in raw
+        if part != "[key]":  # pydantic's word for a key that is wrong itself
+            path.append(str(raw["name"] if named else part))
+    return path
+
+
+def _type_at(kind: Any, loc: tuple[Any, ...]) -> Any:
+    """The dataclass that is found at a place within ``kind``."""
+    for part in loc:
+        kind = get_type_hints(kind)[part] if dataclasses.is_dataclass(kind) else get_args(kind)[-1]
+    return kind

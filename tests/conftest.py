@@ -17,7 +17,9 @@ from hypothesis import settings
 
 from ijepa import train
 from ijepa.config import parse
-from ijepa.data import register, shards, tokens
+from ijepa.data import register, tokens
+from ijepa.data.build import build_shards
+from ijepa.files import ROOT
 from tests import durations
 from tests.several_runs import sgd
 
@@ -115,7 +117,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def data(tiny: Path) -> Path:
     """The tiny data set as shards; not to be written to."""
-    shards.build("tiny", tiny / "raw", tiny / "shards", num_workers=1)
+    build_shards("tiny", tiny / "raw", tiny / "shards", num_workers=1)
     return tiny / "shards"
 
 
@@ -123,7 +125,7 @@ def data(tiny: Path) -> Path:
 def tokenised(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a token cache, for CAE."""
     copy = Path(shutil.copytree(data, tmp_path_factory.mktemp("tokenised") / "shards"))
-    tokens.build(copy, "small", vocabulary=32)
+    tokens.build_tokens(copy, "small", vocabulary=32)
     return copy
 
 
@@ -184,4 +186,4 @@ def eventually(what: Callable[[], Any], seconds: float = 120, every: float = 0.2
 @pytest.fixture
 def real_register(monkeypatch: pytest.MonkeyPatch) -> None:
     """The project's own data sets."""
-    monkeypatch.setattr(register, "REGISTER", register.ROOT / "data" / "datasets.yaml")
+    monkeypatch.setattr(register, "REGISTER", ROOT / "data" / "datasets.yaml")

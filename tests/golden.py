@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ijepa import methods
 from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking, Masks, MultiBlock, num_hidden
+from ijepa.method import Method
 from ijepa.methods import cae, data2vec, dino, ibot, ijepa, mae
 from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
-from ijepa.released import rename
+from ijepa.released.convert import rename
 from ijepa.vit import patchify, take
 
 LIMIT = 1e-4
@@ -316,7 +316,7 @@ def head_sizes(file: Recorded) -> dict[str, Any]:
 
 
 def load(
-    method: methods.Method, file: Recorded, names: dict[str, str], strict: bool = True
+    method: Method, file: Recorded, names: dict[str, str], strict: bool = True
 ) -> Iterator[Error]:
     """Put the recorded weights in; fixed positions are compared with our own first."""
     recorded = {key.replace("/", "."): torch.from_numpy(v) for key, v in of(file, "before/")}
@@ -331,7 +331,7 @@ def load(
         raise SystemExit(f"error: unknown weights {unexpected}, missing weights {missing}")
 
 
-def gradients(method: methods.Method, file: Recorded, names: dict[str, str]) -> Iterator[Error]:
+def gradients(method: Method, file: Recorded, names: dict[str, str]) -> Iterator[Error]:
     """Recorded gradients beside ours.
 
     What shifts all keys alike cancels in the softmax: the recorded gradients of CAE's ``norm1_k``
@@ -348,7 +348,7 @@ def gradients(method: methods.Method, file: Recorded, names: dict[str, str]) -> 
 
 
 def parameters(
-    method: methods.Method,
+    method: Method,
     file: Recorded,
     names: dict[str, str],
     prefix: str,

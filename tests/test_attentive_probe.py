@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from evals import supervised
-from evals.attentive_probe import Config, classifier, evaluate, probe
+from evals.protocols.attentive_probe import Config, classifier, evaluate, probe
 from ijepa.architecture import Variant
 from ijepa.optim import learning_rate
 from tests.coloured import Coloured, Killed

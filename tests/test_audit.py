@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from evals.audit import check
 from ijepa.config import parse
 from ijepa.data import tokens
 from ijepa.errors import UserError
 from ijepa.train import train
 from tests.conftest import raw_run_of
+from workflow.plan.audit import check
 
 
 def test_an_encoder_of_other_tokens_is_named(
@@ -26,7 +26,7 @@ def test_an_encoder_of_other_tokens_is_named(
     train(parse(raw), shards, tmp_path / "work", out)
     expected = {"encoders": {str(out): raw}, "folders": [str(tmp_path / "runs")]}
     check(expected)
-    tokens.build(shards, "small", vocabulary=16)
+    tokens.build_tokens(shards, "small", vocabulary=16)
     with pytest.raises(UserError, match=r"cae/seed0/encoder\.safetensors has tokens_sha256"):
         check(expected)
     shutil.rmtree(shards / "tokens")  # a clone has none

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.data import clevr, raytracer
-from ijepa.data.clevr import Settings
+from ijepa.data.clevr import generate, geometry, raytracer
+from ijepa.data.clevr import scenes as clevr
+from ijepa.data.clevr.format import labels
+from ijepa.data.clevr.generate import Settings
 from ijepa.data.register import Dataset
 from ijepa.data.sources import clevr as source
 from ijepa.errors import UserError
@@ -150,12 +152,12 @@ def test_what_a_person_must_bring_is_listed(tmp_path: Path) -> None:
     ],
 )
 def test_distance_bins_hold_their_upper_bounds(depth: float, label: int) -> None:
-    assert source.labels(scene("val", 0, [100.0, depth, 99.0]))["distance"] == label
+    assert labels(scene("val", 0, [100.0, depth, 99.0]))["distance"] == label
 
 
 @pytest.mark.parametrize("count", range(3, 11))
 def test_the_label_of_a_count_starts_at_three_objects(count: int) -> None:
-    assert source.labels(scene("val", 0, count * [9.0]))["count"] == count - 3
+    assert labels(scene("val", 0, count * [9.0]))["count"] == count - 3
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clevr")
-    clevr.generate(SMALL, folder, workers=1)
+    generate.generate(SMALL, folder, workers=1)
     return folder
 
 
@@ -264,7 +266,7 @@ def test_pixels_are_those_of_every_machine() -> None:
 
 
 def test_an_interrupted_generation_keeps_its_images(generated: Path, tmp_path: Path) -> None:
-    clevr.generate(SMALL, tmp_path)
+    generate.generate(SMALL, tmp_path)
     images = tmp_path / "CLEVR_v1.0" / "images"
     kept = images / "train" / "CLEVR_train_000001.png"
     written = kept.stat().st_mtime_ns
@@ -273,7 +275,7 @@ def test_an_interrupted_generation_keeps_its_images(generated: Path, tmp_path: P
         images / "train" / "CLEVR_train_000004.part"
     )
     (images / "val" / "CLEVR_val_000000.png").unlink()
-    clevr.generate(SMALL, tmp_path)
+    generate.generate(SMALL, tmp_path)
     assert content(tmp_path) == content(generated)
     assert kept.stat().st_mtime_ns == written
 
@@ -282,10 +284,10 @@ def test_images_of_other_settings_or_origin_are_not_mixed_with_new_ones(
     generated: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"CLEVR_v1\.0 holds other images than .*seed=4"):
-        clevr.generate(Settings(**{**vars(SMALL), "seed": 4}), generated)
+        generate.generate(Settings(**{**vars(SMALL), "seed": 4}), generated)
     official(tmp_path, {"train": TRAIN})
     with pytest.raises(UserError, match="holds other images"):
-        clevr.generate(SMALL, tmp_path)
+        generate.generate(SMALL, tmp_path)
 
 
 def test_the_reader_generates_what_its_options_say(generated: Path, tmp_path: Path) -> None:
@@ -324,7 +326,7 @@ def test_scenes_keep_the_rules_of_clevr() -> None:
         assert (np.abs(lights - clevr.LIGHTS) <= 1).all()
         assert (objects["z"] == objects["radius"]).all()
         assert (
-            raytracer.visible_pixels(objects, camera, 320, 213).min() >= 180
+            geometry.visible_pixels(objects, camera, 320, 213).min() >= 180
         )  # 200, on another grid
         places = np.stack([objects["x"], objects["y"]], axis=1)
         assert (np.abs(places) <= 3).all()
@@ -343,9 +345,9 @@ def test_every_class_of_both_labels_is_common() -> None:
         clevr.describe(clevr.sample_scene(0, "train", i, 96, 64), "train", i, 96, 64)
         for i in range(240)
     ]
-    labels = [source.labels(scene) for scene in described]
+    made = [labels(scene) for scene in described]
     for name, classes in (("count", 8), ("distance", 6)):
-        counted = Counter(label[name] for label in labels)
+        counted = Counter(label[name] for label in made)
         assert sorted(counted) == list(range(classes))
         assert min(counted.values()) >= 12, counted
 
@@ -369,10 +371,10 @@ def test_depth_counts_along_the_axis_and_pixels_show_the_object() -> None:
         for item in clevr.describe(scene, "train", number, width, height)["objects"]:
             x, y, depth = item["pixel_coords"]
             if 0 <= x < width and 0 <= y < height:
-                ray = raytracer.ray_through(camera, x, y, width, height)
-                hit, distance = raytracer.nearest(objects, camera.place, ray)
+                ray = geometry.ray_through(camera, x, y, width, height)
+                hit, distance = geometry.nearest(objects, camera.place, ray)
                 assert hit >= 0
-                assert distance * raytracer.dot(ray, camera.forward) < depth
+                assert distance * geometry.dot(ray, camera.forward) < depth
 
 
 def test_relationships_name_the_objects_on_each_side() -> None:
@@ -391,7 +393,7 @@ def test_relationships_name_the_objects_on_each_side() -> None:
             assert apart @ sampled.camera.right < 0
 
 
-@pytest.mark.parametrize("shape", raytracer.SHAPES)
+@pytest.mark.parametrize("shape", geometry.SHAPES)
 def test_rays_enter_objects_where_their_insides_begin(shape: str) -> None:
     rng = np.random.default_rng(0)
     thing = single(shape)[0]
@@ -401,14 +403,14 @@ def test_rays_enter_objects_where_their_insides_begin(shape: str) -> None:
         aim = rng.uniform(-1, 1, 3) + np.array([thing["x"], thing["y"], thing["z"]]) - origin
         steps = np.linspace(0, 2, 20_001)
         inside = is_inside(thing, origin + steps[:, None] * aim)
-        found = raytracer.distance_to(thing, tuple(origin), tuple(aim))
+        found = geometry.distance_to(thing, tuple(origin), tuple(aim))
         if inside[0]:
             continue
         if inside.any():
             hits += 1
             assert found == pytest.approx(steps[inside.argmax()], abs=2e-4)
             surface = origin + found * aim
-            normal = np.array(raytracer.normal_at(thing, tuple(surface)))
+            normal = np.array(geometry.normal_at(thing, tuple(surface)))
             assert is_inside(thing, surface - 1e-4 * normal)
             assert not is_inside(thing, surface + 1e-4 * normal)
         else:
@@ -421,16 +423,16 @@ def is_inside(thing: Any, points: Any) -> Any:
     angle = math.radians(thing["degrees"])
     across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     r = thing["radius"]
-    if thing["shape"] == raytracer.SPHERE:
+    if thing["shape"] == geometry.SPHERE:
         return x**2 + y**2 + z**2 <= r**2
-    if thing["shape"] == raytracer.CYLINDER:
+    if thing["shape"] == geometry.CYLINDER:
         return (x**2 + y**2 <= r**2) & (abs(z) <= r)
     return (abs(across[0]) <= r) & (abs(across[1]) <= r) & (abs(z) <= r)
 
 
-def single(shape: str, x: float = 0.3, y: float = -0.2) -> raytracer.Objects:
-    thing = np.zeros(1, raytracer.OBJECT)
-    kind = raytracer.SHAPES.index(shape)
+def single(shape: str, x: float = 0.3, y: float = -0.2) -> geometry.Objects:
+    thing = np.zeros(1, geometry.OBJECT)
+    kind = geometry.SHAPES.index(shape)
     angle = math.radians(25)
     for name, value in {
         "shape": kind,
@@ -453,11 +455,11 @@ def test_the_foremost_objects_are_those_that_the_rays_of_all_pixels_meet_first()
         if number == 2:  # one object at the camera, one behind it
             objects["x"][:2], objects["y"][:2] = (camera.place[0], 20), (camera.place[1], -20)
             objects["z"][0] = camera.place[2] - 1.05 * objects["radius"][0]
-        numbers, distances = raytracer.foremost(objects, camera, width, height)
+        numbers, distances = geometry.foremost(objects, camera, width, height)
         for y in range(height):
             for x in range(width):
-                ray = raytracer.ray_through(camera, x + 0.5, y + 0.5, width, height)
-                found, distance = raytracer.nearest(objects, camera.place, ray)
+                ray = geometry.ray_through(camera, x + 0.5, y + 0.5, width, height)
+                found, distance = geometry.nearest(objects, camera.place, ray)
                 assert numbers[y, x] == found
                 assert distances[y, x] == (distance if found >= 0 else math.inf)
 
@@ -497,26 +499,26 @@ def test_an_object_between_a_point_and_a_light_casts_a_shadow() -> None:
     assert any(0 < part < 1 for part in seen.values()), "the edge of a shadow is soft"
 
 
-@pytest.mark.parametrize("material", raytracer.MATERIALS)
+@pytest.mark.parametrize("material", geometry.MATERIALS)
 def test_metal_mirrors_its_neighbours_and_rubber_does_not(material: str) -> None:
     camera = clevr.sample_camera(np.random.default_rng(0))
     objects = np.concatenate([single("sphere", 0, 0), single("cylinder", 1.8, 0.5)])
-    objects["material"] = raytracer.MATERIALS.index(material)
+    objects["material"] = geometry.MATERIALS.index(material)
     changed = mirrored = 0
     for x in range(38, 60):
         for y in range(18, 40):
-            ray = raytracer.ray_through(camera, x + 0.5, y + 0.5, 96, 64)
-            number, distance = raytracer.nearest(objects, camera.place, ray)
+            ray = geometry.ray_through(camera, x + 0.5, y + 0.5, 96, 64)
+            number, distance = geometry.nearest(objects, camera.place, ray)
             if number != 0:
                 continue
-            point = raytracer.along(camera.place, ray, distance * (1 - 1e-6))
-            normal = raytracer.normal_at(objects[0], point)
-            reflected = raytracer.along(ray, normal, -2 * raytracer.dot(ray, normal))
-            mirrored += raytracer.nearest(objects, point, reflected)[0] == 1
+            point = geometry.along(camera.place, ray, distance * (1 - 1e-6))
+            normal = geometry.normal_at(objects[0], point)
+            reflected = geometry.along(ray, normal, -2 * geometry.dot(ray, normal))
+            mirrored += geometry.nearest(objects, point, reflected)[0] == 1
             seen = set()
             for colour in ("red", "cyan"):
-                objects["colour"][1] = list(raytracer.COLOURS).index(colour)
-                hit = raytracer.nearest(objects, camera.place, ray)
+                objects["colour"][1] = list(geometry.COLOURS).index(colour)
+                hit = geometry.nearest(objects, camera.place, ray)
                 seen.add(
                     raytracer.brightness(objects, clevr.LIGHTS, -1, camera.place, ray, *hit, 0, 0)
                 )

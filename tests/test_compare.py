@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from evals import noise, packed
-from evals.compare import compare, main
-from evals.result_set import Results
+from evals.report import noise
+from evals.report.compare import compare, main
+from evals.report.result_set import Results
+from evals.result import packed
 from ijepa.errors import UserError
 
 Bits = NDArray[np.bool_]

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
-from evals.benchmark import check
 from ijepa.config import parse
 from ijepa.errors import UserError
-from ijepa.methods import ijepa, names
+from ijepa.method import load_method, method_names
+from ijepa.methods import ijepa
+from workflow.plan.benchmark import as_plain, read_benchmark, read_files
+from workflow.plan.check import check
 
 FOLDER = Path(__file__).parents[1] / "config"
 CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if p.stem not in ("seeds", "released"))
@@ -79,17 +80,15 @@ def test_any_change_gives_a_run_another_identity(raw_run: dict[str, Any]) -> Non
     assert same.identity() == parse(changed(raw_run, "seed", 0)).identity() != other.identity()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", method_names())
 def test_every_method_has_a_recipe_of_defaults(name: str) -> None:
-    from ijepa.methods import load
-
-    assert load(name).Config().optim.epochs > 0
+    assert load_method(name).Config().optim.epochs > 0
 
 
 @pytest.mark.usefixtures("real_register")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_the_project_can_be_carried_out(path: Path) -> None:
-    check(yaml.safe_load(path.read_text()))
+    check(read_benchmark(yaml.safe_load(path.read_text())))
 
 
 def recipes(name: str) -> dict[str, dict[str, Any]]:
@@ -103,7 +102,7 @@ def recipes(name: str) -> dict[str, dict[str, Any]]:
 def test_longer_configs_have_the_runs_of_shorter_ones_with_more_time() -> None:
     assert recipes("mini").items() <= recipes("hour").items()
     assert recipes("hour") == recipes("hours")
-    assert recipes("hour").keys() == set(names())
+    assert recipes("hour").keys() == set(method_names())
 
 
 @pytest.mark.usefixtures("real_register")
@@ -118,7 +117,7 @@ def test_longer_configs_have_the_runs_of_shorter_ones_with_more_time() -> None:
 def test_a_mistake_in_a_tokenizer_is_refused(tokenizers: dict[str, Any], message: str) -> None:
     benchmark = yaml.safe_load((FOLDER / "hour.yaml").read_text())
     with pytest.raises(UserError, match=message):
-        check(benchmark | {"tokenizers": tokenizers})
+        check(read_benchmark(benchmark | {"tokenizers": tokenizers}))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -127,7 +126,7 @@ def test_a_run_that_needs_a_tokenizer_nobody_has_is_refused() -> None:
     (cae,) = (run for run in benchmark["runs"] if run["name"] == "cae")
     cae["recipe"]["tokenizer"] = "dalle"
     with pytest.raises(UserError, match=r"tokenizers\.dalle: dalle needs weights"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +150,10 @@ def test_a_run_that_needs_a_tokenizer_nobody_has_is_refused() -> None:
 @pytest.mark.usefixtures("real_register")
 def test_a_mistake_in_an_evaluation_is_refused(evaluation: dict[str, Any], message: str) -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
-    benchmark |= {"runs": [], "tables": [], "evaluations": [evaluation]}
+    table = {"name": "any", "title": "Any", "evaluations": [evaluation["name"]]}
+    benchmark |= {"tables": [table], "evaluations": [evaluation]}
     with pytest.raises(UserError, match=message):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -161,7 +161,7 @@ def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["tables"][0]["evaluations"] = ["linear_prob"]
     with pytest.raises(UserError, match="linear_prob is not among evaluations"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -169,7 +169,7 @@ def test_a_table_that_would_overwrite_another_file_is_refused() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["tables"][0]["name"] = "cost"
     with pytest.raises(UserError, match="tables: cost is another file's name: give it another"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -177,14 +177,14 @@ def test_gpus_that_cannot_share_a_batch_are_refused_before_anything_is_queued() 
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["runs"][0]["gpus"] = 3
     with pytest.raises(UserError, match=r"runs\.ijepa\.gpus: 3 .* does not divide .*batch_size"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 def test_a_run_has_no_seed_of_its_own() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["runs"][0]["seed"] = 1
     with pytest.raises(UserError, match=r"runs\.ijepa\.seed: a run has none of its own"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -192,7 +192,7 @@ def test_a_table_of_an_unknown_encoder_is_refused() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["tables"][0]["runs"] = ["ijepa", "simclr"]
     with pytest.raises(UserError, match=r"runs: simclr is not among the encoders \(data2vec, "):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -200,12 +200,12 @@ def test_published_weights_need_a_checksum_and_a_known_layout() -> None:
     benchmark = yaml.safe_load((FOLDER / "released.yaml").read_text())
     (weights,) = benchmark["released"]
     with pytest.raises(UserError, match=r"released\.ijepa_vith14_in1k\.sha256: '\?' is no SHA-256"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
     weights["sha256"] = "0" * 64
-    check(benchmark)
+    check(read_benchmark(benchmark))
     weights["layout"] = "jepa"
     with pytest.raises(UserError, match="layout: 'jepa' is unknown: allowed are auto, ijepa"):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -214,7 +214,7 @@ def test_images_that_a_split_has_not_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"images\.cifar10\.test: 10001 cannot be had; cifar10 has 10000"
     ):
-        check(benchmark | {"images": {"cifar10": {"train": 5, "test": 10_001}}})
+        check(read_benchmark(benchmark | {"images": {"cifar10": {"train": 5, "test": 10_001}}}))
 
 
 @pytest.mark.usefixtures("real_register")
@@ -226,11 +226,14 @@ def test_a_tokenizer_must_be_written_out() -> None:
     with pytest.raises(
         UserError, match=r"runs\.cae\.recipe\.tokenizer: write the default, 'dalle'"
     ):
-        check(benchmark)
+        check(read_benchmark(benchmark))
 
 
 @pytest.mark.parametrize("path", sorted({*CONFIGS, FOLDER / "released.yaml"}), ids=lambda p: p.stem)
 def test_every_config_has_the_shape_that_the_workflow_asks_for(path: Path) -> None:
-    schema = yaml.safe_load((FOLDER.parent / "workflow" / "config.schema.yaml").read_text())
-    faults = Draft202012Validator(schema).iter_errors(yaml.safe_load(path.read_text()))
-    assert [f"{fault.json_path}: {fault.message}" for fault in faults] == []
+    raw, benchmark = read_files([path])
+    assert benchmark.name == path.stem
+    assert {table["name"] for table in raw["tables"]} == {table.name for table in benchmark.tables}
+    # What the plan's config.yaml says is the same config.
+    again = read_benchmark(as_plain(benchmark))
+    assert again == benchmark

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ijepa import config, cost, methods
-from ijepa import flops as counting
+from ijepa import config
 from ijepa.architecture import ViTConfig
 from ijepa.config import RunConfig
-from ijepa.cost import GPUS
+from ijepa.cost import flops as counting
+from ijepa.cost import predict as cost
+from ijepa.cost.cards import GPUS
 from ijepa.errors import UserError
+from ijepa.method import load_method, method_names
 from tests.conftest import OPTIM, RECIPES
+from workflow.plan.benchmark import read_files
+from workflow.plan.check import planned
+from workflow.plan.cost import main
 
 # Forecasts are of the project's own data sets, whatever other tests have put in their place.
 pytestmark = pytest.mark.usefixtures("real_register")
 
 ROOT = Path(__file__).parents[1]
 A100 = GPUS["a100-80gb"]
-PAPER = cost.read(ROOT / "config" / "paper.yaml")
+_, PAPER = read_files([ROOT / "config" / "paper.yaml"])
 IN22K = {"imagenet22k": 14_197_122}
 TOY = {"image_size": 32, "patch_size": 4, "dim": 64, "depth": 2, "num_heads": 2}
 
@@ -35,8 +39,12 @@ def run(method: str = "ijepa", vit: Any = TOY, **recipe: Any) -> RunConfig:
     return config.parse({**raw, "recipe": {"optim": OPTIM, **RECIPES[method], **recipe}})
 
 
-def of_paper(*names: str) -> dict[str, Any]:
-    return {**PAPER, "runs": [one for one in PAPER["runs"] if one["name"] in names]}
+def of_paper(*names: str, **differs: Any) -> dict[str, cost.Planned]:
+    return {
+        run.name: planned(dataclasses.replace(run, **differs))
+        for run in PAPER.runs
+        if run.name in names
+    }
 
 
 def forward(vit: ViTConfig, tokens: int) -> float:
@@ -77,12 +85,12 @@ def test_a_target_encoder_costs_one_forward_pass() -> None:
     assert flops(3) - flops(2) == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", method_names())
 def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
     one = run(method)
     batch = one.recipe.optim.batch_size
-    real = methods.load(method).Method(one.recipe, one.vit)
-    on_meta = methods.load(method).Method(one.recipe, one.vit).to("meta")
+    real = load_method(method).Method(one.recipe, one.vit)
+    on_meta = load_method(method).Method(one.recipe, one.vit).to("meta")
     flops, saved = counting._count(on_meta, one, batch, True, 0)
 
     kept: dict[int, Tensor] = {}
@@ -162,18 +170,6 @@ def test_published_hours_stand_beside_the_run_scaled_to_its_epochs() -> None:
     assert (huge.published, huge.of_reference) == ("1,152 A100-80GB", 1)
 
 
-def test_measured_hours_are_scaled_to_the_images_of_the_run(tmp_path: Path) -> None:
-    for seed, seconds in enumerate((3600, 7200)):
-        path = tmp_path / "evaluations" / "mae_vitb16" / f"seed{seed}" / "knn.json"
-        path.parent.mkdir(parents=True)
-        facts = {"train_seconds": seconds, "images_seen": 10}
-        path.write_text(json.dumps({"about": {"facts": facts}}))
-    (one,) = cost.predict(of_paper("mae_vitb16"), A100)
-    twenty = dataclasses.replace(one, images=20)
-    assert cost.measured_hours(tmp_path, twenty) == 3
-    assert cost.measured_hours(tmp_path, dataclasses.replace(one, run="another")) is None
-
-
 def test_on_a_cpu_a_prediction_is_of_images_and_their_speed() -> None:
     one = cost.cost("one", run("mae"), 50_000, 1, None, speed=10)
     assert one.hours == one.images / 10 / 3600
@@ -191,11 +187,10 @@ def test_a_card_of_unknown_peak_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     for told, name in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda told=told: told)
         assert cost.card_here() == name
-    benchmark = of_paper("mae_vitb16")
-    benchmark["runs"][0]["gpus"] = 4
-    (one,) = cost.predict(benchmark, None, speeds={"mae_vitb16": 10.0}, here=True)
-    assert one.gpus == cost.predict(benchmark, A100, here=True)[0].gpus == 2
-    assert cost.predict(benchmark, A100)[0].gpus == 4
+    runs = of_paper("mae_vitb16", gpus=4)
+    (one,) = cost.predict(runs, None, speeds={"mae_vitb16": 10.0}, here=True)
+    assert one.gpus == cost.predict(runs, A100, here=True)[0].gpus == 2
+    assert cost.predict(runs, A100)[0].gpus == 4
     assert one.hours == one.images / 20 / 3600 == one.gpu_hours / 2
 
 
@@ -208,30 +203,26 @@ def test_a_card_of_unknown_peak_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_a_config_that_cannot_be_predicted_is_refused(change: dict[str, Any], told: str) -> None:
-    benchmark = of_paper("mae_vitb16")
-    benchmark["runs"] = [{**benchmark["runs"][0], **change}]
     with pytest.raises(UserError, match=told):
-        cost.predict(benchmark, A100)
+        cost.predict(of_paper("mae_vitb16", **change), A100)
 
 
-def test_a_config_without_runs_is_refused() -> None:
-    with pytest.raises(UserError, match="runs is missing"):
-        cost.read(ROOT / "config" / "released.yaml")
+def test_a_config_without_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["cost", str(ROOT / "config" / "released.yaml")])
+    with pytest.raises(UserError, match="has no runs: nothing is pretrained"):
+        main()
 
 
 def test_all_numbers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "one.yaml"
-    path.write_text(
-        "dataset: cifar10\nvit: {image_size: 32, patch_size: 4, dim: 64, depth: 1, num_heads: 2}\n"
-        "runs: [{name: one, method: mae, recipe: {optim: {batch_size: 64}}}]\n"
-    )
-    arguments = [str(path), "--json", str(tmp_path / "c.json"), "--csv", str(tmp_path / "c.csv")]
-    monkeypatch.setattr("sys.argv", ["cost", *arguments, "--gpu", "h100", "--utilisation", "0.3"])
-    cost.main()
-    told = json.loads((tmp_path / "c.json").read_text())
+    arguments = [str(ROOT / "config" / "mini.yaml"), "--runs", "mae", "--csv"]
+    arguments += [str(tmp_path / "c.csv"), "--gpu", "h100", "--utilisation", "0.3"]
+    monkeypatch.setattr("sys.argv", ["cost", *arguments])
+    main()
     (row,) = csv.DictReader((tmp_path / "c.csv").read_text().splitlines())
-    assert (told["gpu"], told["utilisation"]) == ("h100", 0.3)
-    assert float(row["gpu_hours"]) == told["runs"][0]["gpu_hours"]
+    _, mini = read_files([ROOT / "config" / "mini.yaml"])
+    (mae,) = (run for run in mini.runs if run.name == "mae")
+    (predicted,) = cost.predict({"mae": planned(mae)}, GPUS["h100"], 0.3)
+    assert float(row["gpu_hours"]) == predicted.gpu_hours > 0
 
 
 def test_the_readme_shows_what_the_command_says() -> None:
@@ -239,7 +230,7 @@ def test_the_readme_shows_what_the_command_says() -> None:
     text = (ROOT / "README.md").read_text()
     (shown,) = re.findall(r"--markdown -->\n(.*?)<!-- end -->", text, re.DOTALL)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in shown.splitlines()[2:]}
-    assert list(rows) == [one["name"] for one in PAPER["runs"]]
+    assert list(rows) == [run.name for run in PAPER.runs]
     # Of one encoder each, because all take a minute.
     sample = ("ijepa_vith14", "ijepa_vitb16_block", "mae_vitl16", "cae_vitb16", "ibot_vitb16")
     lines = cost.markdown(cost.predict(of_paper(*sample), A100, num_images=IN22K)).splitlines()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data import download
 from ijepa.errors import UserError
+from ijepa.released import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -290,7 +290,7 @@ def test_a_process_that_is_killed_is_continued_by_the_same_command(
     server: Server, path: Path
 ) -> None:
     server.stall = threading.Event()
-    command = [sys.executable, "-m", "ijepa.data.download", server.address, str(path)]
+    command = [sys.executable, "-m", "ijepa.released.download", server.address, str(path)]
     command += ["--sha256", sha256(CONTENT), "--licence", "CC BY-NC 4.0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     part = part_of(path)

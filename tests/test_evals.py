@@ -17,26 +17,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-import evals
-from evals import (
-    feature_statistics,
-    features,
-    knn,
-    logistic_regression,
-    packed,
-    top1,
-    unpacked,
-    wilson,
-)
+from evals import features
 from evals.__main__ import main
 from evals.features import extract
+from evals.protocol import evaluation_names, load_evaluation
+from evals.protocols import feature_statistics, knn, logistic_regression
+from evals.result import Result, packed, top1, unpacked, wilson
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.architecture import ViTConfig
 from ijepa.config import parse
 from ijepa.data.loader import Images
 from ijepa.errors import UserError
-from ijepa.train import collapse_monitors, train
+from ijepa.log import collapse_monitors
+from ijepa.train import train
 from ijepa.vit import ViT
 
 STATISTICAL = ["knn", "logistic_regression"]
@@ -94,14 +88,14 @@ def arrays(subject: Made, split: str) -> tuple[NDArray[np.float64], NDArray[np.i
 
 @pytest.mark.parametrize("name", STATISTICAL)
 def test_an_evaluation_separates_clear_classes_and_not_noise(name: str) -> None:
-    module = evals.load(name)
+    module = load_evaluation(name)
     assert module.evaluate(module.Config(), clouds(noise=0.05)).value > 0.99
     assert module.evaluate(module.Config(), clouds(noise=1e3)).value < 0.45
 
 
-@pytest.mark.parametrize("name", evals.names())
+@pytest.mark.parametrize("name", evaluation_names())
 def test_every_evaluation_has_a_protocol_of_its_own(name: str) -> None:
-    module = evals.load(name)
+    module = load_evaluation(name)
     assert module.Config() == module.Config()
     assert set(module.USES) <= {"features", "images", "both"}
     assert module.USES
@@ -109,7 +103,7 @@ def test_every_evaluation_has_a_protocol_of_its_own(name: str) -> None:
 
 def test_an_unknown_evaluation_is_refused() -> None:
     with pytest.raises(UserError, match=r"unknown evaluation 'knnn': known are .*knn, linear_pro"):
-        evals.load("knnn")
+        load_evaluation("knnn")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +240,7 @@ def test_a_fit_that_memory_cannot_hold_is_refused_first(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", STATISTICAL)
 def test_a_label_beyond_the_classes_is_named(name: str) -> None:
-    subject, module = clouds(), evals.load(name)
+    subject, module = clouds(), load_evaluation(name)
     subject.y["train"][5] = 3
     with pytest.raises(UserError, match="train image 5 of made has class 3, but there are 3"):
         module.evaluate(module.Config(), subject)
@@ -254,13 +248,13 @@ def test_a_label_beyond_the_classes_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*STATISTICAL, "feature_statistics"])
 def test_features_that_are_no_numbers_are_refused(name: str) -> None:
-    subject, module = clouds(), evals.load(name)
+    subject, module = clouds(), load_evaluation(name)
     subject.x["train"][5, 3] = torch.nan
     with pytest.raises(UserError, match="not finite numbers"):
         module.evaluate(module.Config(), subject)
 
 
-def statistics_of(x: Tensor, **settings: int) -> evals.Result:
+def statistics_of(x: Tensor, **settings: int) -> Result:
     subject = Made(x={"train": x}, y={"train": torch.zeros(len(x), dtype=torch.int64)})
     return feature_statistics.evaluate(feature_statistics.Config(**settings), subject)
 
@@ -361,7 +355,7 @@ def numbers(text: str) -> list[int]:
 @pytest.mark.parametrize("name", STATISTICAL)
 def test_a_result_tells_of_each_test_image_in_order(name: str) -> None:
     """Another label for the first image turns the first bit and no other."""
-    subject, module = clouds(noise=0.05), evals.load(name)
+    subject, module = clouds(noise=0.05), load_evaluation(name)
     right = module.evaluate(module.Config(), subject)
     subject.y["test"][0] = (subject.y["test"][0] + 1) % 3
     wrong = module.evaluate(module.Config(), subject)
@@ -479,10 +473,10 @@ def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
         (["knn", "--features", "none.json"], "none.json does not exist: make it first"),
         (["knn", "--encoder", "{encoder}"], "knn uses features, it was given images"),
         (["finetune", "--features", "{features}"], "finetune uses images, it was given features"),
-        (["knn", "--features", "{features}", "--images", "[1]"], r"--images \[1\]: give counts"),
-        (["knn", "--features", "{features}", "--images", '{{"test": -1}}'], "give counts by split"),
-        (["knn", "--features", "{features}", "--images", '{{"tests": 5}}'], "--images names tests"),
-        (["knn", "--features", "{features}", "--config", "[]"], r"--config \[\]: give keys"),
+        (["knn", "--features", "{features}", "--images", "[1]"], r"--images '\[1\]': give counts"),
+        (["knn", "--features", "{features}", "--images", "test=-1"], "give counts by split"),
+        (["knn", "--features", "{features}", "--images", "tests=5"], "images.tests: unknown split"),
+        (["knn", "--features", "{features}", "--config", "{list}"], "must hold keys and values"),
     ],
 )
 def test_what_the_command_cannot_evaluate_is_one_clear_error(
@@ -491,6 +485,8 @@ def test_what_the_command_cannot_evaluate_is_one_clear_error(
     places = {"features": tmp_path / "about.json", "encoder": tmp_path / "encoder.safetensors"}
     for path in places.values():
         path.touch()
+    (tmp_path / "list.yaml").write_text("[]")
+    places["list"] = tmp_path / "list.yaml"
     arguments = [argument.format(**places) for argument in given]
     out = ["--data", str(data), "--out", str(tmp_path / "out.json")]
     monkeypatch.setattr("sys.argv", ["evals", *arguments, *out])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from evals import supervised
-from evals.finetune import PRESETS, Config, classifier, evaluate, fine_tune, groups
+from evals.protocols.finetune import PRESETS, Config, classifier, evaluate, fine_tune, groups
 from evals.subject import Subject
 from ijepa.architecture import Variant
 from ijepa.config import parse

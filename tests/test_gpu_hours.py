@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from evals import gpu_hours
-from ijepa import slurm
-from ijepa.slurm import Start
+from evals.report import gpu_hours
+from ijepa.cluster import slurm
+from ijepa.cluster.slurm import Start
 from tests.conftest import eventually
 
-SCRIPT = Path(__file__).parents[1] / "ijepa/note_job.sh"
+SCRIPT = Path(__file__).parents[1] / "ijepa/cluster/note_job.sh"
 TRAINED = ((2.0, 3601.0), (3700.0, 24.0), (4001.0, 1800.0))
 """Begin and seconds of the starts that accounting has of the run below."""
 
@@ -27,7 +27,7 @@ def write(path: Path, value: dict[str, Any]) -> None:
 
 
 def note(results: Path, place: str, job: str, seconds: float, gpus: int = 1) -> None:
-    """What a job that lived so long has noted (ijepa/note_job.sh)."""
+    """What a job that lived so long has noted (ijepa/cluster/note_job.sh)."""
     begun = 1000.0 + int(job)
     told = {"job": job, "host": "a", "gpus": gpus, "begun": begun, "ended": begun + seconds}
     write(results / "jobs" / place / f"{job}-0.json", told)
@@ -56,7 +56,7 @@ def tabulate(results: Path, monkeypatch: pytest.MonkeyPatch, *known: Start) -> p
         numbers = {start.job for start in known if start.job in jobs}
         return {job: [start for start in known if start.job == job] for job in numbers}
 
-    monkeypatch.setattr("ijepa.slurm.starts", starts)
+    monkeypatch.setattr("ijepa.cluster.slurm.starts", starts)
     return gpu_hours.tabulate(results, results / "jobs")
 
 
@@ -107,7 +107,7 @@ def test_a_job_that_no_launcher_noted_and_one_that_was_over_at_once_count_too(
     ]
     write(path, told)
     known = {"7": [counted("7", 3600, gpus=4, begun=0)], "5": [counted("5", 60, gpus=4, begun=99)]}
-    monkeypatch.setattr("ijepa.slurm.starts", lambda _: {**known, "6": []})
+    monkeypatch.setattr("ijepa.cluster.slurm.starts", lambda _: {**known, "6": []})
     table = gpu_hours.tabulate(results, results / "jobs")
     of_slurm = table[table.source == "slurm"]
     assert (of_slurm.jobs.tolist(), of_slurm.starts.tolist()) == (["7 5 6"], [2])
@@ -188,7 +188,7 @@ def test_every_start_of_a_requeued_job_counts_and_its_gpus_once(
     both = "billing=4,cpu=4,gres/gpu:a100=4,gres/gpu=4,mem=8G"
     rows = [["7", "100", "34", both], ["7", "150", "53", both], ["9", "1", "10", "cpu=1"]]
     rows += [["10", "Unknown", "0", both]]
-    monkeypatch.setattr("ijepa.slurm._rows", lambda *_command: rows)
+    monkeypatch.setattr("ijepa.cluster.slurm._rows", lambda *_command: rows)
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/sacct")
     assert slurm.starts(["7", "9", "10"]) == {
         "7": [Start("7", 100.0, 34.0, 4), Start("7", 150.0, 53.0, 4)],

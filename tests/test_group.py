@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evals import knn
+from evals.protocols import knn
 from evals.run import Item, evaluate_group
 from evals.subject import Subject
 from ijepa.errors import UserError

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking, Masks
-from ijepa.methods import Batch, ijepa
+from ijepa.method import Batch
+from ijepa.methods import ijepa
 
 VIT = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
 

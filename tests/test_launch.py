@@ -21,14 +21,16 @@ import submitit
 import torch
 import yaml
 
-from ijepa import distributed, launch, slurm, submission
-from ijepa.data.staging import staged
+from ijepa import distributed
+from ijepa.cluster import jobs as submission
+from ijepa.cluster import launch, slurm
+from ijepa.cluster.job import SECONDS_FOR_THE_CAUSE, Pretraining
+from ijepa.cluster.jobs import Launch
+from ijepa.cluster.launch import pretrain
+from ijepa.cluster.slurm import Request, minutes
+from ijepa.cluster.staging import staged
 from ijepa.errors import UserError
 from ijepa.files import write_json
-from ijepa.job import SECONDS_FOR_THE_CAUSE, Pretraining
-from ijepa.launch import pretrain
-from ijepa.slurm import Request, minutes
-from ijepa.submission import Launch
 from tests.conftest import eventually, raw_run_of
 from tests.test_train import run, told, weights
 
@@ -56,7 +58,7 @@ def start(asked: Launch) -> subprocess.Popen[bytes]:
     files = [str(asked.run), "--data", str(asked.data), "--work", str(asked.work)]
     with (asked.work.parent / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "ijepa.launch", *files, "--out", str(asked.out)],
+            [sys.executable, "-m", "ijepa.cluster.launch", *files, "--out", str(asked.out)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=log,
@@ -224,6 +226,26 @@ def test_what_is_finished_is_brought_where_its_job_cannot_be_asked(
         (asked.state / name).write_text("made")
     pretrain(asked)
     assert asked.out.read_text() == "made"
+
+
+def test_a_run_that_an_earlier_version_began_is_taken_over_once_its_job_has_ended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That version named a run's folder by all bytes of its file."""
+    asked = launched(raw_run_of("mae"), data, tmp_path / "run")
+    earlier = asked.earlier().state
+    assert earlier != asked.state
+    earlier.mkdir(parents=True)
+    for name in ("encoder.safetensors", "train.jsonl"):
+        (earlier / name).write_text("made")
+    at_work = submission.LocalJob(asked.earlier(), "7")
+    monkeypatch.setattr(launch, "live", lambda of: at_work if of.state == earlier else None)
+    with pytest.raises(UserError, match="job 7 of an earlier version works on this run"):
+        pretrain(asked)
+    monkeypatch.setattr(launch, "live", lambda of: None)
+    pretrain(asked)
+    assert asked.out.read_text() == "made"
+    assert not earlier.exists()
 
 
 def test_a_job_that_fails_says_why(data: Path, tmp_path: Path) -> None:
@@ -492,7 +514,7 @@ def test_a_process_that_is_lost_before_the_first_step_is_told_from_a_fault_of_th
 
     monkeypatch.setattr(distributed, "joined", gone)
     waits: list[float] = []
-    monkeypatch.setattr("ijepa.job.time.sleep", waits.append)
+    monkeypatch.setattr("ijepa.cluster.job.time.sleep", waits.append)
     threads = torch.get_num_threads()
     work = Pretraining(tmp_path / "run.yaml", data, tmp_path, tmp_path, threads, gpus=2)
     environment = SimpleNamespace(num_tasks=2, cluster="slurm")

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from evals import views
-from evals.linear_probe import PRESETS, Config, divide, evaluate
+from evals.protocols.linear_probe import PRESETS, Config, divide, evaluate
 from evals.subject import Subject
 from evals.views import Encoded, Stored, epoch_batches, pooled
 from ijepa.architecture import Variant, ViTConfig

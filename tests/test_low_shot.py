@@ -9,9 +9,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from evals import low_shot
-from evals.finetune import Config as FineTuning
-from evals.low_shot import Config
+from evals.protocols import low_shot
+from evals.protocols.finetune import Config as FineTuning
+from evals.protocols.low_shot import Config
 from evals.subject import Subject
 from ijepa.errors import UserError
 from ijepa.strict import strict

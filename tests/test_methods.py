@@ -6,26 +6,26 @@ from typing import Any
 import pytest
 import torch
 
-from ijepa import methods, train
+from ijepa import train
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse
 from ijepa.errors import UserError
-from ijepa.methods import Batch, Recipe
+from ijepa.method import Batch, Method, Recipe, load_method, method_names
 from ijepa.optim import Optim
 from ijepa.precision import kernels, precision
 from tests.conftest import RECIPES, Trained, raw_run_of
 from tests.several_runs import sgd
 from tests.test_train import run, told, weights
 
-METHODS = methods.names()
+METHODS = method_names()
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
-def make(name: str) -> methods.Method:
+def make(name: str) -> Method:
     torch.manual_seed(0)
     parsed = parse(raw_run_of(name))
-    return methods.load(name).Method(parsed.recipe, parsed.vit)
+    return load_method(name).Method(parsed.recipe, parsed.vit)
 
 
 def batch(name: str, num_images: int = 8, **settings: Any) -> Batch:
@@ -99,7 +99,7 @@ def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     method_type = type(make(name))
     original = method_type.after_step
 
-    def cut(self: methods.Method, progress: float) -> None:
+    def cut(self: Method, progress: float) -> None:
         original(self, progress)
         if progress * 8 >= 4:
             raise KeyboardInterrupt
@@ -186,8 +186,8 @@ def test_draws_change_with_the_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_are_a_whole_recipe_that_fits_the_base_network(name: str) -> None:
-    recipe: Recipe = methods.load(name).Config()
-    methods.load(name).check(recipe, ViTConfig())
+    recipe: Recipe = load_method(name).Config()
+    load_method(name).check(recipe, ViTConfig())
     assert recipe.views(224)[0].size == 224
 
 
@@ -202,7 +202,7 @@ def test_published_recipes_have_their_rates_and_batches() -> None:
         "ibot": (1024, 400, 10, 5e-4 * 1024 / 256, 0.04, 0.4, 3.0),
     }
     for name, values in expected.items():
-        optim: Optim = methods.load(name).Config().optim
+        optim: Optim = load_method(name).Config().optim
         told = (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.lr)
         assert (*told, *optim.weight_decay, optim.clip) == pytest.approx(values), name
 
@@ -256,7 +256,7 @@ def test_losses_are_computed_in_float32_under_autocast(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "preset"),
-    [(name, preset) for name in METHODS for preset in methods.load(name).PRESETS],
+    [(name, preset) for name in METHODS for preset in load_method(name).PRESETS],
 )
 def test_a_preset_changes_the_recipe_and_a_config_may_change_it_further(
     name: str, preset: str

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-import evals
-from ijepa import config, methods
+from evals.protocol import configure
+from ijepa import config
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.config import RunConfig
-from ijepa.data.shards import missing
+from ijepa.data.build import missing
+from ijepa.method import method_names
+from workflow.plan.benchmark import read_benchmark
 from workflow.plan.grid import Grid
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +133,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in PUBLISHED:
         told = any(part.items() <= row.items() for part in NOT_EXPRESSIBLE)
-        if row["table"] == table and row["method"] in methods.names() and not told:
+        if row["table"] == table and row["method"] in method_names() and not told:
             key = tuple(row[name] for name in ("method", "arch", "pretrain_data", "note"))
             rows.setdefault(key, row)
     return list(rows.values())
@@ -201,7 +203,7 @@ def test_an_evaluation_follows_the_papers_protocol(
 ) -> None:
     item = EVALUATIONS[name]
     raw = item["config"] | item.get("config_of", {}).get(encoder, {})
-    protocol = evals.configure(item["evaluation"], raw, name)
+    protocol = configure(item["evaluation"], raw, name)
     assert {path: attrgetter(path)(protocol) for path in stated} == stated
 
 
@@ -209,7 +211,7 @@ def test_the_plan_is_complete_and_names_all_that_a_person_must_bring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    grid = Grid(PAPER)
+    grid = Grid(read_benchmark(PAPER))
     for table in TABLES.values():
         for run in table["runs"]:
             for evaluation in table["evaluations"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.provenance import trace
+from evals.report.provenance import trace
 from ijepa import provenance
 from ijepa.errors import UserError
 
@@ -18,7 +18,10 @@ def test_a_commit_has_a_plus_where_code_differs_and_none_for_a_cluster_s_names(
 ) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     assert provenance.commit() == "unknown"
-    profile, code = tmp_path / "workflow/profiles/slurm/config.yaml", tmp_path / "evals/knn.py"
+    profile, code = (
+        tmp_path / "workflow/profiles/slurm/config.yaml",
+        tmp_path / "evals/protocols/knn.py",
+    )
     for path in (profile, code):
         path.parent.mkdir(parents=True)
         path.write_text("old")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from evals import packed
-from evals.reference import between_seeds, judge, publish, show
-from evals.result_set import Results
+from evals.report.plan import ReportPlan, TableSpec
+from evals.report.reference import between_seeds, judge, publish, show
+from evals.report.result_set import Results
+from evals.result import packed
 from ijepa.errors import UserError
 
 N = 5000
@@ -115,7 +116,7 @@ def write(folder: Path, results: Results) -> None:
         path.write_text(json.dumps(told))
 
 
-CONFIG = {"evaluations": [{"name": "knn", "title": "k-NN"}]}
+PLAN = ReportPlan("mini", "cifar10", [TableSpec("any", "Any", ["knn"], titles={"knn": "k-NN"})])
 
 
 def test_the_end_of_a_run_says_that_it_agrees_or_names_what_was_changed_by_hand(
@@ -127,16 +128,16 @@ def test_the_end_of_a_run_says_that_it_agrees_or_names_what_was_changed_by_hand(
     monkeypatch.chdir(tmp_path)
     mine = Path("results/mini")
     write(mine, {key: told for key, told in reference.items() if key[1] == 0})
-    show(mine, CONFIG)
+    show(mine, PLAN)
     assert "git has no results of mini to compare with" in capsys.readouterr().out
     shutil.copytree(mine, "results/reference/mini")
-    show(mine, CONFIG)
+    show(mine, PLAN)
     out = capsys.readouterr().out
     assert "mini agrees with the published results within noise (6 compared, 6 of them" in out
     assert "k-NN" in out
     path = mine / "evaluations/run3/seed0/knn.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"value": 0.9}))
-    show(mine, CONFIG)
+    show(mine, PLAN)
     out = capsys.readouterr().out
     assert "mini DISAGREES with the published results beyond noise (1 of 6):" in out
     assert "run3/seed0/knn: 90.00 here" in out
@@ -144,7 +145,7 @@ def test_the_end_of_a_run_says_that_it_agrees_or_names_what_was_changed_by_hand(
     bits = packed(torch.zeros(N, dtype=torch.bool))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"correct": bits}))
     with pytest.raises(UserError, match=r"run3/seed0/knn\.json .* correct has 0 of 5000 images"):
-        show(mine, CONFIG)
+        show(mine, PLAN)
 
 
 def test_what_is_published_is_what_a_run_made_without_encoders_and_features(

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.features import extract
-from evals.results import read_results
+from evals.report.results import read_results
 from evals.run import evaluate
 from evals.subject import Subject
-from ijepa import methods, released
 from ijepa.architecture import SIZES, Variant, ViTConfig
 from ijepa.checkpoint import (
     describe,
@@ -36,8 +35,10 @@ from ijepa.checkpoint import (
     read_tensors,
 )
 from ijepa.errors import UserError, run_command
-from ijepa.layouts import LAYOUTS
+from ijepa.method import load_method, method_names
 from ijepa.methods import cae, data2vec, mae
+from ijepa.released import convert as released
+from ijepa.released.layouts import LAYOUTS
 from ijepa.vit import ViT, sincos_positions
 
 GOLDEN = Path(__file__).parent / "golden_files"
@@ -324,7 +325,7 @@ def test_recorded_weights_give_what_the_method_gives(name: str, tmp_path: Path) 
         "data2vec": data2vec.Config(drop_path=0, top_layers=2),
         "cae": cae.Config(vocabulary=64, regressor_depth=2, decoder_depth=2, drop_path=0),
     }
-    module = methods.load(name)
+    module = load_method(name)
     method = module.Method(configs[name], VIT)
     weights = {key.replace("/", "."): value for key, value in before.items()}
     method.load_state_dict(released.rename(weights, module.RELEASED))
@@ -348,9 +349,9 @@ def test_timms_own_network_gives_the_same_features(scale: float | None, tmp_path
         )
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", method_names())
 def test_a_layout_has_the_variant_of_our_method(name: str) -> None:
-    module = methods.load(name)
+    module = load_method(name)
     with torch.device("meta"):
         encoder = module.Method(module.Config(), ViTConfig(dim=48, depth=6, num_heads=3)).encoder
     layout = LAYOUTS[name].variant

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,29 +13,19 @@ import yaml
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from evals.features import extract
-from evals.report import pictures_of_classes, report
-from evals.results import read_results
+from evals.report.page import pictures_of_classes, report
+from evals.report.plan import ReportPlan, TableSpec
+from evals.report.results import read_results
+from evals.report.shapes import markdown, note
+from evals.report.tabulate import tabulate
 from evals.run import evaluate
-from evals.shapes import markdown, note
 from evals.subject import Subject
-from evals.tabulate import tabulate
 from ijepa.config import parse
 from ijepa.errors import UserError
 from ijepa.train import train
 
 EVALUATIONS = ["linear_probe", "knn"]
-SPEC = {
-    "name": "tiny",
-    "title": "Tiny, frozen features",
-    "evaluations": EVALUATIONS,
-    "titles": {"linear_probe": "linear"},
-}
-CONFIG: dict[str, Any] = {
-    "evaluations": [{"name": name} for name in EVALUATIONS],
-    "runs": [{"name": "ijepa"}],
-    "seeds": [0],
-    "tables": [{key: SPEC[key] for key in ("name", "title", "evaluations")}],
-}
+SPEC = TableSpec("tiny", "Tiny, frozen features", EVALUATIONS, titles={"linear_probe": "linear"})
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "linear_probe": {"preset": "cifar100", "batch_size": 32, "epochs": 2, "milestones": []},
     "knn": {},
@@ -103,7 +94,7 @@ def test_a_table_has_every_run_and_then_the_two_controls(results: Path) -> None:
 
 def test_a_table_that_names_its_runs_has_no_others_and_no_gains(results: Path) -> None:
     tidy = read_results(found(results))
-    table = tabulate(tidy, {**SPEC, "runs": ["ijepa"]})
+    table = tabulate(tidy, replace(SPEC, runs=["ijepa"]))
     assert table.rows["run"].tolist() == ["ijepa"]
     assert "gain" not in markdown(table)
     assert "| linear, top-1 % | knn, top-1 % |" in markdown(table)
@@ -168,7 +159,8 @@ def page_file(results: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     seeds = folder / "evaluations" / "ijepa"
     shutil.copytree(seeds / "seed0", seeds / "seed1")
     file = folder / "report.html"
-    report(folder, found(folder), data, {**CONFIG, "seeds": [0, 1]}, file)
+    spec = TableSpec("tiny", SPEC.title, EVALUATIONS, encoders=["ijepa"], seeds=[0, 1])
+    report(folder, found(folder), data, ReportPlan("tiny", "tiny", [spec]), file)
     return file
 
 
@@ -311,7 +303,9 @@ def test_classes_are_told_one_by_one_and_counts_by_what_they_are_taken_for(tmp_p
             paths[-1].parent.mkdir(parents=True, exist_ok=True)
             result = {"dataset": "any", "label": label, "classes": counted}
             paths[-1].write_text(json.dumps(result))
-    made = pictures_of_classes({"evaluations": [{"name": name} for name in evaluations]}, paths)
+    made = pictures_of_classes(
+        ReportPlan("any", "any", [TableSpec("any", "Any", [*evaluations])]), paths
+    )
     assert [picture.name for picture in made] == ["classes_knn", "confusion_clevr_count"]
     order = [made[1].svg.index(f"<!-- {run} -->") for run in ("zeta", "pixels", "random_init")]
     assert order == sorted(order)

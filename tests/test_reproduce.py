@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from tests.conftest import raw_run_of
+from workflow.plan.benchmark import read_benchmark
 from workflow.plan.estimate import SECONDS, forward_flops, job_seconds, wall_seconds
 from workflow.plan.grid import Grid
 from workflow.reproduce import View, clock, last_lines
@@ -94,7 +95,7 @@ def test_a_failed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
 
 
 def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it() -> None:
-    grid = Grid(MINI, cores=2)
+    grid = Grid(read_benchmark(MINI), cores=2)
     vits = {run: dict(MINI["vit"]) for run in RUNS}
     gflops = {"ijepa": 7000.0, "mae": 3000.0, "data2vec": 5000.0}
     slow = job_seconds(grid, gflops, vits, SPLITS, 78e9)

@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 from ijepa.data import register, shards, sources
+from ijepa.data.build import build_shards
 from ijepa.data.loader import Images, Steps, TrainingViews, View
 from ijepa.data.transforms import DINO_LOCAL, Crop, augment, centre_crop
 from ijepa.errors import UserError
@@ -49,13 +50,13 @@ def test_any_webdataset_reader_reads_the_shards(data: Path) -> None:
 
 
 def test_the_same_raw_files_give_the_same_bytes(tiny: Path, data: Path, tmp_path: Path) -> None:
-    shards.build("tiny", tiny / "raw", tmp_path, num_workers=1)
+    build_shards("tiny", tiny / "raw", tmp_path, num_workers=1)
     for path in data.glob("[!.]*"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
 def test_a_build_that_is_killed_keeps_its_finished_shards(tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ijepa.data.shards", "build", "tiny"]
+    command = [sys.executable, "-m", "ijepa.data", "build", "tiny"]
     command += ["--raw", str(tiny / "raw"), "--out", str(tmp_path), "--num-workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (tmp_path / "train-00000.json").exists():
@@ -79,7 +80,7 @@ def test_a_flipped_byte_is_named_and_mended_without_touching_the_index(
     path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
     with pytest.raises(UserError, match=r"train-00001\.tar is damaged.*To mend"):
         shards.verify(copy)
-    shards.build("tiny", tiny / "raw", copy, num_workers=1)
+    build_shards("tiny", tiny / "raw", copy, num_workers=1)
     assert path.read_bytes() == whole
     assert (copy / "index.json").stat().st_mtime_ns == index
 
@@ -92,7 +93,7 @@ def test_a_changed_label_is_named_and_mended(tiny: Path, copy: Path) -> None:
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"train-00001\.json is damaged"):
             shards.verify(copy)
-        shards.build("tiny", tiny / "raw", copy, num_workers=1)
+        build_shards("tiny", tiny / "raw", copy, num_workers=1)
         assert path.read_text() == whole
 
 
@@ -110,7 +111,7 @@ def test_a_damaged_or_missing_index_is_an_error_that_a_build_mends(tiny: Path, c
     (copy / "index.json").write_text("{")
     with pytest.raises(UserError, match=r"index\.json is damaged"):
         shards.verify(copy)
-    shards.build("tiny", tiny / "raw", copy, num_workers=1)
+    build_shards("tiny", tiny / "raw", copy, num_workers=1)
     shards.verify(copy)
     (copy / "index.json").unlink()
     with pytest.raises(UserError, match=r"index\.json is missing"):
@@ -158,7 +159,7 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_corrupt_images_are_left_out_and_listed(photographs: Path) -> None:
-    shards.build("photographs", photographs / "raw", photographs / "out", num_workers=2)
+    build_shards("photographs", photographs / "raw", photographs / "out", num_workers=2)
     report = json.loads((photographs / "out" / "corrupt.json").read_text())
     assert (report["images"], report["corrupt"], len(report["list"])) == (60, 10, 10)
     assert {fault["split"] for fault in report["list"]} == {"train"}
@@ -174,13 +175,13 @@ def test_too_many_corrupt_images_stop_the_build(photographs: Path) -> None:
     with pytest.raises(
         UserError, match=r"of 60 images of strict are corrupt.*0010\.jpg.*raise max"
     ):
-        shards.build("strict", photographs / "raw", photographs / "out", num_workers=1)
+        build_shards("strict", photographs / "raw", photographs / "out", num_workers=1)
     assert not (photographs / "out" / "index.json").exists()
 
 
 def test_original_bytes_are_kept_unless_resizing_is_asked_for(photographs: Path) -> None:
     for name in ("photographs", "shrunk"):
-        shards.build(name, photographs / "raw", photographs / name, num_workers=1)
+        build_shards(name, photographs / "raw", photographs / name, num_workers=1)
     first = (photographs / "raw" / "train" / "even" / "0000.jpg").read_bytes()
     place, size = shards.read_shard(photographs / "photographs" / "train-00000.tar").places[0]
     tar = (photographs / "photographs" / "train-00000.tar").read_bytes()
@@ -191,7 +192,7 @@ def test_original_bytes_are_kept_unless_resizing_is_asked_for(photographs: Path)
 def test_one_core_or_several_give_the_same_bytes(photographs: Path) -> None:
     for workers in (1, 3):
         out = photographs / str(workers)
-        shards.build("photographs", photographs / "raw", out, num_workers=workers)
+        build_shards("photographs", photographs / "raw", out, num_workers=workers)
     for path in (photographs / "1").glob("[!.]*"):
         assert path.read_bytes() == (photographs / "3" / path.name).read_bytes()
 
@@ -223,7 +224,7 @@ def test_a_raw_file_with_other_bytes_is_refused(tiny: Path, tmp_path: Path) -> N
     raw = Path(shutil.copytree(tiny / "raw", tmp_path / "raw"))
     (raw / "test_batch.bin").write_bytes(bytes(32 * 3073))
     with pytest.raises(UserError, match=r"test_batch\.bin is missing or does not have the SHA-1"):
-        shards.build("tiny", raw, tmp_path / "out", num_workers=1)
+        build_shards("tiny", raw, tmp_path / "out", num_workers=1)
     assert (tmp_path / "out" / "train-00002.tar").exists()
     assert not (tmp_path / "out" / "index.json").exists()
 
@@ -233,7 +234,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny: Path, tmp_path: 
     mount = ["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("this sandbox cannot mount a tmpfs")
-    command = [sys.executable, "-m", "ijepa.data.shards", "build", "tiny"]
+    command = [sys.executable, "-m", "ijepa.data", "build", "tiny"]
     command += ["--raw", str(tiny / "raw"), "--out", str(tmp_path), "--num-workers", "1"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from ijepa.data import register, shards, sources
+from ijepa.data import register, sources
+from ijepa.data.build import build_shards
 from ijepa.data.loader import Images
 from ijepa.data.register import Dataset
 from ijepa.data.shards import read_index
@@ -290,7 +291,7 @@ def test_official_archives_become_shards_that_know_their_subset(
     (official / "datasets.yaml").write_text(json.dumps({"miniature": entry}))
     monkeypatch.setattr(register, "REGISTER", official / "datasets.yaml")
     IMAGENET_SOURCE.fetch(IMAGENET, official)
-    shards.build("miniature", official, official / "out", num_workers=1)
+    build_shards("miniature", official, official / "out", num_workers=1)
     images = Images(official / "out", "train")
     assert images.labels["class"].tolist() == [0, 0, 1, 1, 2, 2]
     (few,) = images.subsets.values()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ijepa import config, speed
+from ijepa import config
+from ijepa.cost import speed
 from tests.conftest import raw_run_of
 
 

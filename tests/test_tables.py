@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import (
-    benchmark,
+from evals.report import (
     costs,
     figures,
     formats,
@@ -28,8 +28,13 @@ from evals import (
     tables,
     tabulate,
 )
-from evals.formats import Cell, Header, View
+from evals.report.formats import Cell, Header, View
+from evals.report.plan import ReportPlan, TableSpec
 from ijepa.errors import UserError
+from workflow.plan.__main__ import main
+from workflow.plan.benchmark import read_benchmark
+from workflow.plan.check import check
+from workflow.plan.grid import Grid
 
 ROOT = Path(__file__).parents[1]
 PAPER: dict[str, Any] = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
@@ -66,12 +71,20 @@ def tidy(*rows: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=results.COLUMNS)
 
 
+def plan_of(config: dict[str, Any]) -> ReportPlan:
+    return Grid(read_benchmark(config)).report_plan
+
+
+def check_config(config: dict[str, Any]) -> None:
+    check(read_benchmark(config))
+
+
 def of_paper(name: str, found: pd.DataFrame) -> tabulate.Table:
     specs = [table for table in PAPER["tables"] if table["name"] == name]
-    return tables.tables_of({**PAPER, "tables": specs}, found)[name]
+    return tables.tables_of(plan_of({**PAPER, "tables": specs}), found)[name]
 
 
-SPEC = {"name": "own", "title": "Own", "evaluations": ["knn"], "seeds": [0, 1]}
+SPEC = TableSpec("own", "Own", ["knn"], seeds=[0, 1])
 PAIR = [one(run, seed, "knn", 50 + seed) for run in ("a", "b") for seed in (0, 1)]
 
 
@@ -87,7 +100,7 @@ def test_a_table_of_random_results_is_their_pivot(
 ) -> None:
     """Over 5 s: a hundred random tables, each summarised by pandas in two ways."""
     found = tidy(*(one(*key, value) for key, value in values.items()))
-    spec = {"name": "any", "title": "Any", "evaluations": ["x", "y"]}
+    spec = TableSpec("any", "Any", ["x", "y"])
     rows = tabulate.tabulate(found, spec).rows.set_index("run")
     how: Literal["mean", "std"]
     for name, how in (("", "mean"), ("_std", "std")):
@@ -142,9 +155,9 @@ def test_a_run_that_fills_no_row_stands_below_the_published_ones() -> None:
     config = copy.deepcopy(PAPER)
     config["runs"].append({**config["runs"][0], "name": "mine"})
     config["tables"][0]["runs"]["mine"] = {}
-    benchmark.check(config)
+    check_config(config)
     found = tidy(one("mine", 0, "in1k_linear", 60, method="ijepa"))
-    last = shapes.view(tables.tables_of(config, found)["table1"]).rows[-1]
+    last = shapes.view(tables.tables_of(plan_of(config), found)["table1"]).rows[-1]
     assert [cell.text for cell in last[:5]] == ["ijepa", "-", "-", "-", "-"]
     assert last[5].text == "60.00 [59.0, 61.0]"
 
@@ -172,7 +185,7 @@ def test_a_row_that_cannot_be_filled_is_refused(change: dict[str, Any], message:
     config = copy.deepcopy(PAPER)
     config["tables"] = [{**config["tables"][0], **change}]
     with pytest.raises(UserError, match=f"tables.table1.*{message}"):
-        benchmark.check(config)
+        check_config(config)
 
 
 def test_small_images_are_never_put_beside_the_papers() -> None:
@@ -183,7 +196,7 @@ def test_small_images_are_never_put_beside_the_papers() -> None:
     with pytest.raises(
         UserError, match="in1k_linear is on cifar10, the published numbers are on im"
     ):
-        benchmark.check(config)
+        check_config(config)
     found = tidy(one("ijepa_vith14", 0, "in1k_linear", 43, dataset="cifar10"))
     table = of_paper("table1", found)
     assert (
@@ -194,7 +207,7 @@ def test_small_images_are_never_put_beside_the_papers() -> None:
 
 
 def test_a_table_of_its_own_has_no_published_column() -> None:
-    for table in tables.tables_of(MINI, tidy()).values():
+    for table in tables.tables_of(plan_of(MINI), tidy()).values():
         assert not any(header.kind == "published" for header in shapes.view(table).headers)
         assert [row[0].text for row in shapes.view(table).rows] == sorted(
             run["name"] for run in MINI["runs"]
@@ -249,7 +262,7 @@ def test_runs_of_another_protocol_or_data_version_are_named_with_what_differs() 
     ]
     assert "| c | 50.00 +- 0.00 (!) |" in shapes.markdown(table)
     # What the config itself asks of a run is no fault.
-    agreed = tabulate.tabulate(tidy(*odd), {**SPEC, "differs": {"knn": ["c"]}})
+    agreed = tabulate.tabulate(tidy(*odd), replace(SPEC, differs={"knn": ["c"]}))
     assert [text for text in agreed.problems if "protocol" in text] == []
     by_seed = [row | {"protocol": other} if row["seed"] == 1 else row for row in rows]
     told = "(finetune.lr 1 of a seed 0, b seed 0, c seed 0; 2 of a seed 1, b seed 1, c seed 1)"
@@ -271,12 +284,19 @@ def test_results_that_are_right_have_no_problems() -> None:
     assert "Problems" not in shapes.markdown(tabulate.tabulate(tidy(*PAIR), SPEC))
 
 
+def existing(config: dict[str, Any], folder: Path) -> list[Path]:
+    """Results of a config that lie in a folder."""
+    grid = Grid(read_benchmark(config))
+    paths = [folder / Path(path).relative_to(grid.results) for path in grid.wanted]
+    return [path for path in paths if path.exists()]
+
+
 @pytest.mark.parametrize("name", ["mini", "hour", "hours"])
 def test_the_committed_results_have_no_problems_and_make_the_committed_tables(name: str) -> None:
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     folder = ROOT / "results" / "reference" / name
-    paths = tables.existing(config, folder / "evaluations")
-    for table_name, table in tables.tables_of(config, tables.read(config, paths, None)).items():
+    plan, paths = plan_of(config), existing(config, folder)
+    for table_name, table in tables.tables_of(plan, tables.tidy_results(plan, paths, None)).items():
         # The hour's six methods were trained on different days.
         assert [text for text in table.problems if not text.startswith("mixed commits")] == []
         assert shapes.markdown(table) == (folder / "tables" / f"{table_name}.md").read_text()
@@ -291,8 +311,9 @@ mine,0,linear_probe,66,,,,my method
 def test_a_result_from_outside_is_in_the_tables_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text(EXTERNAL)
     config = {**MINI, "external": [str(tmp_path / "mine.csv")]}
-    benchmark.check(config)
-    made = tables.tables_of(config, tables.read(config, [], None))
+    check_config(config)
+    plan = plan_of(config)
+    made = tables.tables_of(plan, tables.tidy_results(plan, [], None))
     text = shapes.markdown(made["cifar10"])
     source = f"external: {tmp_path / 'mine.csv'}"
     assert f"| mine | 66.00 | 55.50 [54.5, 56.5] | - | - | {source} |" in text
@@ -302,12 +323,14 @@ def test_a_result_from_outside_is_in_the_tables_with_its_file(tmp_path: Path) ->
 def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("run,evaluation,value\nmine,in1k_linear,76.5\n")
     config = {**copy.deepcopy(PAPER), "external": [str(tmp_path / "mine.csv")]}
-    made = tables.tables_of(config, tables.read(config, [], None))["table1"]
+    plan = plan_of(config)
+    made = tables.tables_of(plan, tables.tidy_results(plan, [], None))["table1"]
     assert shapes.view(made).rows[-1][0].text == "mine"
     runs = config["tables"][0]["runs"]
     runs["mine"] = runs.pop("mae_vitl16")
-    benchmark.check(config)
-    made = tables.tables_of(config, tables.read(config, [], None))["table1"]
+    check_config(config)
+    plan = plan_of(config)
+    made = tables.tables_of(plan, tables.tidy_results(plan, [], None))["table1"]
     assert "| *76.0* | 76.50 | +0.50 |" in shapes.markdown(made)
 
 
@@ -335,12 +358,12 @@ def test_a_file_from_outside_that_cannot_be_shown_is_refused(
 ) -> None:
     (tmp_path / "mine.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        benchmark.check({**MINI, "external": [str(tmp_path / "mine.csv")]})
+        check_config({**MINI, "external": [str(tmp_path / "mine.csv")]})
     with pytest.raises(UserError, match="does not exist: bring it"):
-        benchmark.check({**MINI, "external": [str(tmp_path / "other.csv")]})
+        check_config({**MINI, "external": [str(tmp_path / "other.csv")]})
     (tmp_path / "mine.csv").rename(tmp_path / "mine.txt")
     with pytest.raises(UserError, match=r"its name must end in \.csv: rename it"):
-        benchmark.check({**MINI, "external": [str(tmp_path / "mine.txt")]})
+        check_config({**MINI, "external": [str(tmp_path / "mine.txt")]})
 
 
 def test_a_result_from_outside_on_other_images_is_marked(tmp_path: Path) -> None:
@@ -349,8 +372,8 @@ def test_a_result_from_outside_on_other_images_is_marked(tmp_path: Path) -> None
     )
     (tmp_path / "mine.csv").write_text(text)
     config = {**MINI, "external": [str(tmp_path / "mine.csv")]}
-    paths = tables.existing(config, ROOT / "results/reference/mini/evaluations")
-    made = tables.tables_of(config, tables.read(config, paths, None))["cifar10"]
+    plan, paths = plan_of(config), existing(config, ROOT / "results" / "reference" / "mini")
+    made = tables.tables_of(plan, tables.tidy_results(plan, paths, None))["cifar10"]
     assert ("mine", "knn") in made.marked
     assert any("different data sets in one column" in text for text in made.problems)
 
@@ -384,7 +407,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("Debian's texlive-latex-recommended is not installed")
     parts = [formats.latex("T_1: 100 %", HARD, "a & b", ["c_d"])]
-    for table in tables.tables_of(PAPER, tidy()).values():
+    for table in tables.tables_of(plan_of(PAPER), tidy()).values():
         parts.append(formats.latex(table.title, shapes.view(table), shapes.note(table)))
     (tmp_path / "all.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
@@ -413,10 +436,10 @@ def test_the_command_makes_tables_of_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over 5 s: the paper has fifteen tables, and most a figure."""
-    command = ["evals.tables", "write", "--config", str(ROOT / "config" / "paper.yaml")]
-    monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path / "paper" / "tables")])
-    tables.main()
-    made = {path.name for path in (tmp_path / "paper" / "tables").iterdir()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["plan", "tables", str(ROOT / "config" / "paper.yaml")])
+    main()
+    made = {path.name for path in (tmp_path / "results" / "paper" / "tables").iterdir()}
     names = {table["name"] for table in PAPER["tables"]}
     kinds = ("csv", "md", "tex", "html", "svg")
     assert made == {f"{name}.{kind}" for name in names for kind in kinds} | {"tidy.csv"}

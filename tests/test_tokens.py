@@ -17,6 +17,8 @@ from torch import Tensor
 from ijepa.data import tokens
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
+from ijepa.data.tokenizer import unit_floats
+from ijepa.data.tokenizers import dalle, small
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest
 
@@ -27,7 +29,7 @@ VOCABULARY = 64
 def cached(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tiny shards with a small token cache; not to be written to."""
     folder = Path(shutil.copytree(data, tmp_path_factory.mktemp("cached") / "shards"))
-    tokens.build(folder, "small", vocabulary=VOCABULARY)
+    tokens.build_tokens(folder, "small", vocabulary=VOCABULARY)
     return folder
 
 
@@ -37,8 +39,8 @@ def copy(cached: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codebook(data: Path) -> tokens.Codebook:
-    return tokens.Small(vocabulary=VOCABULARY).encoder(Images(data, "train"))
+def codebook(data: Path) -> small.Codebook:
+    return small.Config(vocabulary=VOCABULARY).encoder(Images(data, "train"))
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +84,25 @@ def version(folder: Path) -> str:
 def pixels(folder: Path, numbers: slice) -> Tensor:
     images = Images(folder, "train")
     arrays = [np.asarray(images[i]) for i in range(len(images))[numbers]]
-    return tokens.unit_floats(torch.from_numpy(np.stack(arrays)))
+    return unit_floats(torch.from_numpy(np.stack(arrays)))
 
 
 def test_the_cache_has_the_nearest_codes_of_every_image(
-    cached: Path, codebook: tokens.Codebook
+    cached: Path, codebook: small.Codebook
 ) -> None:
-    cache = tokens.read(cached, "small", version(cached))
+    cache = tokens.read_tokens(cached, "small", version(cached))
     assert (cache.name, cache.vocabulary) == ("small", VOCABULARY)
     assert cache.ids.shape == (128, 16, 16)
     assert isinstance(cache.ids, np.memmap)
     for number in (0, 50, 127):
         image = pixels(cached, slice(number, number + 1))
-        patches = tokens.contrast_normalised_patches(image, 4, 2)[0]
+        patches = small.contrast_normalised_patches(image, 4, 2)[0]
         nearest = torch.cdist(patches.double(), codebook.codes_DV.T.double()).argmin(1)
         assert (nearest.view(16, 16).numpy() == cache.ids[number]).mean() > 0.99
 
 
 def test_many_different_tokens_are_used_and_all_are_of_the_vocabulary(cached: Path) -> None:
-    ids = tokens.read(cached, "small", version(cached)).ids
+    ids = tokens.read_tokens(cached, "small", version(cached)).ids
     assert ids.max() < VOCABULARY
     assert len(np.unique(ids)) > VOCABULARY * 3 / 4
 
@@ -108,14 +110,14 @@ def test_many_different_tokens_are_used_and_all_are_of_the_vocabulary(cached: Pa
 def test_the_same_build_gives_the_same_bytes_and_another_seed_others(copy: Path) -> None:
     path = tokens.cache_path(copy, "small")
     before = path.read_bytes(), path.with_suffix(".json").read_bytes()
-    tokens.build(copy, "small", vocabulary=VOCABULARY)
+    tokens.build_tokens(copy, "small", vocabulary=VOCABULARY)
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
-    tokens.build(copy, "small", vocabulary=VOCABULARY, seed=1)
+    tokens.build_tokens(copy, "small", vocabulary=VOCABULARY, seed=1)
     assert path.read_bytes() != before[0]
 
 
 def test_similar_patches_share_tokens_and_different_images_do_not(
-    data: Path, codebook: tokens.Codebook
+    data: Path, codebook: small.Codebook
 ) -> None:
     images = pixels(data, slice(0, 8))
     generator = torch.Generator().manual_seed(0)
@@ -130,7 +132,7 @@ def test_similar_patches_share_tokens_and_different_images_do_not(
 def test_patches_stand_on_the_middle_of_their_squares(stride: int, more: int, rows: int) -> None:
     patch = min(stride + more, stride * rows)
     image = torch.rand(1, 3, stride * rows, stride * rows)
-    patches = tokens.contrast_normalised_patches(image, patch, stride)
+    patches = small.contrast_normalised_patches(image, patch, stride)
     assert patches.shape == (1, rows * rows, 3 * patch * patch)
     before = (patch - stride) // 2
     if stride >= before and stride * 2 + patch - before <= stride * rows:  # wholly inside
@@ -142,7 +144,7 @@ def test_patches_stand_on_the_middle_of_their_squares(stride: int, more: int, ro
 
 def test_flat_patches_are_not_blown_up_to_noise() -> None:
     image = 0.5 + torch.rand(1, 3, 32, 32) / 255
-    assert tokens.contrast_normalised_patches(image, 4, 2).abs().max() < 0.5
+    assert small.contrast_normalised_patches(image, 4, 2).abs().max() < 0.5
 
 
 def reference(state: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ def test_the_dvae_gives_the_likeliest_words_on_a_grid_of_one_eighth(
     weights: dict[str, Tensor], weights_file: Path
 ) -> None:
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
-    encoder = tokens.load_dalle(weights_file)
+    encoder = dalle.load_dalle(weights_file)
     scores = reference(weights, images)
     assert encoder.vocabulary == 32
     assert torch.allclose(encoder.blocks(0.8 * images + 0.1), scores, atol=1e-4)
@@ -183,7 +185,7 @@ def test_the_dvae_gives_the_likeliest_words_on_a_grid_of_one_eighth(
 
 def test_the_dvaes_sizes_are_the_releases() -> None:
     with torch.device("meta"):
-        state = tokens.DalleEncoder(256, 8192).state_dict()
+        state = dalle.DalleEncoder(256, 8192).state_dict()
     assert state["blocks.group_4.block_1.id_path.w"].shape == (2048, 1024, 1, 1)
     assert state["blocks.group_4.block_2.res_path.conv_1.w"].shape == (512, 2048, 3, 3)
     assert state["blocks.output.conv.w"].shape == (8192, 2048, 1, 1)
@@ -193,8 +195,8 @@ def test_the_dvaes_sizes_are_the_releases() -> None:
 def test_a_dalle_cache_records_its_weights(
     copy: Path, weights: dict[str, Tensor], weights_file: Path
 ) -> None:
-    tokens.build(copy, "dalle", weights_file, size=32)
-    cache = tokens.read(copy, "dalle", version(copy))
+    tokens.build_tokens(copy, "dalle", weights_file, size=32)
+    cache = tokens.read_tokens(copy, "dalle", version(copy))
     assert (cache.ids.shape, cache.vocabulary) == ((128, 4, 4), 32)
     expected = reference(weights, pixels(copy, slice(0, 128))).argmax(1)
     assert (cache.ids == expected.numpy()).mean() > 0.99
@@ -210,13 +212,13 @@ def test_missing_and_unexpected_weights_are_listed(
     del state["blocks.input.b"], state["blocks.group_2.block_1.id_path.w"]
     torch.save(state, tmp_path / "encoder.pt")
     with pytest.raises(UserError, match=r"encoder.pt.*id_path.w, blocks.input.b.*are decoder.w"):
-        tokens.load_dalle(tmp_path / "encoder.pt")
+        dalle.load_dalle(tmp_path / "encoder.pt")
 
 
 def test_weights_of_other_shapes_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({**weights, "blocks.input.b": torch.zeros(9)}, tmp_path / "encoder.pt")
     with pytest.raises(UserError, match=r"other shapes.*blocks.input.b"):
-        tokens.load_dalle(tmp_path / "encoder.pt")
+        dalle.load_dalle(tmp_path / "encoder.pt")
 
 
 class Trap:
@@ -239,7 +241,7 @@ def test_a_pickled_module_is_refused_and_its_code_not_run(form: str, tmp_path: P
     else:
         torch.save(Trap(sprung), path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(UserError, match=r"encoder.pkl is not a plain state dict.*state_dict\(\)"):
-        tokens.load_dalle(path)
+        dalle.load_dalle(path)
     assert not sprung.exists()
 
 
@@ -254,19 +256,19 @@ def test_a_file_that_is_no_state_dict_is_refused(content: bytes | str, weights_f
         assert isinstance(content, bytes)
         weights_file.write_bytes(content)
     with pytest.raises(UserError, match="not a plain state dict"):
-        tokens.load_dalle(weights_file)
+        dalle.load_dalle(weights_file)
 
 
 def test_a_cache_of_other_data_is_refused(cached: Path) -> None:
     with pytest.raises(UserError, match=r"made from data version .*the shards are 123456"):
-        tokens.read(cached, "small", "123456")
+        tokens.read_tokens(cached, "small", "123456")
 
 
 @pytest.mark.parametrize("ending", [".npy", ".json"])
 def test_a_missing_cache_is_refused_with_the_command(copy: Path, ending: str) -> None:
     tokens.cache_path(copy, "small").with_suffix(ending).unlink()
     with pytest.raises(UserError, match=rf"small{ending} is missing: python -m ijepa.data.tokens"):
-        tokens.read(copy, "small", version(copy))
+        tokens.read_tokens(copy, "small", version(copy))
 
 
 @given(st.integers(0, 2**30), st.sampled_from([".npy", ".json"]))
@@ -277,7 +279,7 @@ def test_a_truncated_cache_is_refused(cached: Path, length: int, ending: str) ->
     path.write_bytes(whole[: length % (len(whole) - 1)])
     try:
         with pytest.raises(UserError, match=r"damaged.*python -m ijepa.data.tokens small"):
-            tokens.read(cached, "small", version(cached))
+            tokens.read_tokens(cached, "small", version(cached))
     finally:
         path.write_bytes(whole)
 
@@ -288,31 +290,31 @@ def test_one_changed_byte_is_noticed(copy: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        tokens.read(copy, "small", version(copy))
+        tokens.read_tokens(copy, "small", version(copy))
 
 
 def test_an_interrupted_build_leaves_no_cache(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(copy / "tokens")
     calls = iter(range(2))
 
-    def interrupted(self: tokens.Codebook, images: Tensor) -> Tensor:
+    def interrupted(self: small.Codebook, images: Tensor) -> Tensor:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return torch.zeros(len(images), 16, 16, dtype=torch.long)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens.Codebook, "forward", interrupted)
+        patch.setattr(small.Codebook, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tokens.build(copy, "small", vocabulary=VOCABULARY)
+            tokens.build_tokens(copy, "small", vocabulary=VOCABULARY)
     assert list((copy / "tokens").iterdir()) == []
-    tokens.build(copy, "small", vocabulary=VOCABULARY)
-    assert tokens.read(copy, "small", version(copy)).vocabulary == VOCABULARY
+    tokens.build_tokens(copy, "small", vocabulary=VOCABULARY)
+    assert tokens.read_tokens(copy, "small", version(copy)).vocabulary == VOCABULARY
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "settings", "message"),
     [
-        ("vqgan", {}, "unknown tokenizer 'vqgan': choose small or dalle"),
+        ("vqgan", {}, "unknown tokenizer 'vqgan': choose dalle or small"),
         ("dalle", {}, "dalle needs weights"),
         ("small", {"vocabulary": 70_000}, "vocabulary is 70000: choose 2 to 65536"),
         ("small", {"size": 33}, "size is 33: choose a multiple"),
@@ -326,7 +328,7 @@ def test_bad_settings_are_refused_with_a_remedy(
     data: Path, tokenizer: str, settings: dict[str, int], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        tokens.build(data, tokenizer, None, **settings)
+        tokens.build_tokens(data, tokenizer, None, **settings)
     assert not (data / "tokens").exists()
 
 
@@ -336,7 +338,7 @@ def test_the_command_line_builds_and_says_errors_in_one_line(
     command = ["tokens", "small", "--data", str(copy), "--vocabulary", "16", "--stride", "4"]
     monkeypatch.setattr(sys, "argv", command)
     tokens.main()
-    cache = tokens.read(copy, "small", version(copy))
+    cache = tokens.read_tokens(copy, "small", version(copy))
     assert (cache.vocabulary, cache.ids.shape) == (16, (128, 8, 8))
     command = ["tokens", "dalle", "--data", str(copy), "--weights", "nowhere.pt"]
     monkeypatch.setattr(sys, "argv", command)

@@ -17,12 +17,13 @@ import pytest
 import torch
 import yaml
 
-from ijepa import methods, train
+from ijepa import train
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse
 from ijepa.data.shards import read_index
 from ijepa.errors import UserError, run_command
-from ijepa.methods import Batch
+from ijepa.lock import held
+from ijepa.method import Batch, load_method
 
 
 def run(raw: dict[str, Any], data: Path, folder: Path) -> Path:
@@ -105,7 +106,7 @@ def test_no_steps_leave_the_network_as_it_was_initialised(
     out = run(raw_run, data, tmp_path)
     torch.manual_seed(0)
     parsed = parse(raw_run)
-    expected = methods.load("ijepa").Method(parsed.recipe, parsed.vit).encoder.state_dict()
+    expected = load_method("ijepa").Method(parsed.recipe, parsed.vit).encoder.state_dict()
     assert all(expected[name].equal(value) for name, value in weights(out).items())
 
 
@@ -115,23 +116,22 @@ def test_training_lowers_the_loss(raw_run: dict[str, Any], data: Path, tmp_path:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(
+def test_a_loss_that_is_not_finite_ends_the_run_and_no_checkpoint_has_its_weights(
     raw_run: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method_type = type(methods.load("ijepa").Method(parse(raw_run).recipe, parse(raw_run).vit))
+    method_type = type(load_method("ijepa").Method(parse(raw_run).recipe, parse(raw_run).vit))
     original = method_type.forward
-    updates: list[int] = []
 
     def broken(self: Any, batch: Batch) -> dict[str, torch.Tensor]:
         scalars: dict[str, torch.Tensor] = original(self, batch)
         return {**scalars, "loss": scalars["loss"] * (float("nan") if batch.step == 4 else 1)}
 
     monkeypatch.setattr(method_type, "forward", broken)
-    monkeypatch.setattr(method_type, "after_step", lambda self, progress: updates.append(1))
     with pytest.raises(UserError, match=r"loss is nan at step 4.*lower recipe\.optim\.lr"):
         run(raw_run, data, tmp_path)
-    assert len(updates) == 4
-    assert (state(raw_run, data, tmp_path) / "checkpoint.pt").exists()
+    checkpoint = torch.load(state(raw_run, data, tmp_path) / "checkpoint.pt")
+    assert 0 < checkpoint["step"] <= 4
+    assert all(value.isfinite().all() for value in checkpoint["method"].values())
 
 
 @pytest.mark.parametrize("length", [0, 5000])
@@ -177,6 +177,58 @@ def test_a_damaged_test_shard_stops_training_too(
         run(raw_run, copy, tmp_path)
 
 
+def cut_off(raw: dict[str, Any], data: Path, folder: Path, steps: int) -> None:
+    """Train a run for some steps, after which it is told to stop."""
+    asked = iter(range(steps))
+    with pytest.raises(train.Stopped):
+        train.train(
+            parse(raw),
+            data,
+            folder / "work",
+            folder / "out" / "encoder.safetensors",
+            stopping=lambda: next(asked) + 1 == steps,
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_workers", 0), ("log_every", 2), ("monitor_every", 7), ("checkpoint_every", 2)],
+)
+def test_a_run_whose_workers_or_intervals_change_goes_on_where_it_was(
+    key: str, value: int, raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    undisturbed = weights(run(raw_run, data, tmp_path / "calm"))
+    cut_off(raw_run, data, tmp_path, steps=3)
+    raw_run[key] = value
+    assert state(raw_run, data, tmp_path).exists()
+    ended = weights(run(raw_run, data, tmp_path))
+    assert all(torch.equal(ended[name], undisturbed[name]) for name in undisturbed)
+    steps = [record["step"] for record in told(tmp_path / "out" / "encoder.safetensors")]
+    assert steps[:3] == [1, 2, 3]
+
+
+def test_a_run_that_an_earlier_version_began_goes_on(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    """It named folders by every key of a run, workers and intervals included."""
+    cut_off(raw_run, data, tmp_path, steps=5)
+    version = read_index(data).version()
+    earlier = tmp_path / "work" / f"{parse(raw_run).earlier_identity()}-{version}"
+    state(raw_run, data, tmp_path).rename(earlier)
+    records = told(run(raw_run, data, tmp_path))
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert not earlier.exists()
+
+
+def test_a_finished_run_says_every_value_that_it_was_made_with(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    out = run(raw_run, data, tmp_path)
+    written = yaml.safe_load(out.with_name("run.yaml").read_text())
+    assert parse(written) == parse(raw_run)
+    assert written["recipe"]["optim"]["betas"] == [0.9, 0.999]
+
+
 def test_a_changed_configuration_starts_anew(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
@@ -190,7 +242,7 @@ def test_a_second_process_waits_for_the_one_that_trains_the_same_run(
 ) -> None:
     work = state(raw_run, data, tmp_path)
     second = threading.Thread(target=run, args=(raw_run, data, tmp_path))
-    with train.alone(work):
+    with held(work / "lock", "held by {process}"):
         second.start()
         second.join(timeout=3)
         assert second.is_alive()

@@ -4,7 +4,6 @@ A plan is asked of workflow.plan in this process; Snakemake itself plans where t
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,8 +21,10 @@ import torch
 import yaml
 
 from ijepa.architecture import Variant, ViTConfig
+from ijepa.errors import UserError
 from ijepa.vit import ViT
-from workflow.plan.grid import Grid, Group, faults
+from workflow.plan.benchmark import read_benchmark
+from workflow.plan.grid import Grid, Group
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]
@@ -77,7 +78,7 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
 
 def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict[str, Any]) -> None:
     mini["evaluations"][2]["uses"] = "both"  # low_shot, fine-tuned too
-    grid = Grid(mini)
+    grid = Grid(read_benchmark(mini))
     of_mae = {group.dataset: names for group, names in grid.groups.items() if group.run == "mae"}
     assert of_mae == {
         "cifar10": ["linear_probe", "knn"],
@@ -92,7 +93,7 @@ def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict
 
 
 def test_every_result_of_a_table_is_planned_once(mini: dict[str, Any]) -> None:
-    grid = Grid({**mini, "seeds": [0, 1]})
+    grid = Grid(read_benchmark({**mini, "seeds": [0, 1]}))
     runs = ("ijepa", "mae", "data2vec", "random_init")
     assert len(grid.wanted) == len(set(grid.wanted)) == 5 * (2 * len(runs) + 1)
     assert len(grid.evaluated) == 2 * (2 * len(runs) + 1)
@@ -102,7 +103,7 @@ def test_a_group_of_which_a_result_is_gone_is_made_again(
     mini: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    grid = Grid(mini)
+    grid = Grid(read_benchmark(mini))
     for path in (*grid.wanted, *grid.evaluated):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
@@ -122,26 +123,27 @@ def test_a_config_is_taken_whole_and_not_merged_with_the_default(
 ) -> None:
     del mini["seeds"]
     done = plan(mini, tmp_path, "-n")
-    assert "'seeds' is a required property" in done.stdout + done.stderr
+    assert "config.seeds: is missing" in done.stdout + done.stderr
 
 
 def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(hour: dict[str, Any]) -> None:
     """Neither its data nor its tokens, also for the prediction of what the others cost."""
     hour["runs"].append({**hour["runs"][1], "name": "elsewhere", "dataset": "cifar100"})
-    assert "cifar100" in Grid(hour).datasets
-    assert Grid(hour).tokenizers.keys() & {run for run, _ in Grid(hour).trained} == {"cae"}
+    assert "cifar100" in Grid(read_benchmark(hour)).datasets
+    assert Grid(read_benchmark(hour)).tokenizers.keys() & {
+        run for run, _ in Grid(read_benchmark(hour)).trained
+    } == {"cae"}
     for table in hour["tables"]:
         table["runs"] = ["ijepa", "mae"]
-    grid = Grid(hour)
+    grid = Grid(read_benchmark(hour))
     assert grid.trained == [("ijepa", 0), ("mae", 0)]
-    assert [run["name"] for run in json.loads(grid.predicted)["runs"]] == ["ijepa", "mae"]
+    assert [run["name"] for run in grid.predicted["runs"]] == ["ijepa", "mae"]
     assert "cifar100" not in grid.datasets
 
 
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any]) -> None:
-    assert list(faults(mini)) == []
-    (fault,) = faults({**mini, "sedes": [1]})
-    assert "'sedes' was unexpected" in fault
+    with pytest.raises(UserError, match=r"config\.sedes: unknown key \(did you mean seeds\?\)"):
+        read_benchmark({**mini, "sedes": [1]})
 
 
 @pytest.mark.processes
@@ -299,8 +301,8 @@ def test_the_profile_of_one_machine_with_several_gpus_plans(
 
 
 def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(mini: dict[str, Any]) -> None:
-    before = Grid(mini).frozen_run("ijepa", 0)
+    before = Grid(read_benchmark(mini)).runs["ijepa"].config(0)
     mini["runs"][0]["gpus"] = 4
-    frozen = Grid(mini).frozen_run("ijepa", 0)
+    frozen = Grid(read_benchmark(mini)).runs["ijepa"].config(0)
     assert frozen == before
     assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}

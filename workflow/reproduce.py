@@ -22,12 +22,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from ijepa.errors import UserError, run_command
-from ijepa.files import read_yaml
-from ijepa.strict import merged
-from workflow.plan.grid import Grid, faults
+from ijepa.errors import run_command
+from ijepa.files import ROOT
+from workflow.plan.benchmark import read_files
+from workflow.plan.grid import Grid
 
-ROOT = Path(__file__).parents[1]
 LOG = Path("logs/snakemake.log")
 LINES_OF_LOG = 12
 HIDDEN = {"all"}
@@ -184,19 +183,6 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
 
 
-def read(paths: list[Path]) -> dict[str, Any]:
-    """The config of one file, or of several merged as Snakemake does; UserError for a bad one."""
-    config: dict[str, Any] = {}
-    for path in paths:
-        raw = read_yaml(path)
-        if not isinstance(raw, dict):
-            raise UserError(f"{path} must hold keys and values, as config/mini.yaml does")
-        config = merged(config, raw)
-    for fault in faults(config):
-        raise UserError(f"{paths[0]}: {fault.removeprefix('config: ')}")
-    return config
-
-
 def snakemake(configs: list[Path], profile: str, more: list[str]) -> list[str]:
     """The command that makes the whole of a config."""
     given = ["--configfile", *map(str, configs)]
@@ -206,9 +192,9 @@ def snakemake(configs: list[Path], profile: str, more: list[str]) -> list[str]:
 
 def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
     """Make all that the configs ask for; Snakemake's exit status."""
-    config = read(configs)
+    config, benchmark = read_files(configs)
     cores = len(os.sched_getaffinity(0))
-    grid = Grid(config, cores)
+    grid = Grid(benchmark, cores)
     console = Console(stderr=False, soft_wrap=True)
     local = "slurm" not in Path(profile).name
     LOG.parent.mkdir(parents=True, exist_ok=True)
@@ -323,10 +309,11 @@ def main() -> None:
     status = reproduce(options.configs, options.profile, more)
     if status:
         sys.exit(status)
-    from evals.reference import show  # pandas takes a second: not before the first job
+    from evals.report.reference import show  # pandas takes a second: not before the first job
 
-    config = read(options.configs)
-    show(Path(f"results/{config['name']}"), config)
+    _, benchmark = read_files(options.configs)
+    grid = Grid(benchmark)
+    show(Path(grid.results), grid.report_plan)
 
 
 if __name__ == "__main__":

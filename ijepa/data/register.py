@@ -8,8 +8,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ijepa.errors import UserError
+from ijepa.files import ROOT
 
-ROOT = Path(__file__).parents[2]
 REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"))
 
 

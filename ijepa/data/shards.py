@@ -1,4 +1,4 @@
-"""WebDataset shards and their index: ``python -m ijepa.data.shards fetch|build|verify|missing``.
+"""WebDataset shards and their index: format, reading, verification (ijepa.data.build writes).
 
 A split lies in ``SPLIT-00000.tar`` and so on. Beside each tar stands ``SPLIT-00000.json`` with its
 SHA-256, its labels and where in the tar each image begins, so that any image is one read away; a
@@ -8,37 +8,20 @@ Images keep the order of the raw files, which makes building as fast as copying.
 them in random order; whoever streams the tars with another reader must shuffle.
 """
 
-import argparse
 import hashlib
-import io
 import json
-import logging
 import os
 import tarfile
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from itertools import islice
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from ijepa.errors import UserError
+from ijepa.files import digest, read_json, write_json
 
-from ijepa.data import register, sources
-from ijepa.data.register import Dataset, Resize
-from ijepa.data.sources import Entry, Source
-from ijepa.errors import UserError, run_command
-from ijepa.files import digest, read_json, to_json, write_json, write_text, written_whole
-
-ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 ONLY_LABEL = "class"
 """The label that stands in ``KEY.cls``; one of several called NAME stands in ``KEY.NAME.cls``."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,291 +56,6 @@ class Index:
         """A short name for exactly this data, from the checksums of all shards."""
         sums = [shard["sha256"] for shards in self.splits.values() for shard in shards]
         return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
-
-
-DECIDE_THE_BYTES = ("source", "splits", "labels", "shard_size", "resize", "checksums", "options")
-"""Keys of a register's entry that decide what stands in the shards (workflow/rules/shards.smk)."""
-
-
-class Job(NamedTuple):
-    """A shard to write, and the images to put in it."""
-
-    dataset: Dataset
-    path: Path
-    first: int
-    entries: list[Entry]
-
-
-def build(name: str, raw: Path, out: Path, num_workers: int | None = None) -> None:
-    """Write the shards that are missing or damaged, then the index.
-
-    Works on all cores unless told otherwise, with memory for a few shards' lists of images. The
-    same raw files give the same bytes. An index that would not change is not touched, so that a
-    mended shard does not make all later results look out of date. Corrupt images are left out and
-    listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops. Shards
-    that other settings of the register have made are written anew, all of them.
-    """
-    dataset = register.load(name)
-    out.mkdir(parents=True, exist_ok=True)
-    _forget_other_settings(dataset, out)
-    num_workers = num_workers or len(os.sched_getaffinity(0))
-    splits: dict[str, list[dict[str, Any]]] = {}
-    largest = dict.fromkeys(dataset.labels, -1)
-    corrupt: list[dict[str, str]] = []
-    every = 0
-    known = [size for size in dataset.splits.values() if size is not None]
-    total = sum(known) if len(known) == len(dataset.splits) else None
-    with ExitStack() as stack:
-        pool: Executor | None = None
-        if num_workers > 1:
-            # Not forked: whoever builds may have started threads, torch's for example.
-            pool = ProcessPoolExecutor(num_workers, get_context("forkserver"))
-            stack.callback(pool.shutdown, cancel_futures=True)
-        bar = stack.enter_context(
-            tqdm(total=total, desc=f"shards of {name}", unit="image", mininterval=1)
-        )
-        for split, size in dataset.splits.items():
-            splits[split] = []
-            seen = 0
-            for job, shard in _all_done(_jobs(dataset, raw, out, split), pool, 2 * num_workers):
-                seen += len(job.entries)
-                corrupt += [
-                    {"split": split, "image": image, "fault": fault}
-                    for image, fault in shard.corrupt
-                ]
-                for label, values in shard.labels.items():
-                    largest[label] = max([largest[label], *values])
-                splits[split].append(
-                    {
-                        "name": job.path.name,
-                        "num_samples": len(shard.places),
-                        "sha256": shard.sha256,
-                        "places_sha256": digest(job.path.with_suffix(".json")),
-                    }
-                )
-                bar.update(len(job.entries))
-                if total is not None:
-                    _tolerable(corrupt, total, dataset, out)
-            every += seen
-            if seen != (size or seen) or not seen:
-                raise UserError(
-                    f"{raw} has {seen} images of {split}, {register.REGISTER.name} says "
-                    f"{size or 'at least one'}: check the raw files, or correct the register"
-                )
-        _tolerable(corrupt, every, dataset, out)
-    labels = {
-        label: largest[label] + 1 if classes is None else classes
-        for label, classes in dataset.labels.items()
-    }
-    index = asdict(Index(name, dataset.licence, dataset.view, labels, splits))
-    path = out / "index.json"
-    if not path.exists() or path.read_bytes() != to_json(index).encode():
-        write_text(path, to_json(index))
-
-
-def _forget_other_settings(dataset: Dataset, out: Path) -> None:
-    """Delete the shards if ``settings.json`` says that the register was another for them."""
-    settings = dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES))
-    path = out / "settings.json"
-    if path.exists() and read_json(path) != settings:
-        log.warning("%s was made by other settings of the register: making it anew", out)
-        for old in [out / "index.json", *out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.json")]:
-            old.unlink(missing_ok=True)
-    if not path.exists() or not (out / "index.json").exists():
-        write_json(path, settings)
-
-
-def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out: Path) -> None:
-    """Write the report of corrupt images; raise UserError where they are too many."""
-    report = out / "corrupt.json"
-    if not corrupt:
-        report.unlink(missing_ok=True)
-        return
-    write_json(report, {"images": total, "corrupt": len(corrupt), "list": corrupt})
-    if len(corrupt) > dataset.max_corrupt * total:
-        first = corrupt[0]
-        raise UserError(
-            f"{len(corrupt)} of {total} images of {dataset.name} are corrupt, the first of them "
-            f"{first['split']} image {first['image']} ({first['fault']}); all are listed in "
-            f"{report}: mend the raw files, or raise max_corrupt ({dataset.max_corrupt:g}) in "
-            f"{register.REGISTER.name}, then run again"
-        )
-
-
-def _jobs(dataset: Dataset, raw: Path, out: Path, split: str) -> Iterator[Job]:
-    entries = sources.load(dataset.source).entries(dataset, raw, split)
-    number = 0
-    while chunk := list(islice(entries, dataset.shard_size)):
-        path = out / f"{split}-{number:05d}.tar"
-        yield Job(dataset, path, number * dataset.shard_size, chunk)
-        number += 1
-
-
-def _all_done(
-    jobs: Iterator[Job], pool: Executor | None, ahead: int
-) -> Iterator[tuple[Job, Shard]]:
-    """Every job with its shard, in order, a few of them at work at a time."""
-    if pool is None:
-        yield from ((job, _make(job)) for job in jobs)
-        return
-    pending: deque[tuple[Job, Future[Shard]]] = deque()
-    for job in jobs:
-        pending.append((job, pool.submit(_make, job)))
-        if len(pending) >= ahead:
-            done, future = pending.popleft()
-            yield done, future.result()
-    for job, future in pending:
-        yield job, future.result()
-
-
-def _make(job: Job) -> Shard:
-    """The shard of a job: that which is there, if it is whole, or a new one."""
-    shard = _finished(job.path)
-    if shard is not None:
-        if len(shard.places) + len(shard.corrupt) != len(job.entries):
-            raise UserError(
-                f"{job.path} has {len(shard.places)} images, the raw files give "
-                f"{len(job.entries)}: delete {job.path.parent}, or choose another folder"
-            )
-        return shard
-    return _write(job)
-
-
-def _finished(path: Path) -> Shard | None:
-    """The shard if it is there and whole."""
-    if not path.exists() or not path.with_suffix(".json").exists():
-        return None
-    try:
-        shard = read_shard(path)
-    except UserError:
-        shard = None
-    if shard is None or (shard.sha256, shard.places, shard.labels) != scan(path):
-        log.warning("%s is damaged: writing it again", path)
-        return None
-    return shard
-
-
-def scan(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, list[int]]]:
-    """A tar's SHA-256, places and labels, from the tar itself."""
-    places, labels = [], dict[str, list[int]]()
-    with tarfile.open(path) as tar:
-        for member in tar:
-            _, _, kind = member.name.partition(".")
-            if kind.endswith("cls"):
-                content = tar.extractfile(member)
-                assert content is not None
-                label = kind.removesuffix("cls").removesuffix(".") or ONLY_LABEL
-                labels.setdefault(label, []).append(int(content.read()))
-            else:
-                places.append((member.offset_data, member.size))
-    return digest(path), places, labels
-
-
-def _write(job: Job) -> Shard:
-    source = sources.load(job.dataset.source)
-    shard = Shard("", [], {label: [] for label in job.dataset.labels})
-    with written_whole(job.path) as part, part.open("wb") as file:
-        tar = _Tar(file)
-        for number, (entry, raw) in enumerate(_contents(job.entries), start=job.first):
-            image = source.encode(job.dataset, raw)
-            ending, fault = inspect(image)
-            if fault is not None:
-                shard.corrupt.append((entry.name, fault))
-                continue
-            if job.dataset.resize is not None:
-                image, ending = shrunk(image, job.dataset.resize), "jpg"
-            for label, value in entry.labels.items():
-                kind = "cls" if label == ONLY_LABEL else f"{label}.cls"
-                tar.add(f"{number:08d}.{kind}", str(value).encode())
-                shard.labels[label].append(value)
-            for subset in entry.subsets:
-                shard.subsets.setdefault(subset, []).append(len(shard.places))
-            shard.places.append((tar.add(f"{number:08d}.{ending}", image), len(image)))
-        shard = Shard(tar.close(), shard.places, shard.labels, shard.subsets, shard.corrupt)
-    write_json(job.path.with_suffix(".json"), asdict(shard))
-    return shard
-
-
-class _Tar:
-    """An uncompressed tar that is hashed while it is written; its bytes are webdataset's own.
-
-    webdataset's writer copies each file several times over: half the speed of ``tar``.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.hash, self.offset = file, hashlib.sha256(), 0
-
-    def add(self, name: str, content: bytes) -> int:
-        """Append a file and give the place of its first byte."""
-        info = tarfile.TarInfo(name)
-        # A fixed time, owner and mode, or the same images would give other bytes.
-        info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
-        self._put(info.tobuf(tarfile.USTAR_FORMAT))
-        place = self.offset
-        self._put(content)
-        self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
-        return place
-
-    def close(self) -> str:
-        """Append the end marks and give the SHA-256 of everything."""
-        end = self.offset + 2 * tarfile.BLOCKSIZE
-        self._put(bytes(end + -end % tarfile.RECORDSIZE - self.offset))
-        return self.hash.hexdigest()
-
-    def _put(self, content: bytes) -> None:
-        self.file.write(content)
-        self.hash.update(content)
-        self.offset += len(content)
-
-
-def _contents(entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
-    """Every entry with its bytes; a file stays open as long as entries follow each other in it."""
-    with ExitStack() as opened:
-        path, file = None, None
-        for entry in entries:
-            if entry.file != path:
-                opened.close()
-                path, file = entry.file, opened.enter_context(entry.file.open("rb"))
-            assert file is not None
-            file.seek(entry.offset)
-            content = file.read(-1 if entry.size is None else entry.size)
-            if entry.size is not None and len(content) < entry.size:
-                raise UserError(f"{entry.file} ends within {entry.name}: bring the file again")
-            yield entry, content
-
-
-def inspect(content: bytes) -> tuple[str, str | None]:
-    """The file ending for an image's bytes, and what is wrong with them if anything is.
-
-    Better now than after hours of training. A JPEG that has its end mark is taken for whole, since
-    decoding all of ImageNet here would take hours; a PNG's checksums are checked; what is neither
-    is decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            ending = ENDINGS.get(image.format or "", "")
-            if not ending:
-                return "", f"{image.format} is no format for shards"
-            if ending == "png":
-                image.verify()
-            elif ending != "jpg" or content[-2:] != b"\xff\xd9":
-                image.load()
-    except UnidentifiedImageError:  # whose text has an address in memory
-        return "", "no image, or one without its head"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return "", str(error) or type(error).__name__
-    return ending, None
-
-
-def shrunk(content: bytes, resize: Resize) -> bytes:
-    """A JPEG of the image with its short side resized; one that is smaller keeps its size."""
-    with Image.open(io.BytesIO(content)) as image:
-        picture = image.convert("RGB")
-    scale = min(1.0, resize.short_side / min(picture.size))
-    size = (round(picture.width * scale), round(picture.height * scale))
-    file = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(file, "jpeg", quality=resize.quality)
-    return file.getvalue()
 
 
 def read_index(folder: Path) -> Index:
@@ -419,7 +117,7 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
         found = dict(zip(expected, pool.map(compare, expected), strict=True))
     if faults := [fault for fault, _ in found.values() if fault]:
         raise UserError(
-            f"{'; '.join(faults)}. To mend: make shards, or python -m ijepa.data.shards build "
+            f"{'; '.join(faults)}. To mend: make shards, or python -m ijepa.data build "
             f"{index.dataset} --raw RAW --out {folder} (only these are written again)"
         )
     states = {name: state for name, (_, state) in found.items()}
@@ -428,51 +126,17 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
     return index
 
 
-def missing(name: str, raw: Path) -> list[str]:
-    """What a person must bring before the shards of a data set can be made, a line for each."""
-    dataset = register.load(name)
-    return [f"{name}: {file}" for file in sources.load(dataset.source).missing(dataset, raw)]
-
-
-def main() -> None:
-    """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ijepa.data.shards", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in (
-        ("missing", "say which raw files are missing that you must bring"),
-        ("fetch", "bring the raw files, where they can be downloaded, and check them"),
-        ("build", "write the shards that are missing or damaged"),
-        ("verify", "compare every shard with the index"),
-    ):
-        sub = commands.add_parser(command, help=text, description=text)
-        if command == "missing":
-            sub.add_argument(
-                "wanted", nargs="+", metavar="DATASET=RAW", help="names and raw folders"
-            )
-        elif command != "verify":
-            sub.add_argument("dataset", help="a name in data/datasets.yaml")
-            sub.add_argument("--raw", type=Path, required=True, help="folder of the raw files")
-        if command in ("build", "verify"):
-            sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
-        if command == "build":
-            sub.add_argument(
-                "--num-workers", type=int, help="processes; as many as there are cores"
-            )
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if options.command == "missing":
-        for name, _, raw in (text.partition("=") for text in options.wanted):
-            for line in missing(name, Path(raw)):
-                print(line)
-    elif options.command == "fetch":
-        dataset = register.load(options.dataset)
-        source: Source = sources.load(dataset.source)
-        source.fetch(dataset, options.raw)
-    elif options.command == "build":
-        build(options.dataset, options.raw, options.out, options.num_workers)
-    else:
-        verify(options.out)
-
-
-if __name__ == "__main__":
-    run_command(main)
+def scan(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, list[int]]]:
+    """A tar's SHA-256, places and labels, from the tar itself."""
+    places, labels = [], dict[str, list[int]]()
+    with tarfile.open(path) as tar:
+        for member in tar:
+            _, _, kind = member.name.partition(".")
+            if kind.endswith("cls"):
+                content = tar.extractfile(member)
+                assert content is not None
+                label = kind.removesuffix("cls").removesuffix(".") or ONLY_LABEL
+                labels.setdefault(label, []).append(int(content.read()))
+            else:
+                places.append((member.offset_data, member.size))
+    return digest(path), places, labels

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ijepa import methods
+from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import CAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
-from ijepa.methods import Batch, Tokens
+from ijepa.method import Batch, Tokens
 from ijepa.optim import Optim
 from ijepa.vit import LAYER_NORM_EPS, ViT, beit_block, initialise, norm_layer, take, where
 
@@ -35,7 +35,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.MaskedRecipe):
+class Config(method.MaskedRecipe):
     """Defaults are the published recipe for ViT-B: 1600 epochs in batches of 2048 images.
 
     Warm-up takes 10, 20 or 40 epochs for 300, 800 or 1600. ViT-L has a layer scale of 1e-5. The
@@ -207,7 +207,7 @@ class Decoder(nn.Module):
         return scores
 
 
-class Method(methods.Method):
+class Method(method.Method):
     """One encoder, which also makes the targets of the alignment, a regressor and a decoder."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ijepa import methods
+from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import DATA2VEC as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
-from ijepa.methods import Batch
+from ijepa.method import Batch
 from ijepa.optim import Optim, follow
 from ijepa.vit import Hidden, ViT
 
@@ -31,7 +31,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.MaskedRecipe):
+class Config(method.MaskedRecipe):
     """Defaults are the paper's recipe for ViT-B (800 epochs in batches of 2048 images).
 
     Paper and repository disagree: its ViT-B command warms up over 10 epochs, drops paths at 0.25
@@ -123,7 +123,7 @@ class Network(nn.Module):
         nn.init.zeros_(self.head.bias)
 
 
-class Method(methods.Method):
+class Method(method.Method):
     """The student learns; the teacher, a copy of all of it, follows as a moving average."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:

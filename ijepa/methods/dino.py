@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ijepa import methods
+from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import DINO_GLOBAL_1, DINO_GLOBAL_2, DINO_LOCAL, Crop
 from ijepa.distributed import total
-from ijepa.methods import Batch
+from ijepa.method import Batch
 from ijepa.optim import Optim, cosine, follow
 from ijepa.vit import ViT
 
@@ -34,7 +34,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.Recipe):
+class Config(method.Recipe):
     """Defaults are the release's for ViT-B/16: 400 epochs in batches of 1024 images.
 
     The learning rate is 5e-4 for every 256 images. Crops are the script's defaults; the released
@@ -179,7 +179,7 @@ class Network(nn.Module):
         self.head = Head(config, vit.dim)
 
 
-class Method(methods.Method):
+class Method(method.Method):
     """The student sees all views, the teacher the global ones; both name prototypes."""
 
     centre: Tensor

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ijepa.architecture import ViTConfig
 from ijepa.data.transforms import IBOT_GLOBAL_1, IBOT_GLOBAL_2, IBOT_LOCAL, Crop
 from ijepa.masking import BlockWise
-from ijepa.methods import Batch, dino
+from ijepa.method import Batch
+from ijepa.methods import dino
 from ijepa.methods.dino import NUM_GLOBAL, add_up, entropy, move
 from ijepa.vit import Hidden
 

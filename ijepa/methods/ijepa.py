@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ijepa import methods
+from ijepa import method
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import Crop
 from ijepa.masking import Masking, Masks, sampler
-from ijepa.methods import Batch
+from ijepa.method import Batch
 from ijepa.optim import Optim, follow
 from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
 from ijepa.vit import transformer_block as block
@@ -41,7 +41,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.Recipe):
+class Config(method.Recipe):
     """Defaults are the released recipe for ViT-H/14 on ImageNet-1k (configs/in1k_vith14_ep300).
 
     The paper's text has an L2 loss and does not mention the LayerNorm of the targets; the release
@@ -150,7 +150,7 @@ def normed(x: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:])
 
 
-class Method(methods.Method):
+class Method(method.Method):
     """Context encoder and predictor learn; the target encoder follows as a moving average."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:

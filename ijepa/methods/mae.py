@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ijepa import methods
+from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import MAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden, random_masks
-from ijepa.methods import Batch
+from ijepa.method import Batch
 from ijepa.optim import Optim
 from ijepa.vit import (
     LAYER_NORM_EPS,
@@ -39,7 +39,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Config(methods.MaskedRecipe):
+class Config(method.MaskedRecipe):
     """Defaults are the published recipe: 1600 epochs in batches of 4096 images (paper, Table 8).
 
     The learning rate is 1.5e-4 for every 256 images. The decoder is the same for every encoder.
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
         return predictions
 
 
-class Method(methods.Method):
+class Method(method.Method):
     """One encoder, which sees the visible patches only, and a decoder that is thrown away."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:

@@ -106,7 +106,8 @@ class Chaos:
         found = [
             process
             for process in psutil.process_iter(["cmdline"])
-            if "ijepa.launch" in (process.info["cmdline"] or []) and "--work" in process.cmdline()
+            if "ijepa.cluster.launch" in (process.info["cmdline"] or [])
+            and "--work" in process.cmdline()
         ]
         if found:
             self.random.choice(found).kill()

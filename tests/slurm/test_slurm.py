@@ -19,9 +19,9 @@ import pytest
 import torch
 import yaml
 
-from evals.gpu_hours import tabulate
-from ijepa import slurm
+from evals.report.gpu_hours import tabulate
 from ijepa.checkpoint import load_encoder
+from ijepa.cluster import slurm
 from tests.conftest import eventually, raw_run_of
 from tests.slurm import actions
 from tests.slurm.actions import CLUSTER, ROOT, live, lose_a_node, start, starts
@@ -29,7 +29,7 @@ from tests.slurm.actions import CLUSTER, ROOT, live, lose_a_node, start, starts
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 LAUNCH = [
-    *(sys.executable, "-m", "ijepa.launch"),
+    *(sys.executable, "-m", "ijepa.cluster.launch"),
     *("--cluster", "slurm", "--partition", "gpu", "--account", "lab", "--poll", "1"),
     *("--gpus", "4", "--gpus-per-node", "2", "--cpus-per-gpu", "1", "--gb-per-gpu", "2"),
 ]
@@ -175,7 +175,9 @@ def test_what_a_killed_snakemake_left_is_ended_and_what_it_has_written_stays(
         for more in ([], ["--begin=now+1hour"]):
             subprocess.run([*job, *more, "--wrap", wrap], check=True)
         eventually(written.exists)
-        subprocess.run([sys.executable, "-m", "ijepa.slurm", tmp_path], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "ijepa.cluster.slurm", tmp_path], cwd=ROOT, check=True
+        )
         assert not live()
         assert written.exists()
         written.unlink()
@@ -184,7 +186,7 @@ def test_what_a_killed_snakemake_left_is_ended_and_what_it_has_written_stays(
 def test_a_job_that_was_submitted_twice_runs_once_at_a_time(tmp_path: Path) -> None:
     """Slurm took the first although its answer was lost: the second one ends it, then begins."""
     wait = shlex.join(["touch", f"{tmp_path}/first"]) + "; sleep 100"
-    end = f"cd {ROOT} && {sys.executable} -m ijepa.slurm {tmp_path} --again && "
+    end = f"cd {ROOT} && {sys.executable} -m ijepa.cluster.slurm {tmp_path} --again && "
     look = f"squeue -h -o '%A %k' > {tmp_path}/seen"
     job = ["sbatch", "--parsable", "-A", "lab", "-D", str(tmp_path), "-o", "/dev/null"]
 

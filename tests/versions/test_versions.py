@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evals.audit import check
-from evals.provenance import trace
+from evals.report.provenance import trace
 from ijepa.errors import UserError
 from tests.versions.actions import (
     CONFIG,
@@ -24,6 +23,7 @@ from tests.versions.actions import (
     run,
 )
 from tests.versions.conftest import Changed, Store
+from workflow.plan.audit import check
 from workflow.scripts.dvc_stages import text_of
 
 EVALUATIONS = "results/tiny/evaluations"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.errors import run_command
-from ijepa.files import read_yaml
-from workflow.plan.grid import PIXELS, Grid, Group
+from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
+from workflow.plan.grid import Grid, Group
 
 Seconds = dict[tuple[str, ...], float]
 """Seconds of each job, by its rule and its wildcards."""
@@ -39,7 +39,7 @@ UTILISATION = 0.43
 
 
 def forward_flops(vit: dict[str, Any]) -> float:
-    """FLOPs of an encoder's forward pass of one image, by the closed form of ijepa/flops.py."""
+    """FLOPs of an encoder's forward pass of one image, by the closed form of ijepa.cost.flops."""
     dim, depth, patch = vit["dim"], vit["depth"], vit["patch_size"]
     ratio = vit.get("mlp_ratio", 4.0)
     tokens = (vit["image_size"] // patch) ** 2
@@ -73,7 +73,7 @@ def job_seconds(
         seconds["fetch", dataset] = cost["light"] + images * raw
         seconds["build_shards", dataset] = cost["light"] + images * cost["shard image"]
     for run, tokenizer in grid.tokenizers.items():
-        dataset = grid.runs[run]["dataset"]
+        dataset = grid.runs[run].dataset
         images = splits[dataset]["train"]
         seconds["tokenise", dataset, tokenizer] = cost["start"] + images * cost["token image"]
     for run, seed in grid.trained:
@@ -118,8 +118,8 @@ def _group_seconds(
         width, layers = vit["dim"], min(4, vit["depth"])
     for name in evaluations:
         item = grid.evaluations[name]
-        if item["evaluation"] == "linear_probe":
-            config = grid.protocol(group.run, name)
+        if item.evaluation == "linear_probe":
+            config = item.settings(group.run)
             rates = len(config.get("learning_rates", (0,) * 4))
             heads = 4 * rates * (1 if layers == 1 else 2)
             epochs = config.get("epochs", 28)
@@ -139,16 +139,17 @@ def _images_seconds(
     network: float,
 ) -> float:
     """An evaluation that runs the encoder: fine-tuned, or frozen under a head."""
-    item, config = grid.evaluations[evaluation], grid.protocol(run, evaluation)
-    counts, forward = _evaluated(grid, item["dataset"], splits), forward_flops(vits[run])
+    item = grid.evaluations[evaluation]
+    config = item.settings(run)
+    counts, forward = _evaluated(grid, item.dataset, splits), forward_flops(vits[run])
     tuned = config.get("finetune", config)
     images = float(counts["train"])
-    if item["evaluation"] == "low_shot":
+    if item.evaluation == "low_shot":
         classes = 10 if config.get("per_class") else 1
         images *= config.get("share", 0.01)
         images = config["per_class"] * classes if config.get("per_class") else images
-    passes = 3 if item["evaluation"] in ("low_shot", "finetune") else 1
-    held_out = 5000 if item["evaluation"] == "low_shot" else 0
+    passes = 3 if item.evaluation in ("low_shot", "finetune") else 1
+    held_out = 5000 if item.evaluation == "low_shot" else 0
     tested = counts["test"] + held_out
     return float((images * tuned.get("epochs", 50) * passes + tested) * forward / network)
 
@@ -170,24 +171,23 @@ MIDDLE = {"tokenise", "pretrain", "evaluate_features", "evaluate", "predict_cost
 """Rules whose jobs run side by side."""
 
 
-def estimate(config: dict[str, Any], cores: int) -> tuple[Seconds, float, float]:
+def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     """Seconds of every job and of the whole on this machine, and FLOP/s of one job."""
     # Here, so that what only plans imports no network.
-    from ijepa.cost import predict, run_of
+    from ijepa.cost.predict import predict
+    from ijepa.cost.speed import matrix_product_speed
     from ijepa.data import register
-    from ijepa.speed import matrix_product_speed
+    from workflow.plan.check import planned
 
-    grid = Grid(config, cores)
+    grid = Grid(benchmark, cores)
     speed = matrix_product_speed(grid.threads)
-    costs = predict({**config, "runs": grid.costing}, None) if grid.costing else []
+    runs = {run.name: planned(run) for run in grid.costing}
+    costs = predict(runs, None)
     gflops = {cost.run: cost.gflop_per_image * cost.images for cost in costs}
-    vits: dict[str, dict[str, Any]] = {}
-    for run in grid.costing:
-        vit = run_of(config, run).vit
-        vits[run["name"]] = {**vars(vit)}
-    if grid.costing:
-        vits["random_init"] = next(iter(vits.values()))
-    for name in grid.released:  # of published weights it is known when they are read
+    vits = {name: {**vars(one.run.vit)} for name, one in runs.items()}
+    if vits:
+        vits[UNTRAINED] = next(iter(vits.values()))
+    for name in grid.released:  # sizes of published weights are known when they are read
         vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
     splits: dict[str, dict[str, int]] = {
         dataset: {split: count or 0 for split, count in register.load(dataset).splits.items()}
@@ -204,7 +204,8 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", action="store_true", help="every job, for another program")
     options = parser.parse_args()
-    seconds, wall, speed = estimate(read_yaml(options.config), options.cores)
+    _, benchmark = read_files([options.config])
+    seconds, wall, speed = estimate(benchmark, options.cores)
     if options.json:
         jobs = [[list(key), value] for key, value in seconds.items()]
         print(json.dumps({"jobs": jobs, "wall": wall, "speed": speed}))

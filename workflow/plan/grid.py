@@ -1,26 +1,30 @@
-"""What a config asks for: runs, evaluations and tables, the files that they need, and the jobs.
+"""Runs, evaluations and tables of a config, the files that they need, and the jobs.
 
 The Snakefile asks this module and nothing else; so do tests and the commands that show a plan. It
 imports no torch: a plan takes milliseconds.
 """
 
-import json
 import os
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "workflow" / "config.schema.yaml"
-PIXELS = "pixels"
-"""The control without a network; it is in every table that does not name its runs."""
-UNTRAINED = "random_init"
-"""The other control: the first run's network as it was initialised."""
+from evals.report.plan import ReportPlan, TableSpec
+from ijepa.files import ROOT, write_yaml
+from workflow.plan.benchmark import (
+    PIXELS,
+    UNTRAINED,
+    Benchmark,
+    Evaluation,
+    Released,
+    Run,
+    Table,
+    as_plain,
+)
 
 LAUNCH = {
     "cluster": "local",
@@ -53,14 +57,14 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A config with every default filled in, and the path of every file that it asks for.
+    """The files and jobs of a benchmark: every path, and what each file is made from.
 
     Args:
-        config: The config as it was read, of the shape of config.schema.yaml.
+        benchmark: The config, with defaults filled in.
         cores: Cores of the machine, for jobs that could use all.
     """
 
-    config: dict[str, Any]
+    benchmark: Benchmark
     cores: int = 1
 
     # The config's parts.
@@ -68,17 +72,12 @@ class Grid:
     @property
     def name(self) -> str:
         """Name of the config, and of its folders."""
-        return str(self.config["name"])
+        return self.benchmark.name
 
     @property
     def dataset(self) -> str:
         """Data set of all runs and evaluations that name no other."""
-        return str(self.config["dataset"])
-
-    @property
-    def seeds(self) -> list[int]:
-        """Seeds of every run."""
-        return list(self.config["seeds"])
+        return self.benchmark.dataset
 
     @property
     def threads(self) -> int:
@@ -87,83 +86,59 @@ class Grid:
         Two jobs with one thread each are done sooner than one after the other with two, where
         networks are small.
         """
-        return int(self.config.get("threads", self.cores))
+        return self.benchmark.threads or self.cores
 
     @cached_property
-    def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Every evaluation by name, with its defaults."""
-        return {
-            item["name"]: {
-                "evaluation": item["name"],
-                "dataset": self.dataset,
-                "label": "class",
-                "uses": "features",
-                "config": {},
-                "config_of": {},
-                **item,
-            }
-            for item in self.config["evaluations"]
-        }
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Every evaluation by name."""
+        return {item.name: item for item in self.benchmark.evaluations}
 
     @cached_property
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """Every run by name, with its defaults; last the first run's network untrained."""
-        shared = {"vit": self.config["vit"]} if "vit" in self.config else {}
-        runs = {
-            run["name"]: {"dataset": self.dataset, **shared, "gpus": 1, **run}
-            for run in self.config.get("runs", [])
-        }
+    def runs(self) -> dict[str, Run]:
+        """Every run by name; last the first run's network untrained."""
+        runs = {run.name: run for run in self.benchmark.runs}
         if runs:
-            first = next(iter(runs.values()))
-            recipe = first.get("recipe", {})
-            optim = {**recipe.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
-            runs[UNTRAINED] = {**first, "recipe": {**recipe, "optim": optim}}
+            first = self.benchmark.runs[0]
+            optim = {**first.recipe.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
+            untrained = replace(first, recipe={**first.recipe, "optim": optim})
+            runs[UNTRAINED] = untrained
         return runs
 
     @cached_property
-    def released(self) -> dict[str, dict[str, Any]]:
+    def released(self) -> dict[str, Released]:
         """Published weights by name."""
-        return {weights["name"]: weights for weights in self.config.get("released", [])}
+        return {weights.name: weights for weights in self.benchmark.released}
 
     @cached_property
-    def tables(self) -> dict[str, dict[str, Any]]:
+    def tables(self) -> dict[str, Table]:
         """Every table by name."""
-        return {table["name"]: table for table in self.config["tables"]}
+        return {table.name: table for table in self.benchmark.tables}
 
     @cached_property
     def tokenizers(self) -> dict[str, str]:
         """For each run that predicts token ids, the tokenizer that they come from."""
-        return {
-            name: run["recipe"]["tokenizer"]
-            for name, run in self.runs.items()
-            if "tokenizer" in run.get("recipe", {})
-        }
+        return {name: run.tokenizer for name, run in self.runs.items() if run.tokenizer}
 
-    def seeds_of(self, run: str) -> list[int]:
+    def tokenizer_settings(self, run: str) -> dict[str, int | str]:
+        """Settings of the tokenizer whose ids a run predicts; none for other runs."""
+        return self.benchmark.tokenizers.get(self.tokenizers.get(run, ""), {})
+
+    def seeds_of(self, encoder: str) -> list[int]:
         """Seeds of an encoder; none of one that was measured elsewhere."""
-        if run in self.runs:
-            return self.seeds
-        return [0] if run in self.released or run == PIXELS else []
+        if encoder in self.runs:
+            return self.benchmark.seeds
+        return [0] if encoder in self.released or encoder == PIXELS else []
 
-    def uses(self, run: str, evaluation: str) -> str:
+    def uses(self, encoder: str, evaluation: str) -> str:
         """``features``, ``images`` or ``both``; raw pixels have no network to run."""
-        asked = str(self.evaluations[evaluation]["uses"])
-        return "features" if run == PIXELS and asked == "both" else asked
-
-    def protocol(self, run: str, evaluation: str) -> dict[str, Any]:
-        """Settings of an evaluation, with what differs for this encoder."""
-        item = self.evaluations[evaluation]
-        return {**item["config"], **item["config_of"].get(run, {})}
+        asked = self.evaluations[evaluation].uses
+        return "features" if encoder == PIXELS and asked == "both" else asked
 
     def limit(self, dataset: str) -> dict[str, int]:
         """Splits of which only so many images are evaluated."""
-        limit: dict[str, int] = self.config.get("images", {}).get(dataset, {})
-        return limit
-
-    def frozen_run(self, run: str, seed: int) -> dict[str, Any]:
-        """One cell of the grid as the file that its pretraining reads."""
-        frozen = {**self.runs[run], "seed": seed}
-        return {key: value for key, value in frozen.items() if key not in ("name", "gpus")}
+        return {
+            str(split): count for split, count in self.benchmark.images.get(dataset, {}).items()
+        }
 
     # The cells.
 
@@ -174,9 +149,9 @@ class Grid:
         cells = {
             Cell(run, seed, evaluation): None
             for table in self.tables.values()
-            for run in table.get("runs", encoders)
+            for run in (encoders if table.runs is None else table.runs)
             for seed in self.seeds_of(run)
-            for evaluation in table["evaluations"]
+            for evaluation in table.evaluations
             if run != PIXELS or self.uses(run, evaluation) == "features"
         }
         return list(cells)
@@ -187,7 +162,7 @@ class Grid:
         groups: dict[Group, list[str]] = {}
         for run, seed, evaluation in self.cells:
             if self.uses(run, evaluation) == "features":
-                group = Group(run, seed, self.evaluations[evaluation]["dataset"])
+                group = Group(run, seed, self.evaluations[evaluation].dataset)
                 groups.setdefault(group, []).append(evaluation)
         return groups
 
@@ -207,18 +182,18 @@ class Grid:
     @cached_property
     def trained_on(self) -> list[str]:
         """Data sets of those runs."""
-        return sorted({self.runs[run]["dataset"] for run, _ in self.trained})
+        return sorted({self.runs[run].dataset for run, _ in self.trained})
 
     @cached_property
     def datasets(self) -> list[str]:
         """All data sets that must be there as shards."""
-        evaluated = {self.evaluations[cell.evaluation]["dataset"] for cell in self.cells}
+        evaluated = {self.evaluations[cell.evaluation].dataset for cell in self.cells}
         return sorted({*self.trained_on, *evaluated})
 
     @cached_property
-    def costing(self) -> list[dict[str, Any]]:
+    def costing(self) -> list[Run]:
         """The config's runs that are trained, without the control."""
-        return [run for run in self.config.get("runs", []) if run["name"] in dict(self.trained)]
+        return [run for run in self.benchmark.runs if run.name in dict(self.trained)]
 
     @cached_property
     def neighbours(self) -> list[tuple[str, int]]:
@@ -229,7 +204,7 @@ class Grid:
                 for run, seed, evaluation in self.cells
                 if run != PIXELS
                 and self.uses(run, evaluation) != "images"
-                and self.evaluations[evaluation]["dataset"] == self.dataset
+                and self.evaluations[evaluation].dataset == self.dataset
             }
         )
 
@@ -247,7 +222,7 @@ class Grid:
 
     @property
     def jobs(self) -> str:
-        """Folder of the notes of the cluster's jobs (ijepa/note_job.sh)."""
+        """Folder of the notes of the cluster's jobs (ijepa/cluster/note_job.sh)."""
         return f"{self.work}/jobs"
 
     @property
@@ -281,6 +256,12 @@ class Grid:
         """File that says of an encoder's features of a data set that they are there."""
         return f"{self.results}/features/{run}/seed{seed}/{dataset}/about.json"
 
+    def single_features(self, run: str, seed: int | str, evaluation: str) -> list[str]:
+        """Features that an evaluation with its own job uses beside images: one file, or none."""
+        if self.uses(run, evaluation) != "both":
+            return []
+        return [self.features(run, seed, self.evaluations[evaluation].dataset)]
+
     def result(self, cell: Cell) -> str:
         """File of one result."""
         return f"{self.results}/evaluations/{cell.run}/seed{cell.seed}/{cell.evaluation}.json"
@@ -298,11 +279,11 @@ class Grid:
         """Token cache of a run, if it predicts ids."""
         if run not in self.tokenizers:
             return None
-        return f"data/shards/{self.runs[run]['dataset']}/tokens/{self.tokenizers[run]}.json"
+        return f"data/shards/{self.runs[run].dataset}/tokens/{self.tokenizers[run]}.json"
 
     def raw(self, dataset: str) -> str:
         """Folder where the raw files of a data set lie, or are brought to."""
-        return str(self.config.get("raw", {}).get(dataset, f"data/raw/{dataset}"))
+        return self.benchmark.raw.get(dataset, f"data/raw/{dataset}")
 
     @cached_property
     def wanted(self) -> list[str]:
@@ -335,43 +316,95 @@ class Grid:
                 gone += missing
         return gone
 
-    # What commands are told.
+    # The files that commands read. They are written before the first job (``write_plan``), for a
+    # person to read and for a command to be typed again.
 
-    def items(self, group: Group) -> str:
+    @property
+    def plan(self) -> str:
+        """Folder of those files."""
+        return f"{self.work}/plan"
+
+    def run_plan(self, run: str, seed: int | str) -> str:
+        """YAML file of a run, for ijepa.cluster.launch."""
+        return f"{self.plan}/runs/{run}/seed{seed}.yaml"
+
+    def group_plan(self, run: str, seed: int | str, dataset: str) -> str:
+        """YAML file of a group's evaluations, for evals.group."""
+        return f"{self.plan}/evaluations/{run}/seed{seed}/{dataset}.yaml"
+
+    def evaluation_plan(self, run: str, seed: int | str, evaluation: str) -> str:
+        """YAML file of the settings of a single evaluation, for evals."""
+        return f"{self.plan}/evaluations/{run}/seed{seed}/{evaluation}.settings.yaml"
+
+    @property
+    def tables_plan(self) -> str:
+        """YAML file of what tables and report must know of the config."""
+        return f"{self.plan}/tables.yaml"
+
+    @property
+    def config_plan(self) -> str:
+        """YAML file of the whole config with defaults filled in, for workflow.plan.cost."""
+        return f"{self.plan}/config.yaml"
+
+    def images_option(self, dataset: str) -> str:
+        """Option --images of evals and evals.features; "" where all images are used."""
+        counts = [f"{split}={count}" for split, count in self.limit(dataset).items()]
+        return " ".join(["--images", *counts]) if counts else ""
+
+    def items(self, group: Group) -> list[dict[str, Any]]:
         """The evaluations of a group as ``evals.group`` takes them."""
-        return json.dumps(
-            [
-                {
-                    "name": name,
-                    "evaluation": self.evaluations[name]["evaluation"],
-                    "label": self.evaluations[name]["label"],
-                    "config": self.protocol(group.run, name),
-                }
-                for name in self.groups[group]
-            ]
-        )
+        return [
+            {
+                "name": name,
+                "evaluation": self.evaluations[name].evaluation,
+                "label": self.evaluations[name].label,
+                "config": self.evaluations[name].settings(group.run),
+            }
+            for name in self.groups[group]
+        ]
 
     @cached_property
-    def asked(self) -> str:
-        """What tables and report must know of the config, as JSON."""
-        keys = ("name", "dataset", "seeds", "evaluations", "tables", "external")
-        asked = {key: self.config[key] for key in keys if key in self.config}
-        for part in ("runs", "released"):
-            asked[part] = [{"name": item["name"]} for item in self.config.get(part, [])]
-        return json.dumps(asked)
+    def report_plan(self) -> ReportPlan:
+        """What tables and report must know of the config."""
+        benchmark = self.benchmark
+        titles = {item.name: item.title for item in benchmark.evaluations if item.title}
+        differs = {item.name: sorted(item.config_of) for item in benchmark.evaluations}
+        specs = [
+            TableSpec(
+                **vars(table),
+                titles=titles,
+                differs=differs,
+                encoders=benchmark.encoders,
+                seeds=benchmark.seeds,
+            )
+            for table in benchmark.tables
+        ]
+        return ReportPlan(benchmark.name, benchmark.dataset, specs, benchmark.external)
 
     @cached_property
-    def predicted(self) -> str:
-        """What decides the cost of pretraining, of the runs that are trained, as JSON."""
-        keys = ("dataset", "vit", "seeds", "threads")
-        return json.dumps(
-            {key: self.config[key] for key in keys if key in self.config} | {"runs": self.costing}
-        )
+    def predicted(self) -> dict[str, Any]:
+        """Everything that decides the predicted cost of pretraining."""
+        runs = [{**run.config(), "name": run.name, "gpus": run.gpus} for run in self.costing]
+        return {"seeds": self.benchmark.seeds, "threads": self.benchmark.threads, "runs": runs}
+
+    def write_plan(self) -> None:
+        """Write every file that commands read; a file that would not change stays as it is."""
+        for run, seed in self.trained:
+            write_yaml(Path(self.run_plan(run, seed)), self.runs[run].config(seed))
+        for group in self.groups:
+            content = {"evaluations": self.items(group), "images": self.limit(group.dataset)}
+            write_yaml(Path(self.group_plan(*group)), content)
+        for cell in self.cells:
+            if self.uses(cell.run, cell.evaluation) != "features":
+                item = self.evaluations[cell.evaluation]
+                write_yaml(Path(self.evaluation_plan(*cell)), item.settings(cell.run))
+        write_yaml(Path(self.tables_plan), asdict(self.report_plan))
+        write_yaml(Path(self.config_plan), as_plain(self.benchmark))
 
     def expected_encoders(self) -> dict[str, dict[str, Any]]:
         """The run of each encoder, as its file should have it."""
         return {
-            f"{self.run_folder(run, seed)}/encoder.safetensors": self.frozen_run(run, seed)
+            f"{self.run_folder(run, seed)}/encoder.safetensors": self.runs[run].config(seed)
             for run, seed in self.trained
         }
 
@@ -379,7 +412,7 @@ class Grid:
         """What the features that evaluations ask for should say of themselves."""
         asked = sorted(
             {
-                (cell.run, cell.seed, self.evaluations[cell.evaluation]["dataset"])
+                (cell.run, cell.seed, self.evaluations[cell.evaluation].dataset)
                 for cell in self.cells
                 if self.uses(cell.run, cell.evaluation) != "images"
             }
@@ -397,11 +430,11 @@ class Grid:
         """What each result of the tables should say of itself."""
         return {
             self.result(cell): {
-                "name": item["evaluation"],
-                "label": item["label"],
-                "config": self.protocol(cell.run, cell.evaluation),
-                "images": self.limit(item["dataset"]),
-                "data": f"data/shards/{item['dataset']}",
+                "name": item.evaluation,
+                "label": item.label,
+                "config": item.settings(cell.run),
+                "images": self.limit(item.dataset),
+                "data": f"data/shards/{item.dataset}",
                 "encoder": self.encoder(cell.run, cell.seed),
             }
             for cell in self.cells
@@ -418,7 +451,7 @@ class Grid:
 
     def missing_weights(self) -> list[str]:
         """What must be brought by hand for token caches that are not made yet."""
-        settings = self.config.get("tokenizers", {})
+        settings = self.benchmark.tokenizers
         wanted = sorted(
             {(self.tokenizers[run], run) for run, _ in self.trained if run in self.tokenizers}
         )
@@ -426,14 +459,14 @@ class Grid:
             f"{tokenizer}: {weights} (its weights: python -m ijepa.data.tokens {tokenizer} --help)"
             for tokenizer, run in wanted
             if (weights := settings.get(tokenizer, {}).get("weights"))
-            and not Path(weights).exists()
+            and not Path(str(weights)).exists()
             and not Path(str(self.tokens(run))).exists()
         }
         return sorted(lines)
 
 
 def launch_options(gpus: int, resources: Any, threads: int) -> str:
-    """The options of ijepa.launch, from a run's GPUs and the profile's resources."""
+    """The options of ijepa.cluster.launch, from a run's GPUs and the profile's resources."""
     return as_options(
         {
             "cluster": resources.cluster,
@@ -461,15 +494,6 @@ def as_options(values: dict[str, Any]) -> str:
     return " ".join(
         f"--{key}={shlex.quote(str(value))}" for key, value in values.items() if value != ""
     )
-
-
-def faults(config: dict[str, Any]) -> Iterable[str]:
-    """Every way in which a config is not of the shape of the schema, by its path."""
-    import jsonschema
-
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    for fault in jsonschema.Draft202012Validator(schema).iter_errors(config):
-        yield f"config: {fault.json_path}: {fault.message}"
 
 
 def register_entry(dataset: str) -> dict[str, Any]:

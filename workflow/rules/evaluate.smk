@@ -5,7 +5,8 @@
 # undeclared beside the marker: Snakemake would delete those that a failed job has finished.
 rule evaluate_features:
     input:
-        unpack(group_subject),
+        data=lambda wc: GRID.index(wc.dataset),
+        encoder=lambda wc: GRID.encoder(wc.run, wc.seed) or [],
     output:
         # The arrays lie beside it, where Snakemake does not delete what a killed job has written.
         about=f"{RESULTS}/features/{{run}}/seed{{seed}}/{{dataset}}/about.json",
@@ -18,22 +19,28 @@ rule evaluate_features:
     resources:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
-        encoder=lambda wc, input: input.get("encoder", "pixels"),
-        evaluations=lambda wc: GRID.items(group_of(wc)),
-        images=lambda wc: json.dumps(GRID.limit(wc.dataset)),
+        encoder=lambda wc, input: input.encoder or "pixels",
+        plan=lambda wc: GRID.group_plan(wc.run, wc.seed, wc.dataset),
+        # Not used here: a change makes the group again.
+        evaluations=lambda wc: GRID.items(Group(wc.run, int(wc.seed), wc.dataset)),
+        images=lambda wc: GRID.limit(wc.dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}",
     shell:
-        "python -m evals.group {params.encoder} --data $(dirname {input.data})"
+        "python -m evals.group {params.plan} {params.encoder} --data $(dirname {input.data})"
         " --features {output.about} --results $(dirname {output.done}) --work {params.work}"
-        " --evaluations {params.evaluations:q} --images {params.images:q} --done {output.done}"
-        " 2>&1 | tee {log}"
+        " --done {output.done} 2>&1 | tee {log}"
 
 
 # An evaluation that runs the encoder itself has a job of its own: it takes hours where others
 # take seconds.
 rule evaluate:
     input:
-        unpack(subject_of),
+        data=lambda wc: GRID.index(GRID.evaluations[wc.evaluation].dataset),
+        encoder=lambda wc: GRID.encoder(wc.run, wc.seed),
+        # Ancient: features that were not kept and are extracted anew are the same as before.
+        features=lambda wc: ancient(
+            GRID.single_features(wc.run, wc.seed, wc.evaluation)
+        ),
     output:
         f"{RESULTS}/evaluations/{{run}}/seed{{seed}}/{{evaluation}}.json",
     log:
@@ -44,19 +51,17 @@ rule evaluate:
     resources:
         mem_mb=lambda wc, attempt: 2500 * attempt,
     params:
-        name=lambda wc: GRID.evaluations[wc.evaluation]["evaluation"],
-        label=lambda wc: GRID.evaluations[wc.evaluation]["label"],
-        given=lambda wc, input: " ".join(
-            f"--{key} {input[key]}"
-            for key in ("features", "encoder")
-            if key in input.keys()
+        name=lambda wc: GRID.evaluations[wc.evaluation].evaluation,
+        label=lambda wc: GRID.evaluations[wc.evaluation].label,
+        features=lambda wc, input: (
+            f"--features {input.features}" if input.features else ""
         ),
-        config=lambda wc: json.dumps(GRID.protocol(wc.run, wc.evaluation)),
-        images=lambda wc: json.dumps(
-            GRID.limit(GRID.evaluations[wc.evaluation]["dataset"])
-        ),
+        plan=lambda wc: GRID.evaluation_plan(wc.run, wc.seed, wc.evaluation),
+        # Not used here: a change makes the result again.
+        config=lambda wc: GRID.evaluations[wc.evaluation].settings(wc.run),
+        images=lambda wc: GRID.images_option(GRID.evaluations[wc.evaluation].dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",
     shell:
         "python -m evals {params.name} --data $(dirname {input.data}) --label {params.label}"
-        " {params.given} --config {params.config:q} --images {params.images:q}"
+        " --encoder {input.encoder} {params.features} --config {params.plan} {params.images}"
         " --work {params.work} --out {output} 2>&1 | tee {log}"

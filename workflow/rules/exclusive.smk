@@ -1,9 +1,9 @@
 # One workflow at a time in a folder.
 
-import fcntl
-
 from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+
+from ijepa.lock import held
 
 # Of the plugin, between two questions for the states of its jobs, at most.
 SECONDS_BETWEEN_CHECKS = 180
@@ -11,14 +11,13 @@ SECONDS_BETWEEN_CHECKS = 180
 
 def hold_folder():
     """Refuse a second workflow in this folder; unlike Snakemake's lock, this one dies with us."""
-    global HELD
-    HELD = open(".snakemake/running", "w")
+    global HELD  # until this process ends
+    taken = "another snakemake works in this folder (process {process})"
+    HELD = held(Path(".snakemake/running"), taken, patience=0)
     try:
-        fcntl.flock(HELD, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(
-            "Another snakemake works in this folder: wait for it, or end it."
-        )
+        HELD.__enter__()
+    except UserError as error:
+        raise WorkflowError(str(error))
 
 
 def check_cluster():
@@ -28,7 +27,7 @@ def check_cluster():
     """
     if workflow.executor_plugin.common_settings.local_exec:
         return
-    run_module("ijepa.slurm", os.getcwd())
+    run_module("ijepa.cluster.slurm", os.getcwd())
     check_job_age()
     begin_jobs()
     asked = {}
@@ -38,7 +37,7 @@ def check_cluster():
             asked.setdefault(options, job.rule.name)
     for options, name in asked.items():
         try:
-            run_module("ijepa.launch", "--check", *shlex.split(options))
+            run_module("ijepa.cluster.launch", "--check", *shlex.split(options))
         except WorkflowError as error:
             raise WorkflowError(f"of {name}: {error}")
 
@@ -72,15 +71,15 @@ def begin_jobs():
     )
     first = [
         f"notes={notes}",
-        f". {code}/ijepa/note_job.sh",
-        f"PYTHONPATH={code} {python} -m ijepa.slurm {folder} --again",
+        f". {code}/ijepa/cluster/note_job.sh",
+        f"PYTHONPATH={code} {python} -m ijepa.cluster.slurm {folder} --again",
     ]
     settings = workflow.remote_execution_settings
     settings.precommand = " && ".join(filter(None, [*first, settings.precommand]))
 
 
 def asked_of_slurm(job):
-    """What a job will ask for, as options of ijepa.launch; "" if it stays on this machine."""
+    """What a job will ask for, as options of ijepa.cluster.launch; "" if it stays on this machine."""
     if job.rule.name == "pretrain":
         return job.params.launch  # as its launcher will be told
     if job.is_local:

@@ -3,7 +3,7 @@
 
 rule pretrain:
     input:
-        data=lambda wc: GRID.index(GRID.runs[wc.run]["dataset"]),
+        data=lambda wc: GRID.index(GRID.runs[wc.run].dataset),
         # Ancient: tokens that are made anew are the same; what decides them is among params.
         tokens=lambda wc: ancient(tokens) if (tokens := GRID.tokens(wc.run)) else [],
     output:
@@ -24,17 +24,16 @@ rule pretrain:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         work=f"{GRID.work}/{{run}}/seed{{seed}}",
-        run=lambda wc: yaml.safe_dump(GRID.frozen_run(wc.run, int(wc.seed))),
-        tokenizer=lambda wc: config.get("tokenizers", {}).get(
-            GRID.tokenizers.get(wc.run), {}
-        ),
+        plan=lambda wc: GRID.run_plan(wc.run, wc.seed),
+        # Not used here: a change trains anew.
+        run=lambda wc: GRID.runs[wc.run].config(int(wc.seed)),
+        tokenizer=lambda wc: GRID.tokenizer_settings(wc.run),
         launch=lambda wc, resources, threads: launch_options(
-            GRID.runs[wc.run]["gpus"], resources, threads
+            GRID.runs[wc.run].gpus, resources, threads
         ),
     shell:
         # In work/, too: a job in the queue reads it when it begins, whatever becomes of the output.
-        "mkdir -p {params.work} && printf %s {params.run:q} > {params.work}/run.yaml.part"
+        "mkdir -p {params.work} && cp {params.plan} {params.work}/run.yaml.part"
         " && mv {params.work}/run.yaml.part {params.work}/run.yaml"
-        " && python -m ijepa.launch {params.work}/run.yaml --data $(dirname {input.data})"
+        " && python -m ijepa.cluster.launch {params.work}/run.yaml --data $(dirname {input.data})"
         " --work {params.work} --out {output.encoder} {params.launch} 2>&1 | tee -i {log}"
-        " && cp {params.work}/run.yaml {output.run}"

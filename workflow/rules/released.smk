@@ -10,11 +10,11 @@ rule fetch_weights:
     conda:
         "../../environment.yml"
     params:
-        address=lambda wc: GRID.released[wc.released]["address"],
-        sha256=lambda wc: GRID.released[wc.released]["sha256"],
-        licence=lambda wc: GRID.released[wc.released]["licence"],
+        address=lambda wc: GRID.released[wc.released].address,
+        sha256=lambda wc: GRID.released[wc.released].sha256,
+        licence=lambda wc: GRID.released[wc.released].licence,
     shell:
-        "python -m ijepa.data.download {params.address:q} {output} --sha256 {params.sha256:q}"
+        "python -m ijepa.released.download {params.address:q} {output} --sha256 {params.sha256:q}"
         " --licence {params.licence:q} 2>&1 | tee {log}"
 
 
@@ -28,12 +28,8 @@ rule import_weights:
     conda:
         "../../environment.yml"
     params:
-        licence=lambda wc: GRID.released[wc.released]["licence"],
-        options=lambda wc: " ".join(
-            f"--{key.replace('_', '-')} {GRID.released[wc.released][key]}"
-            for key in ("layout", "tower", "image_size", "num_heads")
-            if key in GRID.released[wc.released]
-        ),
+        licence=lambda wc: GRID.released[wc.released].licence,
+        options=lambda wc: as_options(GRID.released[wc.released].options()),
     shell:
         "python -m ijepa.checkpoint import {input} --out {output} {params.options}"
         " --licence {params.licence:q} 2>&1 | tee {log}"

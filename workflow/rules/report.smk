@@ -3,7 +3,7 @@
 
 rule tabulate:
     input:
-        *config.get("external", []),
+        *GRID.benchmark.external,
         evaluated=GRID.evaluated,
         gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
     output:
@@ -28,10 +28,12 @@ rule tabulate:
         "../../environment.yml"
     params:
         folder=lambda wc, output: Path(output[0]).parent,
-        config=GRID.asked,
+        plan=GRID.tables_plan,
+        # Not used here: a change makes it again.
+        config=asdict(GRID.report_plan),
         results=GRID.wanted,
     shell:
-        "python -m evals.tables write {params.results} --config {params.config:q}"
+        "python -m evals.report.tables write {params.results} --plan {params.plan}"
         " --gpu-hours {input.gpu_hours} --out {params.folder} 2>&1 | tee {log}"
 
 
@@ -56,7 +58,9 @@ rule report:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output.html).parent,
-        config=GRID.asked,
+        plan=GRID.tables_plan,
+        # Not used here: a change makes it again.
+        config=asdict(GRID.report_plan),
         chosen=GRID.wanted,
         predicted=lambda wc, input: (
             f"--predicted {input.predicted}" if GRID.costing else ""
@@ -64,7 +68,7 @@ rule report:
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {params.chosen} --gpu-hours {input.gpu_hours} {params.predicted}"
-        " --config {params.config:q} --out {output.html} 2>&1 | tee {log}"
+        " --plan {params.plan} --out {output.html} 2>&1 | tee {log}"
 
 
 rule predict_cost:
@@ -79,9 +83,12 @@ rule predict_cost:
     resources:
         card="here",
     params:
+        plan=GRID.config_plan,
+        runs=[run.name for run in GRID.costing],
+        # Not used here: a change makes it again.
         config=GRID.predicted,
     shell:
-        "echo {params.config:q} | python -m ijepa.cost /dev/stdin --shards data/shards"
+        "python -m workflow.plan.cost {params.plan} --runs {params.runs} --shards data/shards"
         " --gpu {resources.card} --csv {output} 2>&1 | tee {log}"
 
 
@@ -101,7 +108,7 @@ rule gpu_hours:
         results=lambda wc, output: Path(output.csv).parents[1],
     shell:
         # No parameter: where notes lie is no reason to make a table again that dvc has brought.
-        "python -m evals.gpu_hours {params.results} --out {output.csv}"
+        "python -m evals.report.gpu_hours {params.results} --out {output.csv}"
         f" --notes {GRID.jobs} "
         "2>&1 | tee {log}"
 
@@ -123,5 +130,5 @@ rule metrics:
         results=GRID.wanted,
         folder=lambda wc, output: Path(output[0]).parent,
     shell:
-        "python -m evals.metrics {params.results} {params.logs} --out {params.folder}"
+        "python -m evals.report.metrics {params.results} {params.logs} --out {params.folder}"
         " 2>&1 | tee {log}"

@@ -12,7 +12,7 @@ rule fetch:
     params:
         raw=lambda wc: GRID.raw(wc.dataset),
     shell:
-        "python -m ijepa.data.shards fetch {wildcards.dataset} --raw {params.raw:q}"
+        "python -m ijepa.data fetch {wildcards.dataset} --raw {params.raw:q}"
         " 2>&1 | tee {log}"
 
 
@@ -32,7 +32,7 @@ rule build_shards:
         # Not used here, but a change makes the shards anew.
         entry=lambda wc: register_entry(wc.dataset),
     shell:
-        "python -m ijepa.data.shards build {wildcards.dataset} --raw {params.raw:q}"
+        "python -m ijepa.data build {wildcards.dataset} --raw {params.raw:q}"
         " --out $(dirname {output}) 2>&1 | tee {log}"
 
 
@@ -51,12 +51,7 @@ rule tokenise:
     resources:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
-        settings=lambda wc: " ".join(
-            f"--{name} {shlex.quote(str(value))}"
-            for name, value in config.get("tokenizers", {})
-            .get(wc.tokenizer, {})
-            .items()
-        ),
+        settings=lambda wc: as_options(GRID.benchmark.tokenizers.get(wc.tokenizer, {})),
     shell:
         "python -m ijepa.data.tokens {wildcards.tokenizer} --data $(dirname {input.index})"
         " {params.settings} 2>&1 | tee {log}"

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from ijepa.errors import run_command
-from ijepa.files import read_yaml, write_text
+from ijepa.files import write_text
+from workflow.plan.benchmark import read_files
 
 HEAD = """\
 # Written by: python -m workflow.scripts.dvc_stages {configs}
@@ -32,10 +33,10 @@ def document(paths: list[Path]) -> dict[str, Any]:
 
 def stages_of(path: Path) -> dict[str, Any]:
     """The stages of one config: its data sets, encoders and tables."""
-    config = read_yaml(path)
-    name, results = config["name"], f"results/{config['name']}"
-    trained_on = {run.get("dataset", config["dataset"]) for run in config.get("runs", [])}
-    evaluated = {item.get("dataset", config["dataset"]) for item in config["evaluations"]}
+    config, benchmark = read_files([path])
+    name, results = benchmark.name, f"results/{benchmark.name}"
+    trained_on = {run.dataset for run in benchmark.runs}
+    evaluated = {item.dataset for item in benchmark.evaluations}
     stages: dict[str, Any] = {}
     for dataset in sorted(trained_on | evaluated):
         stages[f"data-{dataset}"] = {
@@ -64,7 +65,7 @@ def stages_of(path: Path) -> dict[str, Any]:
         "deps": [
             *encoders,
             *[f"data/shards/{dataset}" for dataset in sorted(evaluated)],
-            *config.get("external", []),
+            *benchmark.external,
         ],
         "outs": kept(
             f"{results}/features",

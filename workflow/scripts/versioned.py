@@ -1,9 +1,9 @@
 """A stage of dvc.yaml, and what makes Snakemake agree with files that DVC has brought.
 
 ``python -m workflow.scripts.versioned make encoders config/mini.yaml`` lets Snakemake make the
-stage, compares what is there with the config (evals/audit.py), and keeps Snakemake's records of it
-in a file that DVC versions with it. ``... settle`` follows ``dvc pull`` and ``dvc checkout``;
-``... unlock`` precedes them where DVC was killed in the middle of writing its locks.
+stage, compares what is there with the config (workflow/plan/audit.py), and keeps Snakemake's
+records of it in a file that DVC versions with it. ``... settle`` follows ``dvc pull`` and ``dvc
+checkout``; ``... unlock`` precedes them where DVC was killed in the middle of writing its locks.
 
 Two things of Snakemake's do not survive a checkout. Times: it makes again what is older than its
 input, and DVC writes files in any order; so all get one and the same time. Records: without them it

@@ -6,30 +6,25 @@ Task Adaptation Benchmark", 2019. The official test split has no scenes, so vali
 
 ``raw`` holds the official archive, or what it holds: ``CLEVR_v1.0/images/{train,val}`` and
 ``CLEVR_v1.0/scenes/CLEVR_{train,val}_scenes.json``. Where ``options`` has ``generate``, with the
-keys of ``ijepa.data.clevr.Settings``, such files are made here instead.
+keys of ``ijepa.data.clevr.generate.Settings``, such files are made here instead.
 """
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ijepa.data.archives import folder_entries, unpack
+from ijepa.data.clevr.format import OFFICIAL_SPLITS, image_folder, labels, scenes_file
 from ijepa.data.register import Dataset
 from ijepa.data.sources import Entry
 from ijepa.errors import UserError
 from ijepa.strict import strict
 
-FOLDER = "CLEVR_v1.0"
 ARCHIVE = "CLEVR_v1.0.zip"
 HOME = "https://cs.stanford.edu/people/jcjohns/clevr/"
-OFFICIAL_SPLITS = {"train": "train", "test": "val"}
 
-MIN_OBJECTS, MAX_OBJECTS = 3, 10
-DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
-"""VTAB's bounds of the closest object's depth; each bin holds its upper bound, not its lower."""
 CHUNK = 1 << 20
 """Characters read at a time; a scene has some ten thousand."""
 
@@ -107,33 +102,6 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return content
 
 
-def image_folder(raw: Path, split: str) -> Path:
-    """Where the images of a split lie."""
-    return raw / FOLDER / "images" / OFFICIAL_SPLITS[split]
-
-
-def scenes_file(raw: Path, split: str) -> Path:
-    """The file that describes each image of a split."""
-    return raw / FOLDER / "scenes" / f"CLEVR_{OFFICIAL_SPLITS[split]}_scenes.json"
-
-
-def labels(scene: dict[str, Any]) -> dict[str, int]:
-    """VTAB's labels of a scene: number of objects less 3, and the bin of the smallest depth.
-
-    Raises ValueError for a scene outside these classes.
-    """
-    objects = scene.get("objects") or []
-    if not MIN_OBJECTS <= len(objects) <= MAX_OBJECTS:
-        raise ValueError(f"it has {len(objects)} objects, not {MIN_OBJECTS} to {MAX_OBJECTS}")
-    try:
-        depth = min(item["pixel_coords"][2] for item in objects)
-    except (LookupError, TypeError):
-        raise ValueError("it has an object without pixel_coords of three numbers") from None
-    if not DISTANCES[0] < depth <= DISTANCES[-1]:
-        raise ValueError(f"its closest object is {depth} away, not 0 to {DISTANCES[-1]:g}")
-    return {"count": len(objects) - MIN_OBJECTS, "distance": bisect_left(DISTANCES, depth) - 1}
-
-
 def _scenes(path: Path) -> Iterator[dict[str, Any]]:
     """The scenes of a file one by one: parsed as a whole, the official file takes several GB."""
     decoder = json.JSONDecoder()
@@ -167,7 +135,7 @@ def _scenes(path: Path) -> Iterator[dict[str, Any]]:
 
 def _generate(dataset: Dataset, raw: Path) -> None:
     # Not at the top: numba takes a second to import, and reading scenes does not need it.
-    from ijepa.data import clevr
+    from ijepa.data.clevr import generate
 
     where = f"{dataset.name}.options.generate"
-    clevr.generate(strict(clevr.Settings, dataset.options["generate"], where), raw)
+    generate.generate(strict(generate.Settings, dataset.options["generate"], where), raw)

@@ -1,0 +1,96 @@
+"""How much of their space frozen features use: RankMe, and signs of collapse.
+
+Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
+Representations by Their Rank", ICML 2023, https://arxiv.org/abs/2210.02885. Labels play no part.
+
+Shape suffixes: N images, D features, R resamples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evals.protocol import Uses
+from evals.protocols.logistic_regression import last_layer
+from evals.result import Result
+from evals.subject import Subject
+from ijepa.collapse import rankme
+from ijepa.errors import UserError
+from ijepa.randomness import generator
+
+USES: tuple[Uses, ...] = ("features",)
+
+DEAD = 1e-6
+"""A feature is dead if its standard deviation is below this share of the mean one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """``images`` of the training images are drawn, as many as in the paper (section 3).
+
+    ``resamples`` of them, with replacement, give the interval.
+    """
+
+    images: int = 25_600
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 2:
+            raise ValueError(f"images is {self.images}: it must be at least 2")
+        if self.resamples < 40:
+            raise ValueError(
+                f"resamples is {self.resamples}: it must be at least 40, or none lies beyond a "
+                "95 % interval"
+            )
+
+
+def evaluate(config: Config, subject: Subject) -> Result:
+    """RankMe of the last layer's features of training images; other statistics are in ``chosen``.
+
+    ``n`` is the number of images. ``feature_std`` and ``norm`` are means, over features and over
+    images; ``dead_features`` is a share; ``cosine`` is the mean over all pairs of images.
+    """
+    count = len(subject.labels("train"))
+    order = torch.randperm(count, generator=generator(config.seed, "feature_statistics"))
+    x_ND = last_layer(subject, "train", order[: config.images].sort().values)
+    if len(x_ND) < 2 or not x_ND.any():
+        raise UserError(
+            f"{len(x_ND)} training images, with features that are {x_ND.unique().tolist()[:1]}: "
+            "statistics need two images or more, and features that are not all 0"
+        )
+    n = len(x_ND)
+    std_D = x_ND.std(0)
+    value, interval = rank(x_ND, config)
+    statistics = {
+        "feature_std": std_D.mean().item(),
+        "norm": x_ND.norm(dim=1).mean().item(),
+        "dead_features": (std_D <= DEAD * std_D.mean()).float().mean().item(),
+        "cosine": ((F.normalize(x_ND).sum(0).square().sum().item() - n) / (n * (n - 1))),
+    }
+    return Result("rankme", value, n, interval, statistics)
+
+
+def rank(x_ND: Tensor, config: Config) -> tuple[float, tuple[float, float]]:
+    """RankMe, and its 95 % interval by the percentiles of a bootstrap over images.
+
+    A resample keeps the principal directions of all images and takes anew how far its images lie
+    along each. One with directions of its own would have a rank that is too low, since a third of
+    the images are missing from it: 600 images with 192 features have a RankMe of 95.1, and such
+    resamples 86.8 (mean) while fresh samples of the same size have 95.2; with the directions kept
+    it is 95.1. It also takes one decomposition in place of hundreds: 1 s for 512 features.
+    """
+    u_NK, singular_K, _ = torch.linalg.svd(x_ND, full_matrices=False)
+    random = generator(config.seed, "feature_statistics", "bootstrap")
+    times_RN = torch.stack(
+        [
+            torch.randint(len(x_ND), (len(x_ND),), generator=random).bincount(minlength=len(x_ND))
+            for _ in range(config.resamples)
+        ]
+    )
+    resampled_RK = (times_RN.float() @ u_NK.square()).sqrt() * singular_K
+    ends = torch.tensor([0.025, 0.975])
+    low, high = rankme(resampled_RK).quantile(ends).tolist()
+    return rankme(singular_K).item(), (low, high)

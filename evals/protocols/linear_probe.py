@@ -1,0 +1,260 @@
+"""Linear heads on a frozen encoder, trained all at once by the papers' schedules.
+
+Assran et al., CVPR 2023, section A.2: the target encoder's patch features, averaged, of the last
+layer or of the last four together, go into a linear layer or into BatchNorm and a linear layer, and
+learning rate and weight decay are swept. The papers report the head that does best on the test
+images. Here it is chosen on a part of the training images, which no head is trained on, and the
+test images are classified once, at the end; the papers' choice stands beside it.
+
+Shape suffixes: B images, L layers, D features, H heads.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evals.heads import Heads, Optimizer
+from evals.protocol import Uses
+from evals.result import Result, top1
+from evals.subject import Subject, checked_labels
+from evals.views import Encoded, Source, Stored, epoch_batches
+from ijepa.data.transforms import Crop
+from ijepa.errors import UserError
+from ijepa.optim import cosine
+from ijepa.randomness import generator
+
+USES: tuple[Uses, ...] = ("features", "images")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults are the paper's for ImageNet-1k (A.2): LARS, batches of 16384, 50 epochs.
+
+    The paper sweeps rates of .01, .05 and .001 without saying whether they are per 256 images.
+    The config of its ViT-H/16 in VISSL (commit 04788de9) has .1 and .01 per 256. All four are swept
+    here, per 256 images: an update's rate is ``learning_rates`` * ``batch_size`` / 256.
+
+    Rates change from epoch to epoch, as in VISSL. ``step`` divides them by 10 at each of the
+    ``milestones``, in epochs; ``cosine`` goes from the full rate in the first epoch towards a
+    hundredth, which would be the rate of the epoch after the last, and has no milestones.
+
+    ``whiten`` adds heads on whitened features, which the papers do not have: a linear head all the
+    same, but one that SGD brings to its optimum in a few epochs where the others' features are too
+    ill-conditioned for it. For stored features only.
+
+    ``layers`` is how many of the last layers are concatenated, or as many as there are. ``crop`` is
+    for images only: stored features have no augmented views. ``held_out`` is the share of the
+    training images, ``max_held_out`` at most, on which the head is chosen.
+    """
+
+    optimiser: Literal["lars", "sgd"] = "lars"
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[int, ...] = (15, 30, 45)
+    epochs: int = 50
+    batch_size: int = 16_384
+    learning_rates: tuple[float, ...] = (0.001, 0.01, 0.05, 0.1)
+    weight_decays: tuple[float, ...] = (5e-4, 0.0)
+    layers: int = 4
+    whiten: bool = False
+    held_out: float = 0.1
+    max_held_out: int = 10_000
+    crop: Crop = field(
+        default_factory=lambda: Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
+    )
+    seed: int = 0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("layers", 1), ("max_held_out", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for name in ("seed", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}: it is a share, within (0, 1)")
+        if not self.learning_rates or not all(0 < lr < math.inf for lr in self.learning_rates):
+            raise ValueError(
+                f"learning_rates is {list(self.learning_rates)}: give one or more, all above 0"
+            )
+        if not self.weight_decays or not all(0 <= d < math.inf for d in self.weight_decays):
+            raise ValueError(
+                f"weight_decays is {list(self.weight_decays)}: give one or more, none below 0"
+            )
+        ends = [0, *self.milestones, self.epochs]
+        if self.schedule == "step" and not all(a < b for a, b in pairwise(ends)):
+            raise ValueError(
+                f"milestones is {list(self.milestones)}: it must rise within (0, epochs), and "
+                f"epochs is {self.epochs}"
+            )
+
+    def factor(self, epoch: int) -> float:
+        """What multiplies ``learning_rates`` in an epoch, counted from 0."""
+        scale = self.batch_size / 256
+        if self.schedule == "cosine":
+            return scale * cosine(1.0, 0.01, epoch / self.epochs)
+        return scale * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+SGD = {
+    "optimiser": "sgd",
+    "batch_size": 256,
+    "learning_rates": (0.01,),
+    "weight_decays": (5e-4,),
+}
+CLEVR = {**SGD, "schedule": "cosine", "milestones": (), "crop": {"whole": True}}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "in1k": {},
+    # What VISSL's own defaults are, and I-JEPA's ViT-B, L and g were measured with.
+    "in1k_vissl": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
+    "cifar100": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
+    "places205": {**SGD, "epochs": 14, "milestones": (4, 8, 12)},
+    "inat18": {**SGD, "epochs": 84, "milestones": (24, 48, 72)},
+    # The whole image squashed and flipped, as in VISSL; the paper's text says centre crop and flip.
+    "clevr_count": {**CLEVR, "epochs": 50},
+    "clevr_dist": {**CLEVR, "epochs": 100},
+}
+
+
+def evaluate(config: Config, subject: Subject) -> Result:
+    """Train every head, choose one on held-out training images, classify the test images with it.
+
+    ``chosen`` has the head, and every other one with its accuracies.
+    """
+    held_out, kept = divide(config, subject)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source: Source
+    moments = None
+    if subject.features_of is not None:
+        source = Stored(subject, config.layers, device)
+        if config.whiten:
+            moments = source.moments(kept)
+    elif config.whiten:
+        raise UserError(
+            "whiten is true, but there are no stored features to take the covariance of: set "
+            "uses: features, or whiten: false"
+        )
+    else:
+        source = Encoded(
+            subject, config.layers, device, config.crop, config.seed, config.num_workers
+        )
+    heads = Heads(
+        config.learning_rates,
+        config.weight_decays,
+        source.num_layers,
+        source.dim,
+        subject.num_classes,
+        config.seed,
+        moments,
+    ).to(device)
+    train(config, subject, source, heads, kept)
+
+    heads.eval()
+    test_y = subject.labels("test")
+    held_HB = classify(heads, source.evaluation("train", held_out))
+    held_HB = held_HB == subject.labels("train")[held_out]
+    predicted_HB = classify(heads, source.evaluation("test", torch.arange(len(test_y))))
+    test_HB = predicted_HB == test_y
+    converged = heads.finite().tolist()
+    rows = [
+        {
+            **asdict(head),
+            "held_out_top1": round(held_HB[number].float().mean().item(), 4),
+            "test_top1": round(test_HB[number].float().mean().item(), 4),
+            "diverged": not converged[number],
+        }
+        for number, head in enumerate(heads.grid)
+    ]
+
+    def best(correct_HB: Tensor) -> int:
+        """The head that is right most often, the first of equals."""
+        right = correct_HB.sum(1).tolist()
+        return max((h for h in range(len(rows)) if converged[h]), key=lambda h: right[h])
+
+    chosen = {
+        **rows[best(held_HB)],
+        "layers": source.num_layers,
+        "held_out_images": len(held_out),
+        "best_on_test": {
+            **rows[best(test_HB)],
+            "chosen_on": "test: the papers' way, not this result's value",
+        },
+        "heads": rows,
+    }
+    return top1(predicted_HB[best(held_HB)], test_y, subject.num_classes, chosen)
+
+
+def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
+    """Numbers of the training images that are held out and of those that heads are trained on.
+
+    Raises UserError where there are too few of either, or labels beyond the classes.
+    """
+    labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
+    images = len(labels)
+    order = torch.randperm(images, generator=generator(config.seed, "held out"))
+    count = min(int(config.held_out * images), config.max_held_out)
+    held_out, kept = order[:count].sort().values, order[count:].sort().values
+    if not count:
+        raise UserError(
+            f"held_out is {config.held_out}: of {images} training images that is none; raise it"
+        )
+    if len(kept) < config.batch_size:
+        raise UserError(
+            f"batch_size is {config.batch_size}, but only {len(kept)} training images are left "
+            f"besides {count} held-out ones: choose a smaller batch"
+        )
+    return held_out, kept
+
+
+def train(config: Config, subject: Subject, source: Source, heads: Heads, kept: Tensor) -> None:
+    """Train the heads on the images ``kept``, from where an interrupted evaluation stopped.
+
+    Raises UserError once none of them is finite any more.
+    """
+    optimizer = Optimizer(heads, config.optimiser)
+    begun = 0
+    if (state := subject.resume()) is not None:
+        begun = state["epoch"]
+        heads.load_state_dict(state["heads"])
+        for key, momentum in state["momentum"].items():
+            optimizer.momentum[key].copy_(momentum)
+    steps = len(kept) // config.batch_size
+    heads.train()
+    with tqdm(
+        total=config.epochs * steps,
+        initial=begun * steps,
+        desc=f"{len(heads.grid)} linear heads",
+        unit="batch",
+        mininterval=2,
+    ) as bar:
+        for epoch in range(begun, config.epochs):
+            batches = epoch_batches(kept, config.batch_size, config.seed, epoch)
+            for x_BLD, y_B in source.training(batches, epoch):
+                heads.loss(x_BLD, y_B).sum().backward()
+                optimizer.step(config.factor(epoch))
+                bar.update()
+            if not heads.finite().any():
+                raise UserError(
+                    f"all {len(heads.grid)} heads diverged by epoch {epoch + 1}: choose smaller "
+                    f"learning_rates than {list(config.learning_rates)}"
+                )
+            subject.checkpoint(
+                {
+                    "epoch": epoch + 1,
+                    "heads": heads.state_dict(),
+                    "momentum": optimizer.momentum,
+                }
+            )
+
+
+@torch.no_grad()
+def classify(heads: Heads, batches: Iterable[Tensor]) -> Tensor:
+    """What each head takes each image for, [H, images] int64, on the CPU."""
+    return torch.cat([heads.classify(x_BLD).cpu() for x_BLD in batches], 1)

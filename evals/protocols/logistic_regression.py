@@ -1,0 +1,183 @@
+"""Multinomial logistic regression on frozen, standardised features.
+
+The paper trains its linear heads with SGD or LARS over augmented views (section A.2; see
+``linear_probe``). On features that are extracted once, the convex problem can be solved outright:
+here by L-BFGS (scikit-learn).
+
+The 1 % rows of the paper's ablations (Tables 6 to 12) come without hyper-parameters. Most likely
+they are from the authors' logistic tool, which MSN and StoP describe: multinomial logistic
+regression without intercept (Cyanure) on pooled features of a centre crop, with a fixed penalty of
+0.00025 or 0.0025 divided by the number of images. MSN centres each image's features and scales them
+to length 1; StoP standardises each feature, that of test images by the test images' own statistics,
+and rotates to the principal axes, which changes nothing here: the penalty is the same in every
+rotation. This evaluation differs in three points: the head has an intercept, the penalty is chosen,
+and test images are standardised by the training images' statistics, so that what is said of one of
+them does not depend on the others.
+
+Shape suffixes: N images, D features.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from tqdm import tqdm
+
+from evals.protocol import Uses
+from evals.result import Result, top1
+from evals.subject import Subject, checked_labels, finite
+from ijepa.errors import UserError
+from ijepa.randomness import generator
+
+USES: tuple[Uses, ...] = ("features",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """``penalties`` weigh half the squared norm of the weights against the mean loss.
+
+    One of them is chosen on ``selection_images`` of the training images, of which a fifth of each
+    class is held out to compare. ``tolerance`` bounds the largest element of the gradient at the
+    end.
+    """
+
+    penalties: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    selection_images: int = 20_000
+    max_iterations: int = 100
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.selection_images < 10:
+            raise ValueError(f"selection_images is {self.selection_images}: it must be at least 10")
+        if self.max_iterations < 1 or not self.tolerance > 0:
+            raise ValueError(
+                f"max_iterations is {self.max_iterations} and tolerance {self.tolerance}: "
+                "they must be at least 1 and above 0"
+            )
+        if not self.penalties or min(self.penalties) <= 0:
+            raise ValueError(f"penalties is {list(self.penalties)}: give one or more, all above 0")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted head, and what was chosen for it."""
+
+    mean: Tensor
+    std: Tensor
+    model: LogisticRegression
+    chosen: dict[str, Any]
+
+    def predict(self, x_ND: Tensor) -> Tensor:
+        """Class numbers, [N] int64, from features as they were extracted."""
+        if not len(x_ND):  # scikit-learn refuses to classify nothing
+            return torch.empty(0, dtype=torch.int64)
+        return torch.from_numpy(self.model.predict(((x_ND - self.mean) / self.std).numpy()))
+
+
+def evaluate(config: Config, subject: Subject) -> Result:
+    """Fit the head on the training images and classify the test images."""
+    y, test_y = (checked_labels(subject, split) for split in ("train", "test"))
+    check_memory(subject.features("train").shape[-1], y, subject.num_classes)
+    head = fit(config, last_layer(subject, "train"), y)
+    predicted = head.predict(last_layer(subject, "test"))
+    return top1(predicted, test_y, subject.num_classes, head.chosen)
+
+
+def check_memory(dim: int, y: Tensor, num_classes: int) -> None:
+    """Raise UserError if the machine cannot hold what a fit takes.
+
+    That is the features three times and the logits as often, in float32 (measured on scikit-learn
+    1.9: twice the features and 2.4 times the logits beside the features given).
+    """
+    needed = 3 * 4 * len(y) * (dim + num_classes)
+    if needed > (memory := physical_memory()):
+        raise UserError(
+            f"logistic_regression on {len(y)} images takes {needed / 1e9:.0f} GB of memory, this "
+            f"machine has {memory / 1e9:.0f}: use linear_probe, which goes batch by batch, or give "
+            "fewer training images"
+        )
+
+
+def physical_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def last_layer(subject: Subject, split: str, numbers: Tensor | None = None) -> Tensor:
+    """The last layer's features of all images of a split or of some, [N, D] float32."""
+    x_ND = subject.features(split)[:, -1]
+    return finite((x_ND if numbers is None else x_ND[numbers]).float())
+
+
+def fit(config: Config, x_ND: Tensor, y_N: Tensor) -> Head:
+    """A head for features [N, D] float32, its penalty chosen on a part of them, fitted on all.
+
+    Where no class has two images nothing can be held out, and the strongest penalty counts: its
+    head comes closest to comparing with the class means. Raises UserError for a single class.
+    """
+    if len(y_N.unique()) < 2:
+        raise UserError(
+            f"all {len(y_N)} training images are of class {y_N.unique().tolist()}: there must be "
+            "two classes, or more"
+        )
+    mean, std = x_ND.mean(0), x_ND.std(0).clamp_min(1e-6)
+    x_ND = (x_ND - mean) / std
+    order = torch.randperm(len(y_N), generator=generator("logistic_regression", "selection"))
+    selection = order[: config.selection_images]
+    held_out = a_fifth(y_N[selection])
+    kept, held = selection[~held_out], selection[held_out]
+
+    penalties = sorted(config.penalties, reverse=True)
+    model, accuracy, best = new_model(config), {}, penalties[0]
+    if len(held):
+        # From strong to weak, each fit starts from the last: the path takes a fraction of the
+        # steps.
+        for penalty in tqdm(penalties, desc="penalties", mininterval=2, delay=2):
+            fit_model(model, x_ND[kept], y_N[kept], penalty)
+            right = model.predict(x_ND[held].numpy()) == y_N[held].numpy()
+            accuracy[penalty] = float(right.mean())
+        best = max(accuracy, key=lambda penalty: accuracy[penalty])
+        if len(model.classes_) < len(y_N.unique()):
+            model = new_model(config)
+    fit_model(model, x_ND, y_N, best)
+    iterations = int(model.n_iter_.max())
+    chosen = {
+        "penalty": best,
+        "held_out_top1": {str(penalty): round(top1, 4) for penalty, top1 in accuracy.items()},
+        "iterations": iterations,
+        "converged": iterations < config.max_iterations,
+    }
+    return Head(mean, std, model, chosen)
+
+
+def new_model(config: Config) -> LogisticRegression:
+    """A model that goes on from its last fit."""
+    return LogisticRegression(max_iter=config.max_iterations, tol=config.tolerance, warm_start=True)
+
+
+def fit_model(model: LogisticRegression, x_ND: Tensor, y_N: Tensor, penalty: float) -> None:
+    """Fit the model; scikit-learn's C weighs the summed loss against half the squared norm."""
+    with warnings.catch_warnings():
+        # Whether the last fit converged stands in the result.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.set_params(C=1 / (penalty * len(y_N))).fit(x_ND.numpy(), y_N.numpy())
+
+
+def a_fifth(y_N: Tensor) -> Tensor:
+    """Which images to hold out, [N] bool: the first fifth of each class, one of two to nine."""
+    count_N = y_N.bincount()[y_N]
+    return (place_in_class(y_N) < (count_N // 5).clamp_min(1)) & (count_N > 1)
+
+
+def place_in_class(y_N: Tensor) -> Tensor:
+    """How many images of the same class come before each image, [N] int64."""
+    order = y_N.argsort(stable=True)
+    ends = y_N.bincount().cumsum(0)
+    place_N = torch.empty_like(order)
+    place_N[order] = torch.arange(len(y_N)) - (ends - y_N.bincount())[y_N[order]]
+    return place_N

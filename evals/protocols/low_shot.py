@@ -1,0 +1,170 @@
+"""Classification from a few labelled images: logistic regression, and fine-tuning where possible.
+
+Assran et al., CVPR 2023, section 6 and Table 2: with 1 % of ImageNet's labels, 12 or 13 images per
+class, the encoder is fine-tuned or gets a linear head on frozen features, and the better of both on
+the evaluation set is reported. Here that choice, too, is made without the test images. The rest of
+the training images are labelled, and neither head is trained on them: up to 5,000 of them decide.
+This looks at more labels than the subset's, but only to choose between two heads. The papers'
+choice stands beside it in ``chosen``, with both heads' values.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evals.protocol import Uses
+from evals.protocols.finetune import PRESETS as FINE_TUNING
+from evals.protocols.finetune import Config as FineTuning
+from evals.protocols.finetune import fine_tune
+from evals.protocols.logistic_regression import Config as LogisticRegression
+from evals.protocols.logistic_regression import fit, last_layer, place_in_class
+from evals.result import Result, top1
+from evals.subject import Subject, checked_labels
+from ijepa.errors import UserError
+from ijepa.randomness import generator
+
+USES: tuple[Uses, ...] = ("both", "features")
+
+PUBLISHED = "1pct"
+HELD_OUT = 5000
+"""Images that the choice between the two heads looks at: a standard error below 0.7 points."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which training images count, and how the two heads are made of them.
+
+    Args:
+        subset: Those of an official list; the paper's ``1pct`` where no other size is given.
+        per_class: So many of each class, drawn by ``seed``.
+        share: This share of each class, at least one image, drawn by ``seed``. Of one seed, a
+            smaller subset is part of a larger one.
+        seed: See above; ``finetune`` has its own.
+        logistic: The head on frozen features. The paper gives no hyper-parameters, and few images
+            need stronger penalties than many.
+        finetune: Defaults are the paper's for ViT-H (Table 14); ViT-L decays less (Table 13):
+            ``PRESETS`` has both.
+    """
+
+    subset: str | None = None
+    per_class: int | None = None
+    share: float | None = None
+    seed: int = 0
+    logistic: LogisticRegression = field(
+        default_factory=lambda: LogisticRegression(penalties=(1.0, 0.1, 1e-2, 1e-3, 1e-4))
+    )
+    finetune: FineTuning = field(default_factory=lambda: FineTuning(**FINE_TUNING["low_shot_h14"]))
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("subset", "per_class", "share")}
+        given = [f"{name} {size!r}" for name, size in sizes.items() if size is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: give one of them")
+        if not given:
+            object.__setattr__(self, "subset", PUBLISHED)
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"per_class is {self.per_class}: it must be at least 1")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}: it must lie in (0, 1]")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    name: {"finetune": values} for name, values in FINE_TUNING.items() if "low_shot" in name
+}
+
+
+def evaluate(config: Config, subject: Subject) -> Result:
+    """Top-1 of the head that does better on training images outside the subset.
+
+    Where the subset is all there is, fine-tuning counts, or on features alone the only head.
+    """
+    y, test_y = (checked_labels(subject, split) for split in ("train", "test"))
+    numbers = few(config, subject, y)
+    held_out = outside(numbers, len(y), config.seed)
+    asked = {"held_out": ("train", held_out), "test": ("test", torch.arange(len(test_y)))}
+
+    head = fit(config.logistic, last_layer(subject, "train", numbers), y[numbers])
+    truth = {"train": y, "test": test_y}
+    predicted = {
+        "logistic": {
+            name: head.predict(last_layer(subject, split, which))
+            for name, (split, which) in asked.items()
+        }
+    }
+    if subject.encoder is not None:
+        predicted["finetune"] = fine_tune(config.finetune, subject, numbers, asked)
+    correct = {
+        name: {part: parts[part] == truth[split][which] for part, (split, which) in asked.items()}
+        for name, parts in predicted.items()
+    }
+
+    def best(part: str) -> str:
+        """The head that is right most often; of equals, the last."""
+        return max(reversed(correct), key=lambda name: int(correct[name][part].sum()))
+
+    results = {
+        name: top1(parts["test"], test_y, subject.num_classes, {})
+        for name, parts in predicted.items()
+    }
+    chosen = {
+        "head": best("held_out"),
+        "best_on_test": best("test"),
+        "heads": {
+            name: {
+                "value": results[name].value,
+                "interval": [round(end, 5) for end in results[name].interval],
+                "held_out_top1": rounded_mean(parts["held_out"]),
+            }
+            for name, parts in correct.items()
+        },
+        "logistic": head.chosen,
+        "training_images": len(numbers),
+        "held_out_images": len(held_out),
+    }
+    return dataclasses.replace(results[best("held_out")], chosen=chosen)
+
+
+def rounded_mean(correct: Tensor) -> float | None:
+    """The share that is right, to four digits; None of no images."""
+    return round(correct.float().mean().item(), 4) if len(correct) else None
+
+
+def few(config: Config, subject: Subject, y: Tensor) -> Tensor:
+    """Numbers of the training images that count, in order; raises UserError for a class of none."""
+    count_C = y.bincount(minlength=subject.num_classes)
+    if config.subset is not None:
+        numbers = subject.subset(config.subset)
+    else:
+        order = torch.randperm(len(y), generator=generator("low_shot", config.seed))
+        if config.share is not None:
+            wanted_C = (config.share * count_C).round().long().clamp_min(1)
+        else:
+            assert config.per_class is not None
+            wanted_C = torch.full_like(count_C, config.per_class)
+        if len(short := (count_C < wanted_C).nonzero().flatten()):
+            c = int(short[0])
+            raise UserError(
+                f"class {c} of {subject.label} has {count_C[c]} training images, {wanted_C[c]} are "
+                "asked for: make per_class smaller, or leave more training images"
+            )
+        numbers = order[place_in_class(y[order]) < wanted_C[y[order]]]
+    missing = (y[numbers].bincount(minlength=subject.num_classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        raise UserError(
+            f"the subset {config.subset} of {subject.data} has no image of class {missing[0]} of "
+            f"{subject.label}, and of {len(missing)} classes altogether: give per_class or share, "
+            "or leave more training images"
+        )
+    return numbers.sort().values
+
+
+def outside(numbers: Tensor, count: int, seed: int) -> Tensor:
+    """Numbers of up to HELD_OUT of ``count`` images that are none of ``numbers``, in order."""
+    is_left = torch.ones(count, dtype=torch.bool)
+    is_left[numbers] = False
+    left = is_left.nonzero().flatten()
+    drawn = torch.randperm(len(left), generator=generator("low_shot", seed, "held out"))
+    return left[drawn[:HELD_OUT]].sort().values

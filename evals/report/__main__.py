@@ -1,0 +1,41 @@
+"""One self-contained page of tables and pictures: ``python -m evals.report RESULTS``."""
+
+import argparse
+from pathlib import Path
+
+from ijepa.errors import run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m evals.report", description=__doc__)
+    options.add_argument("results", type=Path, help="results folder, for example results/mini")
+    options.add_argument("--data", type=Path, required=True, help="folder of shards")
+    options.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
+    options.add_argument("--gpu-hours", type=Path, help="CSV of evals.report.gpu_hours")
+    options.add_argument("--predicted", type=Path, help="CSV of ijepa.cost")
+    options.add_argument("--out", type=Path, required=True, help="file for the page")
+    options.add_argument("--chosen", type=Path, nargs="*", required=True, help="evaluation JSON")
+    return options
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    given = parser().parse_args()
+    # Not at the top: torch takes seconds, and --help needs none of it.
+    from evals.report.page import report
+    from evals.report.plan import read_plan
+
+    report(
+        given.results,
+        given.chosen,
+        given.data,
+        read_plan(given.plan),
+        given.out,
+        given.gpu_hours,
+        given.predicted,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

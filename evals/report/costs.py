@@ -1,0 +1,174 @@
+"""What pretraining cost: predicted by ijepa.cost, measured, published, and for which accuracy."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from evals.report import published
+from evals.report.formats import Cell, Header, View, number
+from evals.report.results import CONTROLS
+from evals.report.tabulate import Column, Table
+
+NOTE = (
+    "Predicted hours are those of ijepa.cost: of FLOPs at a fifth of the card's peak, or without a "
+    "card at the speed of this machine's matrix product; measured ones are of the run's own clock, "
+    "on average over seeds, scaled to its images. Their ratio is of two cards where the machine is "
+    "none of the profile's predict_cost. GPU-hours are of every start of a job."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """An accuracy (percent) and what pretraining for it cost, in the table's ``unit``.
+
+    ``cost`` is nan where it is not known and 0 of controls, though on a cluster their job has a
+    cost; ``bound`` says that it was less; ``half`` is half of the accuracy's interval, 0 where
+    there is none.
+    """
+
+    run: str
+    method: str
+    size: str
+    value: float
+    cost: float
+    half: float = 0.0
+    bound: bool = False
+    published: bool = False
+
+
+def accuracy_of(table: Table) -> Column | None:
+    """The first accuracy of a table: the one that is told against costs."""
+    return next((column for column in table.columns if column.metric == "top1"), None)
+
+
+def unit(table: Table) -> str:
+    """GPU-hours or, of a table of runs without a GPU, minutes."""
+    on_gpus = bool(table.published) or bool((table.rows["gpu_hours"] > 0).any())
+    return "GPU-hours" if on_gpus else "minutes"
+
+
+def points(table: Table) -> list[Point]:
+    """What is published and what was measured of each row's first accuracy."""
+    column, found = accuracy_of(table), []
+    if column is None:
+        return []
+    name = column.name
+    measured_in = "gpu_hours" if unit(table) == "GPU-hours" else "train_minutes"
+    for _, row in table.rows.iterrows():
+        method = row["method"] if table.published else row["run"]
+        size = str(row["arch"]).removeprefix("ViT-") if table.published else ""
+        if table.published and not math.isnan(value := row[f"{name}_published"]):
+            told = row["gpu_hours_published"]
+            cost = float(told.lstrip("<") or "nan")
+            found.append(Point("", method, size, value, cost, 0, told.startswith("<"), True))
+        if not math.isnan(value := row[name]):
+            half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+            half = row[f"{name}_std"] if math.isnan(half) else half
+            cost = 0.0 if row["run"] in CONTROLS else row[measured_in]
+            found.append(Point(row["run"], method, size, value, cost, half))
+    return found
+
+
+def to_reach(table: Table) -> View | None:
+    """For each method the least cost of a row that reaches an accuracy; a dash where none does.
+
+    Only of rows whose cost is known: None where there are none.
+    """
+    known = [one for one in points(table) if one.cost > 0]
+    if not known:
+        return None
+    best = max(one.value for one in known)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(min(one.value for one in known), best)
+    accuracies = [float(tick) for tick in ticks if 0 <= tick <= best]
+    rows = []
+    for method in dict.fromkeys(one.method for one in known):
+        row = [Cell(method)]
+        for accuracy in accuracies:
+            enough = [one for one in known if one.method == method and one.value >= accuracy]
+            if not enough:
+                row.append(Cell("-", "number"))
+                continue
+            least = min(enough, key=lambda one: one.cost)
+            told = f"{'<' * least.bound}{least.cost:{',.0f' if least.cost >= 100 else '.3g'}}"
+            told += f" ({least.size})" if least.size else ""
+            row.append(Cell(told, "published" if least.published else "number", least.cost))
+        rows.append(row)
+    titles = (f"{accuracy:g} %" for accuracy in accuracies)
+    return View([*_headers("method"), *_headers(*titles, kind="number")], rows)
+
+
+def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
+    """A row for each run that ``predicted``, the CSV of ijepa.cost, has: its cost both ways.
+
+    ``tidy`` are results. What was not measured is a dash.
+    """
+    seeds = tidy.drop_duplicates(["run", "seed"])
+    compared = bool(predicted["of_reference"].notna().any())
+    rows = []
+    for _, of_run in predicted.iterrows():
+        measured = seeds[seeds["run"] == of_run["run"]]
+        seconds = 60 * measured["train_minutes"]
+        speed = (measured["images_seen"] / seconds / of_run["gpus"]).mean()
+        hours = (seconds / 3600 * of_run["images"] / measured["images_seen"]).mean()
+        numbers = [
+            (of_run["gflop_per_image"], ",.3g"),
+            (of_run["images"], ",.0f"),
+            (speed, ",.0f"),
+            (of_run["hours"], ",.3g"),
+            (hours, ",.3g"),
+            (of_run["hours"] / hours, ".2f"),
+            (measured["gpu_hours"].mean(), ",.1f"),
+            *([(of_run["of_reference"], ".2f")] if compared else []),
+        ]
+        told = of_run["published"]
+        machines = sorted({machine for machine in measured["machine"] if machine})
+        rows.append(
+            [
+                *(Cell(of_run[name]) for name in ("run", "arch")),
+                *(Cell(number(value, form), "number", value) for value, form in numbers),
+                Cell("-" if pd.isna(told) else told, "published"),
+                Cell("; ".join(machines) or "-"),
+            ]
+        )
+    return View(
+        [
+            *_headers("run", "architecture"),
+            *_headers("GFLOP / image", "images", "images/s per device", kind="number"),
+            *_headers("hours, predicted", "hours, measured", "ratio", kind="number"),
+            *_headers("GPU-hours", kind="number"),
+            *_headers(*["predicted, of I-JEPA's ViT-H/14"] * compared, kind="number"),
+            *_headers("GPU-hours, published", kind="published"),
+            *_headers("machine"),
+        ],
+        rows,
+    )
+
+
+def of_papers() -> View:
+    """Every training time that a paper or a repository tells."""
+    rows = [
+        [
+            *(Cell(row[key]) for key in ("method", "arch")),
+            *(
+                Cell(row[key] or "-", "published", float(row[key] or "nan"))
+                for key in ("epochs", "hours", "gpu_hours")
+            ),
+            *(Cell(row[key]) for key in ("hardware", "source")),
+        ]
+        for row in published.costs().to_dict("records")
+    ]
+    return View(
+        [
+            *_headers("method", "architecture"),
+            *_headers("epochs", "hours", "GPU-hours", kind="published"),
+            *_headers("hardware", "source"),
+        ],
+        rows,
+    )
+
+
+def _headers(*titles: str, kind: str = "text") -> Iterable[Header]:
+    return (Header(title, kind) for title in titles)

@@ -1,0 +1,264 @@
+"""Plots for tables and report, as self-contained SVG text.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles differ as well.
+Nothing has a background, and text has the colour of the page's: dark where that is light, light
+where it is dark.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import fill
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from evals.report import costs
+from evals.report.costs import Point
+from evals.report.results import CONTROLS
+from evals.report.tabulate import Table
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
+
+
+def line(number: int) -> dict[str, Any]:
+    """Colour and style of a curve; 36 of them differ."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[(number + number // len(COLOURS)) % len(STYLES)],
+    }
+
+
+def loss_curves(logs: dict[str, Path]) -> str:
+    """Loss, learning rate and the two collapse monitors against images seen."""
+    panels = {
+        "loss": "training loss",
+        "lr": "learning rate",
+        "feature_std": "feature standard deviation",
+        "rankme": "RankMe",
+    }
+    with figure(9, 5.2) as (drawing, file):
+        axes = list(drawing.subplots(2, 2, sharex=True).flat)
+        for number, (run, path) in enumerate(logs.items()):
+            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for axis, name in zip(axes, panels, strict=True):
+                points = [(r["images"], r[name]) for r in records if name in r]
+                x, y = zip(*points, strict=True) if points else ((), ())
+                axis.plot(x, y, **line(number), label=run, marker=".", markersize=3)
+        for axis, title in zip(axes, panels.values(), strict=True):
+            axis.set_title(title)
+            axis.grid(alpha=0.3)
+            axis.set_ylim(bottom=0)
+        for axis in axes[2:]:
+            axis.set_xlabel("images seen")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+        axes[0].legend()
+    return file.getvalue()
+
+
+GREY = "#7a7a7a"
+MARKS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
+
+
+def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
+    """The first accuracy of a table against what pretraining cost, a mark for each row.
+
+    Marks are filled where measured here, hollow where published. The cost is GPU-hours or, of runs
+    without a GPU, minutes; what is published without its cost stands in a strip beside the axis.
+    Controls, which cost nothing, are lines.
+    """
+    column = costs.accuracy_of(table)
+    points, unit = costs.points(table), costs.unit(table)
+    placed = [point for point in points if point.cost > 0]
+    controls = [point for point in points if point.run in CONTROLS]
+    aside = [point for point in points if point not in [*placed, *controls]]
+    aside.sort(key=lambda point: point.value)  # neighbours stand in different columns
+    methods = dict.fromkeys(point.method for point in points if point not in controls)
+    looks = {
+        method: (MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)])
+        for number, method in enumerate(methods)
+    }
+    with figure(8, 4.6, f"accuracy {table.title} {scale}") as (drawing, file):
+        # A strip for what has no known cost: all of the width where nothing has one.
+        ratios = [4.0, 2.2] if placed and aside else [1.0]
+        axes = list(
+            drawing.subplots(1, len(ratios), sharey=True, width_ratios=ratios, squeeze=False)[0]
+        )
+        for point in placed:
+            _mark(axes[0], point.cost, point, looks[point.method])
+        for control, style in zip(controls, (":", "--"), strict=False):
+            axes[0].axhline(control.value, color=GREY, linestyle=style, label=control.run)
+        for number, point in enumerate(aside):
+            _mark(axes[-1], number % 3, point, looks[point.method])
+        if placed:
+            axes[0].set_xscale(scale)
+            axes[0].set_xlabel(f"pretraining, {unit}")
+            axes[0].margins(x=0.18)
+            if scale == "log":
+                # Labels between the powers of ten too, where these are few: never on each other.
+                decades = math.log10(max(p.cost for p in placed) / min(p.cost for p in placed))
+                axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+                axes[0].xaxis.set_major_formatter("{x:g}")
+                axes[0].xaxis.set_minor_formatter("")
+        if aside:
+            axes[-1].set(xticks=[], xlim=(-0.4, 3.5), xlabel=f"{unit} not known")
+        axes[0].set_ylabel(fill(column.heading, 50) if column else "no accuracies")
+        for axis in axes:
+            axis.grid(alpha=0.3)
+        keys = [
+            Line2D([], [], marker=mark, color=colour, linestyle="", label=_plain(method))
+            for method, (mark, colour) in looks.items()
+        ]
+        kinds = {point.published for point in [*placed, *aside]}
+        for kind, label, face in ((False, "measured here", GREY), (True, "published", "none")):
+            if kind in kinds:
+                key = Line2D([], [], color=GREY, marker="o", markerfacecolor=face, label=label)
+                key.set_linestyle("")
+                keys.append(key)
+        keys += [*axes[0].get_legend_handles_labels()[0]]
+        drawing.legend(handles=keys, loc="outside right upper")
+    return file.getvalue()
+
+
+def _plain(text: str) -> str:
+    """A name from outside, in which Matplotlib is to see no formula."""
+    return text.replace("$", r"\$")
+
+
+def _mark(axis: Axes, x: float, point: Point, look: tuple[str, str]) -> None:
+    mark, colour = look
+    face = "none" if point.published else colour
+    half = None if math.isnan(point.half) or not point.half else point.half
+    axis.errorbar(
+        x, point.value, half, marker=mark, color=colour, markerfacecolor=face, markersize=8,
+        markeredgewidth=1.6, linewidth=1, zorder=3,
+    )  # fmt: skip
+    # What is published as a bound: the arrow says to which side of it the truth is.
+    text = f"$\\leftarrow$ {_plain(point.size)}" if point.bound else _plain(point.size)
+    side, where = ("left", 7) if point.published else ("right", -7)
+    axis.annotate(
+        text, (x, point.value), (where, -3), textcoords="offset points", fontsize=8, ha=side
+    )
+
+
+def accuracy_by_class(told: dict[str, dict[str, Any]]) -> str:
+    """Each class's accuracy by run: a cell each, or of more classes than have room sorted curves.
+
+    ``told`` has the counts of ``evals.result.by_class`` for each run, with the classes' names where
+    known.
+    """
+    share = {run: 100 * _shares(one["right"], one["images"]) for run, one in told.items()}
+    names = next(iter(told.values())).get("names", [])
+    if 0 < len(names) <= MAX_CELLS:
+        with figure(1.6 + 0.75 * len(names), 0.9 + 0.33 * len(told)) as (drawing, file):
+            axis = drawing.subplots()
+            _cells(axis, np.stack(list(share.values())), names, list(share))
+        return file.getvalue()
+    with figure(8, 4) as (drawing, file):
+        axis = drawing.subplots()
+        for number, (run, of_class) in enumerate(share.items()):
+            axis.plot(np.sort(of_class)[::-1], **line(number), label=run)
+        axis.set(xlabel="classes, each run's best first", ylabel="top-1 %", ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        drawing.legend(loc="outside right upper")
+    return file.getvalue()
+
+
+def confusions(told: dict[str, dict[str, Any]]) -> str:
+    """What each run takes the images of each class for, in percent of the class, a panel a run."""
+    columns = min(4, len(told))
+    rows = -(-len(told) // columns)
+    with figure(0.8 + 2.3 * columns, 0.6 + 2.4 * rows) as (drawing, file):
+        axes = drawing.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat[len(told) :]:
+            axis.remove()
+        for number, (run, one) in enumerate(told.items()):
+            axis = axes.flat[number]
+            counted = np.array([row.split() for row in one["confusion"]], float)
+            shares = 100 * counted / np.where(counted.sum(1), counted.sum(1), np.nan)[:, None]
+            names = one.get("names", [str(number) for number in range(len(counted))])
+            below = number + columns >= len(told)
+            _cells(axis, shares, names if below else [], names if number % columns == 0 else [])
+            axis.set_title(run, fontsize=9)
+        drawing.supylabel("true", fontsize=9)
+        drawing.supxlabel("predicted", fontsize=9)
+    return file.getvalue()
+
+
+MAX_CELLS = 20
+"""Classes that have room for a number each."""
+
+
+def _shares(part: str, whole: str) -> NDArray[np.float64]:
+    """One count over another by class; NaN for a class of no images."""
+    total = np.array(whole.split(), float)
+    return np.array(part.split(), float) / np.where(total, total, np.nan)
+
+
+def _cells(axis: Axes, percent: NDArray[np.float64], columns: list[str], rows: list[str]) -> None:
+    """A matrix of percentages with its numbers, as shapes and not as an image."""
+    axis.pcolormesh(percent, cmap="cividis", vmin=0, vmax=100)
+    axis.invert_yaxis()
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.tick_params(length=0, labelsize=7)
+    size = 8 if len(percent) != percent.shape[1] else 6.5
+    if percent.shape[1] <= MAX_CELLS:
+        for (y, x), value in np.ndenumerate(percent):
+            if not math.isnan(value):
+                ink = "black" if value > 55 else "white"
+                axis.text(
+                    x + 0.5, y + 0.5, f"{value:.0f}", color=ink, ha="center", va="center", size=size
+                )
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right")
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
+
+
+INK = "#010203"
+"""Stands for the colour of text until the file is written; nothing else has it."""
+STYLE: Any = {
+    "svg.fonttype": "path",
+    "legend.frameon": False,
+    **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], "none"),
+    **dict.fromkeys(
+        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK
+    ),
+}
+ADAPTS = """<style>
+svg { color-scheme: light dark; color: #1b1f24 }
+@media (prefers-color-scheme: dark) { svg { color: #e6e8ea } }
+@media print { svg { color: #000 } }
+</style>"""
+
+
+@contextmanager
+def figure(
+    width: float, height: float, salt: str = "ijepa-bench"
+) -> Iterator[tuple[Figure, io.StringIO]]:
+    """A figure of a size in inches, and the text file that holds it as SVG after the block.
+
+    Figures that stand in one page, shown or hidden, need a ``salt`` each for their parts' names.
+    """
+    file = io.StringIO()
+    # A fixed salt and no date: the same data draw the same bytes.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        yield drawing, file
+        drawing.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    file.seek(0)
+    file.truncate()
+    start = text.index("<svg")
+    inside = text.index(">", start) + 1
+    file.write(text[start:inside] + ADAPTS + text[inside:].replace(INK, "currentColor"))

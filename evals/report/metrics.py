@@ -1,0 +1,67 @@
+"""Files for ``dvc metrics`` and ``dvc plots``: ``python -m evals.report.metrics --help``.
+
+``metrics.json`` has the mean over seeds by encoder and evaluation, and what the encoder cost;
+``plots/loss.csv`` every logged step of every run; ``plots/accuracy.csv`` each evaluation against
+the hours of pretraining, by the clock: GPU-hours are in tables/gpu_hours.csv.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evals.report.results import read_results
+from ijepa.errors import run_command
+from ijepa.files import write_json, write_text
+
+
+def metrics(tidy: pd.DataFrame) -> dict[str, Any]:
+    """By encoder: each evaluation's mean over seeds, and the hours of its pretraining."""
+    found: dict[str, Any] = {}
+    for run, of_run in tidy.groupby("run"):
+        values = {
+            str(name): round(float(of_seeds.mean()), 4)
+            for name, of_seeds in of_run.groupby("evaluation")["value"]
+            if of_seeds.notna().all()  # the tables name the one that is no number
+        }
+        hours = of_run.groupby("seed")["train_minutes"].first().sum(skipna=False) / 60
+        known = {} if pd.isna(hours) else {"pretraining_hours": round(float(hours), 4)}
+        found[str(run)] = values | known
+    return found
+
+
+def accuracy(tidy: pd.DataFrame) -> pd.DataFrame:
+    """One row for each encoder, seed and evaluation: hours of pretraining and value."""
+    rows = tidy[["run", "seed", "evaluation", "metric", "value"]].copy()
+    rows.insert(3, "hours", (tidy["train_minutes"] / 60).round(4))
+    return rows[rows["metric"] == "top1"].drop(columns="metric")
+
+
+def losses(logs: list[Path]) -> pd.DataFrame:
+    """Every logged step: run, seed, step, images, loss, and the monitors of collapse."""
+    rows = [
+        {"run": log.parts[-3], "seed": log.parts[-2].removeprefix("seed"), **json.loads(line)}
+        for log in sorted(logs)
+        for line in log.read_text(encoding="utf-8").splitlines()
+    ]
+    columns = ["run", "seed", "step", "images", "loss", "lr", "feature_std", "rankme"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m evals.report.metrics", description=__doc__)
+    parser.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
+    parser.add_argument("--logs", type=Path, nargs="*", default=[], help="train.jsonl of the runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json")
+    options = parser.parse_args()
+    tidy = read_results(options.results)
+    write_json(options.out / "metrics.json", metrics(tidy))
+    for name, table in (("loss", losses(options.logs)), ("accuracy", accuracy(tidy))):
+        write_text(options.out / "plots" / f"{name}.csv", table.round(6).to_csv(index=False))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,239 @@
+"""Comparison with the results that git has: ``python -m evals.report.reference show FOLDER``.
+
+``results/CONFIG`` is one's own and not in git; ``results/reference/CONFIG`` is what git has of the
+same config. ``show`` prints one's own results and says whether they agree with the reference within
+noise. ``publish`` copies evaluations, tables and metrics to the reference, to be committed.
+
+Noise is that of training again. Another machine rounds differently, and after some hundred steps a
+run that was rounded differently is as far away as one of another seed. So the standard deviation
+between seeds of the reference, pooled over its runs for each evaluation, says how far two results
+may lie apart; a reference of one seed says nothing of that, and the noise of the test images stands
+for it. All results together call a reproduction wrong with a probability of ALPHA at most (Holm).
+"""
+
+import argparse
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from evals.report import noise
+from evals.report.compare import differences
+from evals.report.plan import ReportPlan, read_plan
+from evals.report.result_set import REFERENCE, Results, read
+from evals.report.results import CONTROLS
+from ijepa.errors import UserError, run_command
+
+ALPHA = 0.01
+PUBLISHED = (
+    *("evaluations/*/seed*/*.json", "metrics.json", "plots/*.csv"),
+    *("tables/*.csv", "tables/*.md", "tables/*.svg"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result beside the reference's of the same run, seed and evaluation, in its own unit."""
+
+    name: str
+    own: float
+    reference: float
+    p: float
+
+    @property
+    def line(self) -> str:
+        """The row in words, shares in percent."""
+        return f"{self.name}: {100 * self.own:.2f} here, {100 * self.reference:.2f} in git"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Comparison of results with the reference: judged, wrong, apart, without a reference."""
+
+    judged: int
+    wrong: list[Row]
+    not_comparable: list[str]
+    missing: list[str]
+    identical: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """True if every result that can be compared agrees, and at least one can."""
+        return self.judged > 0 and not self.wrong
+
+    def __str__(self) -> str:
+        """One sentence, and a line for each result that disagrees."""
+        lines = []
+        if not self.judged:
+            lines.append("no result can be compared with the published ones")
+        elif self.agrees:
+            same = f", {self.identical} of them to the last digit" if self.identical else ""
+            lines.append(
+                f"agrees with the published results within noise ({self.judged} compared{same})"
+            )
+        else:
+            lines.append(
+                f"DISAGREES with the published results beyond noise "
+                f"({len(self.wrong)} of {self.judged}):"
+            )
+            lines += [f"  {row.line}" for row in self.wrong]
+        if self.not_comparable:
+            lines.append(
+                f"not comparable, of other settings or data: {listed(self.not_comparable)}"
+            )
+        if self.missing:
+            lines.append(f"without a published result: {listed(self.missing)}")
+        return "\n".join(lines)
+
+
+def judge(own: Results, reference: Results, alpha: float = ALPHA) -> Verdict:
+    """Compare results with a reference, each with the one of its own run, seed and evaluation."""
+    deviation = between_seeds(reference)
+    rows, apart, missing, identical = [], [], [], 0
+    for key, result in sorted(own.items()):
+        run, seed, evaluation = key
+        name = f"{run}/seed{seed}/{evaluation}"
+        if key not in reference:
+            missing.append(name)
+        elif differences(own, reference, key):
+            apart.append(name)
+        else:
+            value, published = result["value"], reference[key]["value"]
+            identical += value == published
+            p = probability(result, value - published, published, deviation.get(evaluation))
+            rows.append(Row(name, value, published, p))
+    corrected = noise.holm([row.p for row in rows])
+    wrong = [row for row, p in zip(rows, corrected, strict=True) if p <= alpha]
+    return Verdict(len(rows), wrong, apart, missing, identical)
+
+
+def between_seeds(reference: Results) -> dict[str, tuple[float, int]]:
+    """For each evaluation the standard deviation between seeds, and its degrees of freedom."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for (run, _, evaluation), result in reference.items():
+        if run not in CONTROLS:  # the untrained network and pixels are no trainings
+            values.setdefault(evaluation, {}).setdefault(run, []).append(result["value"])
+    found = {}
+    for evaluation, runs in values.items():
+        freedom = sum(len(seeds) - 1 for seeds in runs.values())
+        if freedom:
+            squares = sum(float(np.var(seeds)) * len(seeds) for seeds in runs.values())
+            found[evaluation] = (math.sqrt(squares / freedom), freedom)
+    return found
+
+
+def probability(
+    result: dict[str, Any], difference: float, published: float, deviation: tuple[float, int] | None
+) -> float:
+    """Probability of so large a difference between two runs of the same distribution.
+
+    The noise between seeds, where it is known, and never less than a tenth of the test images':
+    of three seeds it may come out as nothing.
+    """
+    if not difference:
+        return 1.0
+    if result["metric"] != "top1":  # of other metrics the reference must have seeds
+        spread, freedom = deviation if deviation is not None else (abs(published) / 100, 1)
+        return student(difference, max(spread, abs(published) / 1000) * math.sqrt(2), freedom)
+    images = math.sqrt(max(published * (1 - published), 0.01) / result["n"])
+    if deviation is None:
+        return noise.unpaired(published, published + difference, result["n"], ALPHA)[2]
+    spread, freedom = deviation
+    return student(difference, max(spread, 0.1 * images) * math.sqrt(2), freedom)
+
+
+def student(difference: float, error: float, freedom: int) -> float:
+    """Two-sided p-value of Student's t."""
+    from scipy.special import stdtr  # scipy.stats takes seconds to import
+
+    return float(2 * stdtr(freedom, -abs(difference) / error))
+
+
+def listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def summary(results: Results, titles: dict[str, str]) -> Table:
+    """Mean over seeds of every evaluation of every run, shares in percent."""
+    names = list(dict.fromkeys(name for name in titles if any(k[2] == name for k in results)))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("encoder", no_wrap=True)
+    for name in names:
+        table.add_column(titles[name], justify="right", overflow="fold")
+    table.add_column("minutes", justify="right", overflow="fold")
+    runs = sorted({run for run, _, _ in results}, key=lambda run: (run in CONTROLS, run))
+    for run in runs:
+        cells, minutes = [], [0.0]
+        for name in names:
+            chosen = [r for (of, _, e), r in results.items() if (of, e) == (run, name)]
+            minutes = [
+                r["about"].get("facts", {}).get("train_seconds", 0.0) / 60 for r in chosen
+            ] or minutes
+            scale = 100 if chosen and chosen[0]["metric"] == "top1" else 1
+            values = [scale * r["value"] for r in chosen]
+            cells.append(f"{sum(values) / len(values):.1f}" if values else "-")
+        table.add_row(run, *cells, f"{sum(minutes) / len(minutes):.1f}")
+    return table
+
+
+def show(folder: Path, plan: ReportPlan) -> None:
+    """Print a folder's results, where its report lies, and how they compare with the reference."""
+    console = Console(soft_wrap=True)
+    titles = {evaluation: plan.title(evaluation) for evaluation in plan.evaluations}
+    reference = Path(REFERENCE / folder.name)
+    try:  # a result that was changed by hand contradicts itself
+        own = read(str(folder), str(folder))
+    except UserError as error:
+        raise UserError(f"{error} (delete the file, and the same command makes it)") from None
+    own = {key: result for key, result in own.items() if key[2] in titles}
+    console.print(summary(own, titles))
+    console.print(f"report: {folder / 'report.html'}   tables: {folder / 'tables'}")
+    if not reference.is_dir():
+        console.print(f"git has no results of {folder.name} to compare with")
+        return
+    verdict = judge(own, read(str(reference), str(reference)))
+    console.print(f"{folder.name} {verdict}", style=None if verdict.agrees else "red")
+
+
+def publish(folder: Path) -> None:
+    """Copy what git is to have of a folder's results to the reference."""
+    target = Path(REFERENCE / folder.name)
+    paths = [path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise UserError(f"{folder} has no results: make reproduce makes them")
+    read(str(folder), str(folder))  # none of them is damaged
+    shutil.rmtree(target, ignore_errors=True)
+    for path in paths:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    print(f"{len(paths)} files in {target}: git add {target}")
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.report.reference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=["show", "publish"])
+    parser.add_argument("folder", type=Path, help="for example results/mini")
+    parser.add_argument("--plan", type=Path, help="by default work/NAME/plan/tables.yaml")
+    options = parser.parse_args()
+    if options.command == "publish":
+        publish(options.folder)
+        return
+    plan = options.plan or Path("work", options.folder.name, "plan", "tables.yaml")
+    show(options.folder, read_plan(plan))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,202 @@
+"""From results of evaluations to tidy data: one row for each encoder, seed and evaluation."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ijepa.errors import UserError
+from ijepa.files import read_json
+
+CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
+UNITS = {"top1": "top-1 %", "rankme": "RankMe"}
+"""The metrics that a table can show."""
+
+NUMBERS = ["value", "low", "high", "n", "epochs", "images_seen", "train_minutes", "gpu_hours"]
+TEXTS = ["method", "arch", "dataset", "tokenizer", "data_version", "commit", "machine", "encoder"]
+COLUMNS = ["run", "seed", "evaluation", "metric", *NUMBERS, *TEXTS, "protocol", "source"]
+"""Of tidy results. Accuracies are in percent; ``protocol`` is JSON; ``source`` is the file."""
+
+NO_MATTER = ["num_workers", "seed"]
+"""Of a protocol: what differs from machine to machine or from seed to seed."""
+
+
+def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFrame:
+    """Tidy results of ``paths``, .../RUN/seedN/EVALUATION.json, as COLUMNS.
+
+    The paths are chosen by the config: what else lies in a folder, from other seeds or earlier
+    configs, is none of a table's business. ``gpu_hours`` is the CSV of ``evals.report.gpu_hours``.
+    """
+    spent = _spent(gpu_hours) if gpu_hours is not None and gpu_hours.exists() else {}
+    rows = []
+    for path in sorted(paths):
+        result = read_json(path)
+        about = result["about"]
+        run, facts = about.get("run", {}), about.get("facts", {})
+        machine = facts.get("machine", result["machine"])
+        name, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
+        scale = 100 if result["metric"] == "top1" else 1
+        commits = {
+            made["commit"]
+            for made in (result, about.get("features", {}), facts)
+            if "commit" in made
+        }
+        # Of published weights none of these is known; pixels have seen nothing.
+        minutes = facts.get("train_seconds", math.nan if facts else 0.0) / 60
+        no_gpu = 0.0 if " core" in machine and not math.isnan(minutes) else math.nan
+        row = {
+            "run": name,
+            "seed": seed,
+            "evaluation": path.stem,
+            "metric": result["metric"],
+            "value": scale * _number(result["value"]),
+            "low": scale * _number(result["interval"][0]),
+            "high": scale * _number(result["interval"][1]),
+            "n": result["n"],
+            "epochs": run.get("recipe", {}).get("optim", {}).get("epochs"),
+            "images_seen": facts.get("images_seen", None if facts else 0),
+            "train_minutes": minutes,
+            "gpu_hours": spent.get((name, seed), no_gpu),
+            "method": run.get("method", "") if name not in CONTROLS else "",
+            "arch": _arch(run.get("vit", {})),
+            "dataset": result["dataset"],
+            "tokenizer": facts.get("tokenizer", ""),
+            "data_version": about["data_version"],
+            "commit": " ".join(sorted(commits)),
+            "machine": machine,
+            "encoder": about.get("encoder", ""),
+            "protocol": _protocol(result),
+            "source": str(path),
+        }
+        rows.append(row)
+    return _typed(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def read_external(paths: list[Path]) -> pd.DataFrame:
+    """Tidy results that somebody measured elsewhere, from CSV files: see README, "Your results".
+
+    Columns are COLUMNS but for ``protocol`` and ``source``; run, evaluation and value must be
+    there. Raises UserError with file and line for what cannot be read.
+    """
+    tables = []
+    allowed = [name for name in COLUMNS if name not in ("protocol", "source")]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"external: {path} does not exist: bring it, or name another file")
+        if path.suffix != ".csv":  # by which such results are known from here on
+            raise UserError(f"external: {path}: its name must end in .csv: rename it")
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise UserError(f"external: {path} is no CSV ({error}): see README") from None
+        if not isinstance(table.index, pd.RangeIndex):  # pandas would move the columns
+            raise UserError(f"external: {path} has lines with more fields than its first: mend it")
+        if missing := [name for name in ("run", "evaluation", "value") if name not in table]:
+            raise UserError(f"external: {path} has no column {', '.join(missing)}: add it")
+        if unknown := [str(name) for name in table if name not in allowed]:
+            raise UserError(
+                f"external: {path}: column {', '.join(unknown)} is unknown: allowed are "
+                f"{', '.join(allowed)}"
+            )
+        table = table.assign(
+            **{name: "" for name in allowed if name not in table},
+            protocol="",
+            source=str(path),
+        )
+        table["metric"] = table["metric"].replace("", "top1")
+        table["seed"] = table["seed"].replace("", "0")
+        for line, row in enumerate(table.to_dict("records"), start=2):
+            if empty := [name for name in ("run", "evaluation") if not row[name].strip()]:
+                raise UserError(f"external: {path}:{line}: {', '.join(empty)} is empty: write it")
+            if row["metric"] not in UNITS:
+                raise UserError(
+                    f"external: {path}:{line}: metric {row['metric']!r} is unknown: allowed are "
+                    f"{', '.join(UNITS)}"
+                )
+            if not row["seed"].isdecimal():
+                raise UserError(
+                    f"external: {path}:{line}: seed {row['seed']!r}: write a whole number"
+                )
+            for name in NUMBERS:
+                try:
+                    float(row[name] or "nan")
+                except ValueError:
+                    raise UserError(
+                        f"external: {path}:{line}: {name} {row[name]!r}: write a number, "
+                        "accuracies in percent"
+                    ) from None
+        tables.append(_typed(table[COLUMNS]))
+    return pd.concat(tables) if tables else _typed(pd.DataFrame(columns=COLUMNS))
+
+
+def external(results: pd.DataFrame) -> "pd.Series[bool]":
+    """Which tidy results were measured elsewhere (``read_external``)."""
+    return results["source"].str.endswith(".csv")
+
+
+def differences(protocols: dict[str, str]) -> str:
+    """Where the protocols of runs differ, one setting after the other with its values."""
+    flat = {run: _flat(json.loads(text)) for run, text in protocols.items()}
+    told = []
+    for key in sorted({key for settings in flat.values() for key in settings}):
+        runs_of: dict[str, list[str]] = {}
+        for run, settings in flat.items():
+            runs_of.setdefault(json.dumps(settings.get(key, "-")), []).append(run)
+        if len(runs_of) > 1:
+            values = [f"{value} of {', '.join(runs)}" for value, runs in runs_of.items()]
+            told.append(f"{key} {'; '.join(values)}")
+    return "; ".join(told)
+
+
+def to_csv(results: pd.DataFrame) -> str:
+    """Tidy results as text; of a protocol the start of its SHA-256."""
+    short = results["protocol"].map(
+        lambda text: hashlib.sha256(text.encode()).hexdigest()[:12] if text else ""
+    )
+    return results.assign(protocol=short).to_csv(index=False, float_format="%.6g")
+
+
+def _spent(path: Path) -> dict[tuple[str, int], float]:
+    """GPU-hours of each pretraining; a cluster's accounting is believed before our own notes."""
+    told = pd.read_csv(path)
+    told = told[told["rule"] == "pretrain"]
+    hours: dict[tuple[str, int], float] = {}
+    for _, row in told.sort_values("source").iterrows():  # log, slurm
+        hours[str(row["run"]), int(row["seed"])] = float(row["gpu_hours"])
+    return hours
+
+
+def _protocol(result: dict[str, Any]) -> str:
+    settings = {k: v for k, v in result.get("protocol", {}).items() if k not in NO_MATTER}
+    if isinstance(settings.get("finetune"), dict):
+        settings["finetune"] = {k: v for k, v in settings["finetune"].items() if k not in NO_MATTER}
+    told = {key: result.get(key) for key in ("evaluation", "dataset", "label", "split", "images")}
+    return json.dumps({**told, **settings}, sort_keys=True)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _arch(vit: dict[str, Any]) -> str:
+    if not {"depth", "dim", "patch_size"} <= vit.keys():
+        return ""
+    return f"ViT {vit['depth']}x{vit['dim']}/{vit['patch_size']}"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    numbers = {name: pd.to_numeric(table[name]).astype(float) for name in NUMBERS}
+    return table.assign(**numbers, seed=table["seed"].astype(int)).reset_index(drop=True)

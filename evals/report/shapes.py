@@ -1,0 +1,229 @@
+"""A table as a person reads it, in either of two shapes, and the note below it.
+
+One has each encoder's gain over the control; the other, as the papers have it, what is published
+beside what was measured here.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from evals.report import formats
+from evals.report.formats import Cell, Header, View, number
+from evals.report.results import CONTROLS
+from evals.report.tabulate import Column, Table
+
+GAIN_OVER = {
+    "random_init": "the untrained network of the first run; the others' have other positions, "
+    "[cls] and initial weights",
+    "pixels": "raw pixels",
+}
+
+
+def view(table: Table) -> View:
+    """The table as a person reads it: with gains over the control, or beside what is published."""
+    return _beside_published(table) if table.published else _with_gains(table)
+
+
+def _with_gains(table: Table) -> View:
+    rows = table.rows
+    headers, columns = [Header("encoder")], [[Cell(_title(row)) for _, row in rows.iterrows()]]
+
+    def add(title: str, cells: Iterable[Cell], kind: str = "number") -> None:
+        headers.append(Header(title, kind))
+        columns.append(list(cells))
+
+    for column in table.columns:
+        measured = (_measured(table, row, column) for _, row in rows.iterrows())
+        add(column.heading, measured, "measured")
+        if table.control is not None and column.metric == "top1":
+            (control,) = rows.loc[rows["run"] == table.control, column.name]
+            gains = (rows[column.name] - control).where(rows["run"] != table.control)
+            add(f"{column.title}, gain", (_signed(gain) for gain in gains))
+    add("images seen", (_cell(seen, ",.0f") for seen in rows["images_seen"]))
+    add("minutes", (_cell(minutes, ".1f") for minutes in rows["train_minutes"]))
+    if (rows["gpu_hours"] > 0).any():
+        add("GPU-hours", (_cell(hours, ",.2f") for hours in rows["gpu_hours"]))
+    if rows["external"].any():
+        add("notes", (Cell(_external(row)) for _, row in rows.iterrows()), "text")
+    return View(headers, [list(cells) for cells in zip(*columns, strict=True)])
+
+
+def _beside_published(table: Table) -> View:
+    rows = table.rows
+    headers: list[Header] = []
+    columns: list[list[Cell]] = []
+
+    def add(title: str, cells: Iterable[Cell], kind: str = "text") -> None:
+        headers.append(Header(title, kind))
+        columns.append(list(cells))
+
+    # An ablation's rows are told apart by their notes.
+    of_paper = rows[rows["pretrain_data"] != ""]
+    settings = bool(of_paper.duplicated(["method", "arch", "epochs", "pretrain_data"]).any())
+    shown = {"method": "method", "arch": "architecture"}
+    shown |= {"note": "setting"} if settings else {}
+    shown |= {"epochs": "epochs"}
+    for name, title in (("pretrain_data", "pretraining data"), ("view_augmentations", "view aug.")):
+        shown |= {name: title} if len(set(rows[name]) - {""}) > 1 else {}
+    for name, title in shown.items():
+        add(title, (Cell(text or "-") for text in rows[name]))
+    for column in table.columns:
+        add(
+            f"{column.heading}, paper",
+            (_cell(value, ".1f", "published") for value in rows[f"{column.name}_published"]),
+            "published",
+        )
+        measured = (_measured(table, row, column) for _, row in rows.iterrows())
+        add(f"{column.title}, measured here", measured, "measured")
+        gaps = rows[f"{column.name}_difference"]
+        add(f"{column.title}, difference", (_signed(gap, "-") for gap in gaps), "number")
+    counts = rows[[f"{column.name}_n" for column in table.columns]]
+    add("n", (_counts(line.dropna()) for _, line in counts.iterrows()), "number")
+    if rows["gpu_hours_published"].any():
+        told = (
+            Cell(text or "-", "published", float(text.lstrip("<") or "nan"))
+            for text in rows["gpu_hours_published"]
+        )
+        add("GPU-hours, paper", told, "published")
+    add("GPU-hours, here", (_cell(hours, ",.1f") for hours in rows["gpu_hours"]), "number")
+    notes = [_row_note(table, row, settings) for _, row in rows.iterrows()]
+    add("notes", (Cell(text) for text in notes))
+    return View(headers, [list(cells) for cells in zip(*columns, strict=True)])
+
+
+def _row_note(table: Table, row: Any, settings: bool) -> str:
+    measured = [column.title for column in table.columns if not math.isnan(row[column.name])]
+    told = [] if settings or _shared_note(table) else [row["note"]]
+    if not row["run"]:
+        return "; ".join([*filter(None, told), "no run here"])
+    if row["external"]:
+        told.append(f"run {row['run']}, {_external(row)}")
+    elif not measured and not any(row["run"] == run for run, _ in table.marked):
+        told.append(f"run {row['run']}: not measured yet")
+    else:
+        told.append(f"run {row['run']}")
+    epochs = row["epochs_here"]
+    if not math.isnan(epochs) and row["epochs"] not in ("", f"{epochs:g}"):
+        told.append(f"{epochs:g} epochs of its own data")
+    return "; ".join(filter(None, told))
+
+
+def _shared_note(table: Table) -> str:
+    """What the published table notes of all its rows."""
+    notes = set(table.rows.loc[table.rows["pretrain_data"] != "", "note"])
+    return str(*notes) if len(notes) == 1 else ""
+
+
+def no_gain(table: Table) -> list[str]:
+    """The encoders that are not above the control in an evaluation, each with those evaluations."""
+    if table.control is None:
+        return []
+    control = table.rows.set_index("run").loc[table.control]
+    behind = {
+        row["run"]: [
+            column.title
+            for column in table.columns
+            if column.metric == "top1" and row[column.name] <= control[column.name]
+        ]
+        for _, row in table.rows.iterrows()
+        if row["run"] not in CONTROLS
+    }
+    return [f"{run} ({', '.join(found)})" for run, found in behind.items() if found]
+
+
+BRIEF_MINUTES = 15
+"""Pretraining shorter than this says so below its table."""
+
+
+def note(table: Table) -> str:
+    """What every number of the table rests on, in one sentence; says so of what gained nothing."""
+    commits = sorted({word for value in table.rows["commit"] for word in str(value).split()})
+    texts = [*table.texts]
+    if table.published:
+        texts.append(
+            f"paper: {table.published} of results/published/paper_tables.csv, as published; "
+            "difference is measured here less paper"
+        )
+        texts += [f"of all rows: {shared}"] if (shared := _shared_note(table)) else []
+    elif 0 < table.rows["train_minutes"].max() < BRIEF_MINUTES:
+        texts.append(
+            "minutes of training tell how fast a method begins, and nothing of how good it becomes"
+        )
+    texts += [
+        "frozen features are averages over patches, whatever the method's own protocol",
+        "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
+        f"commit {', '.join(commits) or 'none'}",
+    ]
+    if table.control is not None:
+        texts.insert(-1, f"gain is over {GAIN_OVER[table.control]}")
+    text = "; ".join(texts) + "."
+    if behind := no_gain(table):
+        assert table.control is not None
+        text += f" NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(behind)}."
+    return text
+
+
+def markdown(table: Table) -> str:
+    """The table with its title, its note and its problems, as Markdown."""
+    return formats.markdown(table.title, view(table), note(table), table.problems)
+
+
+def _title(row: Any) -> str:
+    run = str(row["run"])
+    remark = CONTROLS.get(run) or (f"tokenizer: {row['tokenizer']}" if row["tokenizer"] else "")
+    return f"{run} ({remark})" if remark else run
+
+
+def _external(row: Any) -> str:
+    return f"external: {row['external']}" if row["external"] else ""
+
+
+def _cell(value: float, form: str, kind: str = "number") -> Cell:
+    return Cell(number(value, form), kind, value)
+
+
+def _counts(line: "pd.Series[float]") -> Cell:
+    told = "; ".join(f"{n:,.0f}" for n in line)
+    return Cell(told or "-", "number", line.max() if told else math.nan)
+
+
+def _signed(value: float, missing: str = "") -> Cell:
+    return Cell(missing if pd.isna(value) else f"{value:+.2f}", "number", value)
+
+
+def _measured(table: Table, row: Any, column: Column) -> Cell:
+    value, name = row[column.name], column.name
+    if pd.isna(value):
+        text = "-"
+    elif not pd.isna(spread := row[f"{name}_std"]):
+        text = f"{value:.2f} +- {spread:.2f}"
+    elif pd.isna(row[f"{name}_low"]):
+        text = f"{value:.2f}"
+    else:
+        text = f"{value:.2f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
+    found = table.results
+    if len(found):
+        found = found[(found["run"] == row["run"]) & (found["evaluation"] == name)]
+    details = tuple(_details(one) for _, one in found.iterrows())
+    marked = (row["run"], name) in table.marked
+    return Cell(text, "measured", value, marked, details)
+
+
+def _details(result: Any) -> dict[str, str]:
+    """Where one seed's number comes from, for people."""
+    told = {
+        "run": result["run"],
+        "seed": str(result["seed"]),
+        "value": f"{result['value']:.2f}",
+        "n": number(result["n"], ",.0f", ""),
+        "data": f"{result['dataset']} {result['data_version']}".strip(),
+        "encoder": result["encoder"],
+        "commit": result["commit"],
+        "machine": result["machine"],
+        "GPU-hours": number(result["gpu_hours"], ",.2f", "unknown"),
+        "file": result["source"],
+    }
+    return {key: value for key, value in told.items() if value}

@@ -1,0 +1,93 @@
+"""Results in, tables out: ``python -m evals.report.tables write|show``.
+
+Results may be all, some or none of a config's: what is not measured yet is a dash.
+"""
+
+import argparse
+from pathlib import Path
+
+from ijepa.errors import run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m evals.report.tables", description=__doc__)
+    commands = options.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show", help="print the tables of a results folder")
+    shown.add_argument("folder", type=Path, help="for example results/mini")
+    writer = commands.add_parser("write", help="write tables from results, all or only some")
+    writer.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
+    writer.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
+    writer.add_argument("--gpu-hours", type=Path, help="CSV; by default OUT/gpu_hours.csv")
+    writer.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before pandas is there, which takes a second
+
+import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
+
+from evals.report import formats
+from evals.report.plan import ReportPlan, read_plan
+from evals.report.results import read_external, read_results, to_csv
+from evals.report.shapes import note, view
+from evals.report.tabulate import Table, tabulate
+from ijepa.files import write_text
+
+
+def tidy_results(plan: ReportPlan, paths: list[Path], gpu_hours: Path | None) -> pd.DataFrame:
+    """Tidy results of a plan: its own, of ``paths``, and those that were measured elsewhere."""
+    external = read_external([Path(path) for path in plan.external])
+    return pd.concat([read_results(paths, gpu_hours), external], ignore_index=True)
+
+
+def tables_of(plan: ReportPlan, results: pd.DataFrame) -> dict[str, Table]:
+    """Every table of a plan, by name."""
+    return {spec.name: tabulate(results, spec) for spec in plan.tables}
+
+
+def write_tables(plan: ReportPlan, results: pd.DataFrame, out: Path) -> None:
+    """Write every table of a plan in every format, and its figure; beside them tidy results."""
+    # Not at the top: matplotlib takes a second, and only figures need it.
+    from evals.report import figures
+
+    made = tables_of(plan, results)
+    for name, table in made.items():
+        path = out / f"{name}.csv"
+        write_text(path, table.rows.to_csv(index=False, float_format="%.4f"))
+        told = (table.title, view(table), note(table), table.problems)
+        write_text(path.with_suffix(".md"), formats.markdown(*told))
+        write_text(path.with_suffix(".tex"), formats.latex(*told))
+        write_text(path.with_suffix(".html"), formats.html(*told))
+        write_text(path.with_suffix(".svg"), figures.accuracy(table))
+        for problem in table.problems:
+            print(f"{name}: {problem}")
+    write_text(out / "tidy.csv", to_csv(results))
+
+
+def show(folder: Path) -> None:
+    """Print every table of a results folder, and where the report lies."""
+    console = Console()
+    console = Console(width=max(console.width, 110))  # narrower, every cell would break
+    for path in sorted((folder / "tables").glob("*.md")):
+        console.print(Markdown(path.read_text(encoding="utf-8")))
+    console.print(f"\nReport: {folder / 'report.html'}", highlight=False)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    options = parser().parse_args()
+    if options.command == "show":
+        show(options.folder)
+        return
+    plan = read_plan(options.plan)
+    hours = options.gpu_hours or options.out / "gpu_hours.csv"
+    write_tables(plan, tidy_results(plan, options.results, hours), options.out)
+    print(f"{len(options.results)} results; tables in {options.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

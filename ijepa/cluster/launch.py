@@ -1,0 +1,381 @@
+"""Start one pretraining as a job, and wait until its encoder is there.
+
+``python -m ijepa.cluster.launch RUN.yaml --cluster slurm|local|debug`` (``--help``) submits one job
+through submitit: several nodes of a Slurm cluster, processes of this machine, or this process
+itself. The launcher waits, shows the job's log, and brings encoder and log to their place at the
+end.
+
+- Killed or cut off from the terminal, it leaves its job alone; the same command finds it again, or
+  takes what it has made meanwhile. There is never a second job on the same files. A run that is
+  finished is not trained again: delete its folder in ``work`` for that.
+- Ctrl-C, or SIGTERM, ends the job too. It saves what it has first, if the cluster gives it the time
+  for that (KillWait, 30 seconds as a rule).
+- A job that is preempted, runs out of time or loses its node goes on from its last checkpoint, as
+  often as needed (``ijepa.cluster.job``).
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from ijepa.cluster import slurm
+from ijepa.cluster.jobs import Job, Launch, LocalJob, SlurmJob, jobs, note, submit
+from ijepa.cluster.slurm import Request
+from ijepa.errors import UserError, run_command
+from ijepa.files import read_json, write_json, written_whole
+from ijepa.lock import held
+
+T = TypeVar("T")
+
+MOST_IDLE = 3
+"""How often in a row a job may be lost before it has saved anything."""
+SECONDS_TO_TRY_AGAIN = 60
+"""After Slurm was silent, or had as many of one's jobs as it takes."""
+
+
+def pretrain(launch: Launch) -> None:
+    """Bring the encoder of a run to ``launch.out``: by a new job, a live one, or a finished one.
+
+    Raises UserError where the cluster will not have the job, where the job fails, and where its
+    time is too short for it to get on.
+    """
+    if launch.cluster == "slurm":
+        patiently(launch.request.check)
+    # Else an encoder would be trained and could not be put down.
+    launch.out.parent.mkdir(parents=True, exist_ok=True)
+    taken = f"launcher {{process}} waits for the same run ({launch.run})"
+    with (
+        cancelled_by_signals(launch) as current,
+        held(launch.work / f"{launch.name}.lock", taken),
+    ):
+        adopt(launch)
+        job, idle = patiently(lambda: attached(launch)), 0
+        if launch.cluster == "slurm":
+            tell_of_others(launch)
+        while job is not None or not launch.encoder.exists():
+            # A job that an earlier launcher started says nothing of what is asked now: it may have
+            # been cancelled, or lack what that launcher was killed before it had written.
+            forgiven: tuple[str, ...] = ("CANCELLED", "FAILED")
+            if job is None:
+                job, forgiven = patiently(lambda: submitted(launch))
+            current.job = job
+            before = None if forgiven else progress(launch)  # that one may have saved long ago
+            end = wait(launch, job)
+            number, current.job, job = job.number, None, None
+            if launch.encoder.exists():
+                continue
+            if end.name not in forgiven and not may_go_on(end):
+                raise UserError(failure(launch, number, end))
+            idle = idle + 1 if progress(launch) == before else 0
+            if idle >= (1 if end.name == "TIMEOUT" else MOST_IDLE):
+                raise UserError(
+                    f"job {number} ended as {end.name} and no step was saved since it began: "
+                    f"give it more than {launch.request.minutes} minutes (runtime), or more than "
+                    f"{launch.request.delay} seconds to save (save_seconds)"
+                )
+            print(f"job {number} ended as {end.name}: the run goes on", flush=True)
+        deliver(launch)
+
+
+def adopt(launch: Launch) -> None:
+    """Take over the folder of a run that an earlier version began, which named it otherwise.
+
+    Raises UserError while a job of that version works there.
+    """
+    earlier = launch.earlier()
+    if launch.state.exists() or not earlier.state.exists():
+        return
+    if (job := live(earlier)) is not None:
+        raise UserError(
+            f"job {job.number} of an earlier version works on this run in {earlier.state}: let it "
+            "end, or end it; then the run goes on from its last checkpoint"
+        )
+    earlier.state.rename(launch.state)
+    print(f"going on from {earlier.state.name}, which an earlier version began", flush=True)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """What is asked of Slurm, as soon as it can be had."""
+    while True:
+        try:
+            return ask()
+        except slurm.Busy as busy:
+            print(f"{busy}: trying again every {SECONDS_TO_TRY_AGAIN} seconds", flush=True)
+            time.sleep(SECONDS_TO_TRY_AGAIN)
+
+
+def attached(launch: Launch) -> Job | None:
+    """The job of an earlier launcher that still lives, or None."""
+    job = live(launch)
+    if job is not None:
+        print(f"job {job.number} works on this run: waiting for it", flush=True)
+    return job
+
+
+def queued(launch: Launch) -> Job | None:
+    """The run's job that is in Slurm's queue, or None; it is noted as this run's."""
+    number = slurm.find(launch.mark) if launch.cluster == "slurm" else None
+    if number is None:
+        return None
+    # A launcher that was killed right after it had submitted has noted nothing.
+    note(launch, "slurm", number)
+    return SlurmJob(launch, number)
+
+
+def submitted(launch: Launch) -> tuple[Job, tuple[str, ...]]:
+    """A job of the run that this launcher has submitted, and which of its ends are no fault.
+
+    Slurm may have taken one whose submission seemed to fail; that one lacks what submitit writes
+    after Slurm's answer.
+    """
+    found = queued(launch)
+    return (submit(launch), ()) if found is None else (found, ("FAILED",))
+
+
+def tell_of_others(launch: Launch) -> None:
+    """Name the jobs that work on this run with other settings: nobody waits for them any more."""
+    for path in launch.work.glob("ijepa-*/jobs.json"):
+        last = read_json(path)[-1]
+        if path.parent == launch.state or last["cluster"] != "slurm":
+            continue
+        if slurm.state(last["number"]).name in slurm.LIVE:
+            print(
+                f"job {last['number']} still works on this run with other settings "
+                f"({path.parent}): scancel {last['number']}, unless they are wanted again",
+                flush=True,
+            )
+
+
+def live(launch: Launch) -> Job | None:
+    """The job that works on a run now, or None.
+
+    Raises UserError where that cannot be known from here, unless its encoder is there anyway.
+    """
+    if (job := queued(launch)) is not None:
+        return job
+    for told in jobs(launch)[-1:]:
+        if told["cluster"] == "debug":
+            continue
+        of_slurm = told["cluster"] == "slurm"
+        if not slurm.here() if of_slurm else told["host"] != socket.gethostname():
+            if launch.encoder.exists():
+                continue
+            what = "job" if of_slurm else "process"
+            raise UserError(
+                f"{launch.state / 'jobs.json'}: the last job of this run is {what} "
+                f"{told['number']}, started on {told['host']}: go on there, or, where it has "
+                "ended, delete this file"
+            )
+        job = (SlurmJob if of_slurm else LocalJob)(launch, told["number"])
+        if job.ended() is None:
+            return job
+    return None
+
+
+def wait(launch: Launch, job: Job) -> slurm.State:
+    """Show the job's log until it has ended; how it has."""
+    seen = job.log().stat().st_size if job.log().exists() else 0
+    asked = 0.0
+    while True:
+        seen = show(job.log(), seen)
+        interval = launch.poll if launch.cluster == "slurm" else 0.5
+        if time.monotonic() - asked >= interval:
+            end = job.ended()
+            # Slurm ends a job before it puts it back into the queue: what is over stays over.
+            if end is not None and launch.cluster == "slurm" and end.name != "COMPLETED":
+                time.sleep(max(launch.poll, 2.0))
+                end = job.ended()
+            if end is not None:
+                show(job.log(), seen)
+                return end
+            asked = time.monotonic()
+        time.sleep(0.5)
+
+
+def show(log: Path, seen: int) -> int:
+    """Write what came to a log since; its size."""
+    if not log.exists():
+        return seen
+    with log.open("rb") as file:
+        file.seek(seen)
+        new = file.read()
+    sys.stderr.write(new.decode("utf-8", errors="replace"))
+    sys.stderr.flush()
+    return seen + len(new)
+
+
+def may_go_on(end: slurm.State) -> bool:
+    """Whether a job's end says nothing against the run: its node, its time, another's priority.
+
+    A signal that comes before the job listens to it, or one that nothing can listen to, ends a
+    process, and with it the job as a failure; one that takes too much memory has a state of its
+    own where Slurm watches over it.
+    """
+    # NCCL's watchdog aborts the processes that a dead node has left.
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL, signal.SIGABRT)
+    return end.name in slurm.LOST or (end.name == "FAILED" and end.signal in signals)
+
+
+def failure(launch: Launch, number: str, end: slurm.State) -> str:
+    """What a person must know of a failed job."""
+    folder = launch.state / "submitit"
+    logs = sorted(folder.glob(f"{number}_*_log.*"))
+    lines = [
+        line
+        for path in logs
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("error: ") or "No such file" in line
+    ]
+    if end.name == "CANCELLED":
+        return f"job {number} was cancelled; what it has saved is kept"
+    if not logs:
+        return (
+            f"job {number} ended as {end.name} without a word in {folder}: are this folder and "
+            "this environment on a disk that the nodes see too?"
+        )
+    told = f": {lines[0].removeprefix('error: ')}" if lines else ""
+    return f"job {number} ended as {end.name}{told} (logs: {folder})"
+
+
+def progress(launch: Launch) -> list[int]:
+    """Changes with every checkpoint that is written."""
+    return [path.stat().st_mtime_ns for path in launch.state.glob("*/checkpoint.pt")]
+
+
+def deliver(launch: Launch) -> None:
+    """Put encoder and log to where they are asked for, and say beside them what ran where.
+
+    They stay in the run's folder too, as links to the same bytes where the disk has links: what
+    Snakemake deletes, because it was killed before it had noted it, is brought again.
+    """
+    attempts = [read_json(path) for path in launch.attempts.glob("*.json")]
+    record = {
+        "name": launch.name,
+        "request": asdict(launch.request),
+        "jobs": jobs(launch),
+        "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
+    }
+    run = launch.state / "run.yaml"
+    for name, path in (
+        ("train.jsonl", launch.state / "train.jsonl"),
+        ("run.yaml", run if run.exists() else launch.run),  # an earlier version wrote none
+        (launch.out.name, launch.encoder),
+    ):
+        target = launch.out.with_name(name)
+        with written_whole(target) as part:
+            try:
+                os.link(path, part)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, part)
+    write_json(launch.record, record)
+
+
+@dataclass
+class Current:
+    """The job that is waited for, if any."""
+
+    job: Job | None = None
+
+
+@contextlib.contextmanager
+def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
+    """Where SIGINT or SIGTERM come, end the run's job, whoever has started it, and this process."""
+    current = Current()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        # Nothing is said before: a terminal's Ctrl-C ends what reads our output, too.
+        with contextlib.suppress(OSError):
+            try:
+                job = current.job or live(launch)
+                if job is not None:
+                    job.cancel()
+                    print(f"{signal.Signals(number).name}: the job was ended", flush=True)
+            except UserError as error:
+                print(f"the run's job may go on (squeue, scancel): {error}", flush=True)
+        sys.exit(128 + number)
+
+    kept = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield current
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ijepa.cluster.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="YAML file of one run")
+    parser.add_argument("--data", type=Path, help="folder of shards")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints, seen by all nodes")
+    parser.add_argument("--out", type=Path, help="file for the encoder")
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="local")
+    parser.add_argument("--check", action="store_true", help="only whether Slurm would have it")
+    parser.add_argument("--gpus", type=int, default=1, help="in all, one process each")
+    parser.add_argument("--threads", type=int, default=1, help="of each process, without Slurm")
+    parser.add_argument("--stage", type=Path, help="folder on the nodes' own disks for shards")
+    parser.add_argument("--setup", help="shell command that each node runs before")
+    parser.add_argument("--poll", type=float, default=10, help="seconds between questions to Slurm")
+    of_slurm = parser.add_argument_group("Slurm")
+    of_slurm.add_argument("--partition")
+    of_slurm.add_argument("--account")
+    of_slurm.add_argument("--qos")
+    of_slurm.add_argument("--constraint")
+    of_slurm.add_argument("--extra", help="other options of sbatch: '--reservation=r --exclude=n1'")
+    of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="of time, for each start")
+    of_slurm.add_argument("--gpus-per-node", type=int, default=8)
+    of_slurm.add_argument("--cpus-per-gpu", type=int, default=10)
+    of_slurm.add_argument("--gb-per-gpu", type=int, default=55, help="of the nodes' memory")
+    of_slurm.add_argument("--save-seconds", type=int, default=120, help="between signal and end")
+    options = parser.parse_args()
+    request = Request(
+        options.partition or None,
+        options.account or None,
+        options.minutes,
+        options.gpus,
+        options.gpus_per_node,
+        options.cpus_per_gpu,
+        options.gb_per_gpu,
+        options.save_seconds,
+        options.qos,
+        options.constraint,
+        options.extra,
+    )
+    if options.check:
+        request.check()
+        return
+    for key in ("run", "data", "work", "out"):
+        if getattr(options, key) is None:
+            parser.error(f"{key} is missing")
+    pretrain(
+        Launch(
+            options.run,
+            options.data,
+            options.work,
+            options.out,
+            options.cluster,
+            request,
+            options.threads,
+            options.stage or None,
+            options.setup or None,
+            options.poll,
+        )
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,28 @@
+"""Peaks, memory and power of the cards that costs are predicted for."""
+
+from typing import NamedTuple
+
+
+class Gpu(NamedTuple):
+    """A card's peaks (dense matrix products, TFLOP/s), memory (GB) and board limit (W)."""
+
+    half: float
+    single: float
+    memory: float
+    watts: float
+    bfloat16: bool = True
+
+
+# The vendor's data sheets, SXM boards: "NVIDIA V100" (2020), "NVIDIA A100" (2021), "NVIDIA H100"
+# (2023), "NVIDIA H200" (2024). ``half`` is bfloat16, a half of what they give "with sparsity"; on
+# V100 float16, which the releases used, while ijepa.precision computes there in float32.
+GPUS = {
+    "v100-16gb": Gpu(125, 15.7, 16, 300, bfloat16=False),
+    "v100-32gb": Gpu(125, 15.7, 32, 300, bfloat16=False),
+    "a100-40gb": Gpu(312, 19.5, 40, 400),
+    "a100-80gb": Gpu(312, 19.5, 80, 400),
+    "h100": Gpu(989, 67, 80, 700),
+    "h200": Gpu(989, 67, 141, 700),
+}
+UTILISATION = 0.2
+"""Share of a card's peak that pretraining reaches (see ijepa.cost)."""

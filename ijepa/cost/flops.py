@@ -1,0 +1,233 @@
+"""FLOPs of a training step, and the bytes that it saves for its backward pass, without doing it.
+
+FLOPs are counted by torch's own counter while a whole step (forward and backward, all networks)
+runs on the meta device, which has sizes and no numbers: neither weights' memory nor a GPU is
+needed. For a ViT of L blocks of width D whose MLP is r times as wide, on N tokens (patches that are
+kept, and [cls]) of N0 patches of p x p pixels, they agree with the closed form of a forward pass,
+
+    2 N0 (3 p^2) D  +  L (2 (4 + 2 r) N D^2  +  4 N^2 D),
+
+two FLOPs a multiply-add: 4 D^2 for queries, keys, values and projection and 2 r D^2 for the MLP of
+each token, N^2 D each for scores and for weighted values. Backward costs twice as much, and nothing
+for a network that is not trained, so that I-JEPA's step is target(N0) + 3 context(K) + 3 M
+predictor(K + T). Attention is counted as plain products, and not with what flash kernels compute
+twice. With ``activation_checkpointing`` the second forward pass counts too.
+
+Saved is, tensor by tensor, what a step keeps under autocast with flash attention, the weights'
+bfloat16 copies included: 36 D bytes for each token and block of a trained network; Korthikanti et
+al., MLSys 2023, have 34 (no float32 residual stream, but dropout).
+"""
+
+import dataclasses
+import statistics
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from ijepa.config import RunConfig
+from ijepa.method import Batch, Method, load_method
+from ijepa.optim import Optim
+from ijepa.vit import ViT
+
+NUM_DRAWS = 32
+"""Steps whose masks are looked at, to count one that is typical."""
+
+
+class Size(NamedTuple):
+    """What does not depend on a card: FLOPs of an image's step, parameters, bytes saved."""
+
+    flops: float
+    parameters: int
+    trained: int
+    saved: int
+
+
+class SizesOnly(TorchDispatchMode):
+    """Networks on the meta device, masks on the CPU: how many patches are kept is in their values.
+
+    A mask that is moved to the device stays where it is; where it meets a tensor without numbers,
+    its size is taken, except as an index, which may lie on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].dtype is torch.bool:
+            if str(kwargs.get("device")) == "meta" and not args[0].is_meta:
+                return args[0]
+        elif func is not torch.ops.aten.index.Tensor:
+            kinds = {x.is_meta for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            if len(kinds) == 2:
+                args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+class Saved(torch.autograd.Function):
+    """The first tensor, for whose backward pass all are saved: by whoever has a say in that."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        """The first tensor."""
+        ctx.save_for_backward(*tensors)
+        ctx.num_others = len(tensors) - 1
+        return tensors[0].view_as(tensors[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Its gradient."""
+        return *gradients, *(None for _ in range(ctx.num_others))
+
+
+class Autocast(TorchFunctionMode):
+    """CUDA's autocast on the meta device, which has none, and a sum of what backward will need.
+
+    A flash kernel saves its arguments and its output, and not the matrix of attention.
+    """
+
+    def __init__(self, method: nn.Module, bfloat16: bool) -> None:
+        super().__init__()
+        self.bfloat16 = bfloat16
+        self.copies: dict[int, Tensor] = {}
+        self.weights = {p.untyped_storage()._cdata for p in method.parameters()}
+        self.saved: dict[int, Tensor] = {}
+        self.linear = 0
+        """FLOPs of linear layers alone: what a pilot has instead of the slower counter."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        attention = func is F.scaled_dot_product_attention
+        if self.bfloat16 and (attention or func in (F.linear, torch.conv2d)):
+            args, kwargs = tree_map_only(Tensor, self.cast, (args, kwargs))
+        if not attention:
+            out = func(*args, **kwargs)
+            if func is F.linear:
+                self.linear += 2 * args[0].numel() * out.shape[-1]
+            return out
+        with saved_tensors_hooks(lambda x: x, lambda x: x):
+            out = func(*args, **kwargs)
+        return Saved.apply(out, *(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
+
+    def cast(self, x: Tensor) -> Tensor:
+        """A tensor in bfloat16; each weight has one copy."""
+        if not x.is_floating_point() or x.dtype is torch.bfloat16:
+            return x
+        if not isinstance(x, nn.Parameter):
+            return x.bfloat16()
+        return self.copies.setdefault(id(x), x.bfloat16())
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Note a tensor that is saved; views of one share its memory."""
+        storage = x.untyped_storage()
+        if x.is_meta and storage._cdata not in self.weights:
+            self.saved[storage._cdata] = x
+        return x
+
+    def bytes(self) -> int:
+        """Of all that was saved."""
+        return sum(x.untyped_storage().nbytes() for x in self.saved.values())
+
+
+def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
+    """FLOPs of an image's step and bytes of a part of ``images`` images; counted once for equals.
+
+    Where masks differ from step to step, of a step whose FLOPs are the mean's, among NUM_DRAWS.
+    """
+    optim = Optim(batch_size=run.recipe.optim.batch_size)
+    recipe = dataclasses.replace(run.recipe, optim=optim)  # type: ignore[type-var]
+    alike = RunConfig(
+        run.method,
+        run.dataset,
+        run.vit,
+        recipe,
+        activation_checkpointing=run.activation_checkpointing,
+    )
+    return _size(alike, images, bfloat16)
+
+
+@cache
+def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
+    # A network with one block in each part soon tells how the draws of masks differ.
+    flat = {f.name: 1 for f in dataclasses.fields(run.recipe) if f.name.endswith("_depth")}  # type: ignore[arg-type]
+    pilot = _on_meta(
+        dataclasses.replace(
+            run,
+            vit=dataclasses.replace(run.vit, depth=1),
+            recipe=dataclasses.replace(run.recipe, **flat),  # type: ignore[type-var]
+        )
+    )
+    draws: list[int] = []
+    for step in range(NUM_DRAWS):
+        if len(draws) < 2 or draws[0] != draws[1]:
+            with torch.no_grad(), SizesOnly(), Autocast(pilot, bfloat16) as watched:
+                pilot(batch_of_noise(run, images, step, torch.device("meta")))
+            draws.append(watched.linear)
+    mean = statistics.mean(draws)
+    step = min(range(len(draws)), key=lambda step: abs(draws[step] - mean))
+    method = _on_meta(run)
+    flops, saved = _count(method, run, images, bfloat16, step)
+    parameters = list(method.parameters())
+    return Size(
+        flops / images * mean / draws[step],
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        saved,
+    )
+
+
+def _on_meta(run: RunConfig) -> Method:
+    with torch.device("meta"):
+        method = load_method(run.method).Method(run.recipe, run.vit)
+    for network in method.modules():
+        if isinstance(network, ViT):
+            network.activation_checkpointing = run.activation_checkpointing
+    return method
+
+
+def _count(
+    method: Method, run: RunConfig, images: int, bfloat16: bool, step: int
+) -> tuple[float, int]:
+    """FLOPs and saved bytes of one step on so many images of a batch."""
+    batch = batch_of_noise(run, images, step, torch.device("meta"))
+    autocast = Autocast(method, bfloat16)
+    with (
+        FlopCounterMode(display=False) as counter,
+        SizesOnly(),
+        autocast,
+        sdpa_kernel(SDPBackend.MATH),
+        saved_tensors_hooks(autocast.keep, lambda x: x),
+    ):
+        # As loss.backward() does, but that is a function which the mode is told of and is off
+        # within; blocks that are computed again then would not be cast.
+        loss = method(batch)["loss"]
+        _engine_run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True
+        )
+    return counter.get_total_flops(), autocast.bytes()
+
+
+def batch_of_noise(run: RunConfig, images: int, step: int, device: torch.device) -> Batch:
+    """Images of noise."""
+    views = run.recipe.views(run.vit.image_size)
+    rows, columns = run.vit.grid
+    return Batch(
+        tuple(torch.randn(images, 3, view.size, view.size, device=device) for view in views),
+        seed=0,
+        step=step,
+        total=run.recipe.optim.batch_size,
+        tokens_BN=torch.zeros(images, rows * columns, dtype=torch.long, device=device),
+    )

@@ -1,0 +1,55 @@
+"""Shards of a data set: ``python -m ijepa.data fetch|build|verify|missing``."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from ijepa.data import register, sources
+from ijepa.data.build import build_shards, missing
+from ijepa.data.shards import verify
+from ijepa.data.sources import Source
+from ijepa.errors import run_command
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ijepa.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, text in (
+        ("missing", "say which raw files are missing that you must bring"),
+        ("fetch", "bring the raw files, where they can be downloaded, and check them"),
+        ("build", "write the shards that are missing or damaged"),
+        ("verify", "compare every shard with the index"),
+    ):
+        sub = commands.add_parser(command, help=text, description=text)
+        if command == "missing":
+            sub.add_argument(
+                "wanted", nargs="+", metavar="DATASET=RAW", help="names and raw folders"
+            )
+        elif command != "verify":
+            sub.add_argument("dataset", help="a name in data/datasets.yaml")
+            sub.add_argument("--raw", type=Path, required=True, help="folder of the raw files")
+        if command in ("build", "verify"):
+            sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
+        if command == "build":
+            sub.add_argument(
+                "--num-workers", type=int, help="processes; as many as there are cores"
+            )
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.command == "missing":
+        for name, _, raw in (text.partition("=") for text in options.wanted):
+            for line in missing(name, Path(raw)):
+                print(line)
+    elif options.command == "fetch":
+        dataset = register.load(options.dataset)
+        source: Source = sources.load(dataset.source)
+        source.fetch(dataset, options.raw)
+    elif options.command == "build":
+        build_shards(options.dataset, options.raw, options.out, options.num_workers)
+    else:
+        verify(options.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

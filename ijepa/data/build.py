@@ -1,0 +1,304 @@
+"""Writing of shards from raw files; shards that are there and whole stay (ijepa.data.shards)."""
+
+import hashlib
+import io
+import logging
+import os
+import tarfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from ijepa.data import register, sources
+from ijepa.data.register import Dataset, Resize
+from ijepa.data.shards import ONLY_LABEL, Index, Shard, read_shard, scan
+from ijepa.data.sources import Entry
+from ijepa.errors import UserError
+from ijepa.files import digest, read_json, to_json, write_json, write_text, written_whole
+
+ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+
+log = logging.getLogger(__name__)
+
+DECIDE_THE_BYTES = ("source", "splits", "labels", "shard_size", "resize", "checksums", "options")
+"""Keys of a register's entry that decide what stands in the shards (workflow/rules/shards.smk)."""
+
+
+class Job(NamedTuple):
+    """A shard to write, and the images to put in it."""
+
+    dataset: Dataset
+    path: Path
+    first: int
+    entries: list[Entry]
+
+
+def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None) -> None:
+    """Write the shards that are missing or damaged, then the index.
+
+    Works on all cores unless told otherwise, with memory for a few shards' lists of images. The
+    same raw files give the same bytes. An index that would not change is not touched, so that a
+    mended shard does not make all later results look out of date. Corrupt images are left out and
+    listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops. Shards
+    that other settings of the register have made are written anew, all of them.
+    """
+    dataset = register.load(name)
+    out.mkdir(parents=True, exist_ok=True)
+    _forget_other_settings(dataset, out)
+    num_workers = num_workers or len(os.sched_getaffinity(0))
+    splits: dict[str, list[dict[str, Any]]] = {}
+    largest = dict.fromkeys(dataset.labels, -1)
+    corrupt: list[dict[str, str]] = []
+    every = 0
+    known = [size for size in dataset.splits.values() if size is not None]
+    total = sum(known) if len(known) == len(dataset.splits) else None
+    with ExitStack() as stack:
+        pool: Executor | None = None
+        if num_workers > 1:
+            # Not forked: whoever builds may have started threads, torch's for example.
+            pool = ProcessPoolExecutor(num_workers, get_context("forkserver"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+        bar = stack.enter_context(
+            tqdm(total=total, desc=f"shards of {name}", unit="image", mininterval=1)
+        )
+        for split, size in dataset.splits.items():
+            splits[split] = []
+            seen = 0
+            for job, shard in _all_done(_jobs(dataset, raw, out, split), pool, 2 * num_workers):
+                seen += len(job.entries)
+                corrupt += [
+                    {"split": split, "image": image, "fault": fault}
+                    for image, fault in shard.corrupt
+                ]
+                for label, values in shard.labels.items():
+                    largest[label] = max([largest[label], *values])
+                splits[split].append(
+                    {
+                        "name": job.path.name,
+                        "num_samples": len(shard.places),
+                        "sha256": shard.sha256,
+                        "places_sha256": digest(job.path.with_suffix(".json")),
+                    }
+                )
+                bar.update(len(job.entries))
+                if total is not None:
+                    _tolerable(corrupt, total, dataset, out)
+            every += seen
+            if seen != (size or seen) or not seen:
+                raise UserError(
+                    f"{raw} has {seen} images of {split}, {register.REGISTER.name} says "
+                    f"{size or 'at least one'}: check the raw files, or correct the register"
+                )
+        _tolerable(corrupt, every, dataset, out)
+    labels = {
+        label: largest[label] + 1 if classes is None else classes
+        for label, classes in dataset.labels.items()
+    }
+    index = asdict(Index(name, dataset.licence, dataset.view, labels, splits))
+    path = out / "index.json"
+    if not path.exists() or path.read_bytes() != to_json(index).encode():
+        write_text(path, to_json(index))
+
+
+def _forget_other_settings(dataset: Dataset, out: Path) -> None:
+    """Delete the shards if ``settings.json`` says that the register was another for them."""
+    settings = dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES))
+    path = out / "settings.json"
+    if path.exists() and read_json(path) != settings:
+        log.warning("%s was made by other settings of the register: making it anew", out)
+        for old in [out / "index.json", *out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.json")]:
+            old.unlink(missing_ok=True)
+    if not path.exists() or not (out / "index.json").exists():
+        write_json(path, settings)
+
+
+def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out: Path) -> None:
+    """Write the report of corrupt images; raise UserError where they are too many."""
+    report = out / "corrupt.json"
+    if not corrupt:
+        report.unlink(missing_ok=True)
+        return
+    write_json(report, {"images": total, "corrupt": len(corrupt), "list": corrupt})
+    if len(corrupt) > dataset.max_corrupt * total:
+        first = corrupt[0]
+        raise UserError(
+            f"{len(corrupt)} of {total} images of {dataset.name} are corrupt, the first of them "
+            f"{first['split']} image {first['image']} ({first['fault']}); all are listed in "
+            f"{report}: mend the raw files, or raise max_corrupt ({dataset.max_corrupt:g}) in "
+            f"{register.REGISTER.name}, then run again"
+        )
+
+
+def _jobs(dataset: Dataset, raw: Path, out: Path, split: str) -> Iterator[Job]:
+    entries = sources.load(dataset.source).entries(dataset, raw, split)
+    number = 0
+    while chunk := list(islice(entries, dataset.shard_size)):
+        path = out / f"{split}-{number:05d}.tar"
+        yield Job(dataset, path, number * dataset.shard_size, chunk)
+        number += 1
+
+
+def _all_done(
+    jobs: Iterator[Job], pool: Executor | None, ahead: int
+) -> Iterator[tuple[Job, Shard]]:
+    """Every job with its shard, in order, a few of them at work at a time."""
+    if pool is None:
+        yield from ((job, _make(job)) for job in jobs)
+        return
+    pending: deque[tuple[Job, Future[Shard]]] = deque()
+    for job in jobs:
+        pending.append((job, pool.submit(_make, job)))
+        if len(pending) >= ahead:
+            done, future = pending.popleft()
+            yield done, future.result()
+    for job, future in pending:
+        yield job, future.result()
+
+
+def _make(job: Job) -> Shard:
+    """The shard of a job: that which is there, if it is whole, or a new one."""
+    shard = _finished(job.path)
+    if shard is not None:
+        if len(shard.places) + len(shard.corrupt) != len(job.entries):
+            raise UserError(
+                f"{job.path} has {len(shard.places)} images, the raw files give "
+                f"{len(job.entries)}: delete {job.path.parent}, or choose another folder"
+            )
+        return shard
+    return _write(job)
+
+
+def _finished(path: Path) -> Shard | None:
+    """The shard if it is there and whole."""
+    if not path.exists() or not path.with_suffix(".json").exists():
+        return None
+    try:
+        shard = read_shard(path)
+    except UserError:
+        shard = None
+    if shard is None or (shard.sha256, shard.places, shard.labels) != scan(path):
+        log.warning("%s is damaged: writing it again", path)
+        return None
+    return shard
+
+
+def _write(job: Job) -> Shard:
+    source = sources.load(job.dataset.source)
+    shard = Shard("", [], {label: [] for label in job.dataset.labels})
+    with written_whole(job.path) as part, part.open("wb") as file:
+        tar = _Tar(file)
+        for number, (entry, raw) in enumerate(_contents(job.entries), start=job.first):
+            image = source.encode(job.dataset, raw)
+            ending, fault = inspect(image)
+            if fault is not None:
+                shard.corrupt.append((entry.name, fault))
+                continue
+            if job.dataset.resize is not None:
+                image, ending = shrunk(image, job.dataset.resize), "jpg"
+            for label, value in entry.labels.items():
+                kind = "cls" if label == ONLY_LABEL else f"{label}.cls"
+                tar.add(f"{number:08d}.{kind}", str(value).encode())
+                shard.labels[label].append(value)
+            for subset in entry.subsets:
+                shard.subsets.setdefault(subset, []).append(len(shard.places))
+            shard.places.append((tar.add(f"{number:08d}.{ending}", image), len(image)))
+        shard = Shard(tar.close(), shard.places, shard.labels, shard.subsets, shard.corrupt)
+    write_json(job.path.with_suffix(".json"), asdict(shard))
+    return shard
+
+
+class _Tar:
+    """An uncompressed tar that is hashed while it is written; its bytes are webdataset's own.
+
+    webdataset's writer copies each file several times over: half the speed of ``tar``.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.hash, self.offset = file, hashlib.sha256(), 0
+
+    def add(self, name: str, content: bytes) -> int:
+        """Append a file and give the place of its first byte."""
+        info = tarfile.TarInfo(name)
+        # A fixed time, owner and mode, or the same images would give other bytes.
+        info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
+        self._put(info.tobuf(tarfile.USTAR_FORMAT))
+        place = self.offset
+        self._put(content)
+        self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
+        return place
+
+    def close(self) -> str:
+        """Append the end marks and give the SHA-256 of everything."""
+        end = self.offset + 2 * tarfile.BLOCKSIZE
+        self._put(bytes(end + -end % tarfile.RECORDSIZE - self.offset))
+        return self.hash.hexdigest()
+
+    def _put(self, content: bytes) -> None:
+        self.file.write(content)
+        self.hash.update(content)
+        self.offset += len(content)
+
+
+def _contents(entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
+    """Every entry with its bytes; a file stays open as long as entries follow each other in it."""
+    with ExitStack() as opened:
+        path, file = None, None
+        for entry in entries:
+            if entry.file != path:
+                opened.close()
+                path, file = entry.file, opened.enter_context(entry.file.open("rb"))
+            assert file is not None
+            file.seek(entry.offset)
+            content = file.read(-1 if entry.size is None else entry.size)
+            if entry.size is not None and len(content) < entry.size:
+                raise UserError(f"{entry.file} ends within {entry.name}: bring the file again")
+            yield entry, content
+
+
+def inspect(content: bytes) -> tuple[str, str | None]:
+    """The file ending for an image's bytes, and what is wrong with them if anything is.
+
+    Better now than after hours of training. A JPEG that has its end mark is taken for whole, since
+    decoding all of ImageNet here would take hours; a PNG's checksums are checked; what is neither
+    is decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            ending = ENDINGS.get(image.format or "", "")
+            if not ending:
+                return "", f"{image.format} is no format for shards"
+            if ending == "png":
+                image.verify()
+            elif ending != "jpg" or content[-2:] != b"\xff\xd9":
+                image.load()
+    except UnidentifiedImageError:  # whose text has an address in memory
+        return "", "no image, or one without its head"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return "", str(error) or type(error).__name__
+    return ending, None
+
+
+def shrunk(content: bytes, resize: Resize) -> bytes:
+    """A JPEG of the image with its short side resized; one that is smaller keeps its size."""
+    with Image.open(io.BytesIO(content)) as image:
+        picture = image.convert("RGB")
+    scale = min(1.0, resize.short_side / min(picture.size))
+    size = (round(picture.width * scale), round(picture.height * scale))
+    file = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(file, "jpeg", quality=resize.quality)
+    return file.getvalue()
+
+
+def missing(name: str, raw: Path) -> list[str]:
+    """What a person must bring before the shards of a data set can be made, a line for each."""
+    dataset = register.load(name)
+    return [f"{name}: {file}" for file in sources.load(dataset.source).missing(dataset, raw)]

@@ -1,0 +1,1 @@
+"""CLEVR-like scenes: what stands where, and how it is rendered."""

@@ -1,0 +1,46 @@
+"""A lock on a file, which ends with its process: none is ever left behind."""
+
+import fcntl
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ijepa.errors import UserError
+
+
+@contextmanager
+def held(path: Path, taken: str, patience: float | None = None) -> Iterator[None]:
+    """Hold a lock while the block runs, after any other process that holds it has ended.
+
+    ``taken`` tells a person who holds it; ``{process}`` in it becomes the process's number.
+    Raises UserError after ``patience`` seconds; None means that it waits without end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if not _locked(file):
+            file.seek(0)
+            message = taken.format(process=file.read())
+            if patience != 0:
+                print(f"{message}: waiting for it", flush=True)
+            until = time.monotonic() + (math.inf if patience is None else patience)
+            while not _locked(file):
+                if time.monotonic() >= until:
+                    raise UserError(f"{message}: wait for it, or end it")
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the lock is this process's now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

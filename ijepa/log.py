@@ -1,0 +1,168 @@
+"""The log of a pretraining: lines of JSON, a progress bar, and monitors of collapse."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ijepa import distributed
+from ijepa.collapse import rankme
+from ijepa.config import RunConfig
+from ijepa.distributed import World
+from ijepa.errors import UserError
+from ijepa.files import write_text
+from ijepa.method import Method
+from ijepa.precision import precision
+from ijepa.vit import ViT
+
+
+class Log:
+    """Clock, speed, bar, file and monitors of a run; it also watches that the loss is finite.
+
+    Numbers come from the device at log steps and before a checkpoint, and at no other time: each
+    time the device would wait. Only the first process shows and writes anything; all must call.
+
+    Args:
+        path: File of the log; lines of steps after ``first`` are cut off.
+        run: Its intervals and precision.
+        first: Updates that are done already.
+        num_steps: Updates of the whole run.
+        images_BCHW: Normalised images whose features are monitored.
+        world: The processes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: RunConfig,
+        first: int,
+        num_steps: int,
+        images_BCHW: Tensor,
+        world: World,
+    ) -> None:
+        self.path, self.run, self.num_steps = path, run, num_steps
+        self.images_BCHW, self.world = images_BCHW, world
+        self.logged_step = first
+        self.losses: list[tuple[int, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        self.opened = ExitStack()
+        self.file = self.opened.enter_context(_open(self.path, self.logged_step, self.world))
+        self.bar = self.opened.enter_context(
+            tqdm(
+                total=self.num_steps,
+                initial=self.logged_step,
+                desc=f"pretrain {self.run.method}",
+                unit="step",
+                mininterval=2,
+                disable=self.world.rank > 0,
+            )
+        )
+        self.logged_at = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.opened.close()
+
+    def step(
+        self,
+        done: int,
+        scalars: list[dict[str, Tensor]],
+        method: Method,
+        stop: bool,
+        **rates: float,
+    ) -> None:
+        """Take note of a step, and write a line if one is due.
+
+        Args:
+            done: Updates done, this one included.
+            scalars: The method's scalars of each part of the batch on this device.
+            method: After the update.
+            stop: Whether the run stops here; seconds since the last line would be lost otherwise.
+            rates: What the schedules gave.
+        """
+        self.losses.append((done - 1, torch.stack([part["loss"].detach() for part in scalars])))
+        self.bar.update()
+        last = done == self.num_steps
+        if done % self.run.log_every and not last and not stop:
+            return
+        means = _means(scalars)
+        self.check()
+        if self.world.rank > 0:
+            return
+        images, now = done * self.run.recipe.optim.batch_size, time.perf_counter()
+        seconds = now - self.logged_at
+        speed = (done - self.logged_step) * self.run.recipe.optim.batch_size / seconds
+        self.logged_at, self.logged_step = now, done
+        self.bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.0f}")
+        record: dict[str, Any] = {"step": done, "images": images, **rates, **means}
+        record |= method.scheduled((done - 1) / self.num_steps)
+        record |= {"images_per_s": round(speed, 1), "seconds": round(seconds, 3)}
+        if done % self.run.monitor_every < self.run.log_every or last:
+            record |= collapse_monitors(method.encoder, self.images_BCHW, self.run.precision)
+        self.file.write(json.dumps(record) + "\n")
+
+    def check(self) -> None:
+        """Raise UserError where a loss since the last call is not finite, on any process."""
+        if not self.losses:
+            return
+        means = distributed.mean({str(step): loss.mean() for step, loss in self.losses})
+        self.losses.clear()
+        for step, loss in means.items():
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} at step {step}; the last checkpoint is whole: lower "
+                    "recipe.optim.lr, or set precision: float32"
+                )
+
+    def flush(self) -> None:
+        """Write what is noted to the file, before a checkpoint that relies on it."""
+        self.file.flush()
+
+
+def _means(scalars: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Named scalars, averaged over parts and processes."""
+    values = {name: [part[name].detach().float() for part in scalars] for name in scalars[0]}
+    return distributed.mean({name: torch.stack(parts).mean() for name, parts in values.items()})
+
+
+@contextmanager
+def _open(path: Path, first: int, world: World) -> Iterator[IO[str]]:
+    """The log's file, cut to the checkpoint's step: a step that is run twice has one line."""
+    if world.rank > 0:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            yield nowhere
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
+    write_text(path, "".join(whole))
+    with path.open("a", encoding="utf-8") as file:
+        yield file
+
+
+@torch.no_grad()
+def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[str, float]:
+    """Two numbers that fall when features collapse, of mean-pooled features.
+
+    ``feature_std``: standard deviation over images, averaged over features. ``rankme``: see
+    ijepa.collapse.
+    """
+    mode = encoder.training
+    encoder.eval()
+    with precision(setting, images_BCHW.device):
+        pooled_BD = encoder.patches(encoder(images_BCHW)).float().mean(1)
+    encoder.train(mode)
+    if not pooled_BD.isfinite().all():  # the next step's loss will say so
+        return {"feature_std": math.nan, "rankme": math.nan}
+    return {
+        "feature_std": pooled_BD.std(0).mean().item(),
+        "rankme": rankme(torch.linalg.svdvals(pooled_BD)).item(),
+    }

@@ -1,0 +1,1 @@
+"""Weights that others have published: downloaded, converted, and written in their layouts."""

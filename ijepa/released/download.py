@@ -1,0 +1,200 @@
+"""Released weights: ``python -m ijepa.released.download ADDRESS PATH --sha256 HEX --licence TEXT``.
+
+Bytes go to ``PATH.part``; ``PATH.part.origin`` says what they are the beginning of: the address,
+and the server's mark of this version of the file (ETag or Last-Modified). With these two the same
+command continues after a broken connection or a killed process, and a file that has changed
+meanwhile is fetched anew.
+
+ADDRESS may be a ``file://`` address or a plain path, for weights that are on this machine already.
+They are copied, not linked, so that a later edit of the original does no harm.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from email.message import Message
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from ijepa.errors import REMEDIES, UserError, run_command
+from ijepa.files import digest, write_text
+
+TIMEOUT_SECONDS = 20
+PAUSES = (1, 2, 4, 8, 16)
+"""Seconds before each new connection; counted afresh whenever one has brought more bytes."""
+
+log = logging.getLogger(__name__)
+
+
+def download(address: str, path: Path, sha256: str, licence: str) -> None:
+    """Bring a file to ``path``; one that is there with the right SHA-256 is left as it is.
+
+    Raises UserError if the file cannot be had, if it has another SHA-256 (it is then removed, and
+    the next call starts anew), if another file is at ``path``, or if another process is at it.
+    """
+    sha256 = sha256.lower()
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise UserError(f"{sha256!r} is no SHA-256: give its 64 hexadecimal digits")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file that is to be written in it")
+    if path.exists():
+        if (got := digest(path)) != sha256:
+            raise UserError(
+                f"{path} has SHA-256 {got}, expected {sha256}: move it away if it is to be "
+                "replaced, or correct the SHA-256, then run the same command again"
+            )
+        log.info("%s is there, with the right SHA-256", path)
+        return
+    if "://" not in address:
+        address = Path(address).absolute().as_uri()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with _alone(part):
+        print(f"licence: {licence}\nfetching {address}", flush=True)
+        # All bytes may have arrived before an earlier call was killed.
+        if (got := digest(part)) != sha256:
+            _receive_all(address, part)
+            got = digest(part)
+        if got != sha256:
+            part.unlink()
+            raise UserError(
+                f"{address} gave a file of SHA-256 {got}, expected {sha256}; it was removed: check "
+                "the address and the SHA-256, then run again, which starts anew"
+            )
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Keep other processes from ``part``, and leave nothing behind that does not help later."""
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that had the lock until just now may have renamed or removed the file.
+            mine = os.path.samestat(os.fstat(file.fileno()), part.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise UserError(
+                f"{part} is being written by another process: wait until it is done, then run the "
+                "same command again"
+            )
+        try:
+            yield
+        finally:
+            if not part.exists() or not part.stat().st_size:
+                part.unlink(missing_ok=True)
+                _origin(part).unlink(missing_ok=True)
+
+
+def _origin(part: Path) -> Path:
+    return part.with_name(f"{part.name}.origin")
+
+
+def _receive_all(address: str, part: Path) -> None:
+    """Connect again and again, as long as that brings more of the file than there was before."""
+    pauses: Iterator[float] = iter(())  # before the first byte, waiting is no remedy
+    most = 0
+    while True:
+        before = part.stat().st_size
+        try:
+            return _receive(address, part)
+        except (OSError, HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in REMEDIES:
+                error.filename = error.filename or str(part)
+                raise  # a full or unwritable disk is no fault of the server
+            size = part.stat().st_size
+            # A server that always starts at byte 0 brings bytes each time and may get nowhere.
+            if size != before and size > most:
+                most, pauses = size, iter(PAUSES)
+            pause = next(pauses, None)
+            if pause is None:
+                raise UserError(
+                    f"{address}: {error}; {size:,} bytes are there: check the address and the "
+                    "network, then run the same command again, which continues after these bytes; "
+                    "or give the path of a copy in place of the address"
+                ) from None
+            log.warning("%s: %s; again in %s s", address, error, pause)
+            time.sleep(pause)
+
+
+def _receive(address: str, part: Path) -> None:
+    """Write to ``part`` what one connection gives: the missing bytes, or all of them anew."""
+    origin = _origin(part)
+    known, _, version = (origin.read_text() if origin.exists() else "").partition("\n")
+    response, start = _ask(address, part.stat().st_size if known == address else 0, version)
+    with response, part.open("ab") as file:
+        if start == 0:
+            file.truncate(0)
+            write_text(origin, f"{address}\n{_version(response.headers)}")
+        length = response.headers["Content-Length"]
+        total = start + int(length) if length else None
+        with tqdm(
+            desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, mininterval=1
+        ) as bar:
+            # Not read(), which loses up to a whole block when the connection breaks.
+            while block := response.read1(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+    if total is not None and part.stat().st_size < total:
+        raise ConnectionError(f"the connection broke before byte {total:,}")
+
+
+def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
+    """The server's answer, and the byte of the file that it begins with: ``start`` or 0."""
+    request = Request(address)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        if version:
+            request.add_header("If-Range", version)
+    try:
+        response = urlopen(request, timeout=TIMEOUT_SECONDS)
+    except HTTPError as error:
+        if start and error.code == 416:  # the file has become shorter
+            return _ask(address, 0, "")
+        raise
+    if not start or response.status != 206:
+        return response, 0
+    # Some servers overlook If-Range.
+    same_file = _version(response.headers) == version
+    if same_file and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        return response, start
+    response.close()
+    return _ask(address, 0, "")
+
+
+def _version(headers: Message) -> str:
+    """What If-Range accepts as a mark of a file's version: a strong ETag or a date, or nothing."""
+    tag = str(headers.get("ETag", "W/"))
+    return str(headers.get("Last-Modified", "")) if tag.startswith("W/") else tag
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ijepa.released.download",
+        description="Fetch a file and check it; the same command continues an interrupted one.",
+    )
+    parser.add_argument("address", help="http://, https:// or file:// address, or a path")
+    parser.add_argument("path", type=Path, help="the file to write")
+    parser.add_argument("--sha256", required=True, help="SHA-256 of the file, hexadecimal")
+    parser.add_argument("--licence", required=True, help="licence of the file, to be printed")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    download(options.address, options.path, options.sha256, options.licence)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,110 @@
+"""What a config asks for: ``python -m workflow.plan show|tables|schema CONFIG``."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ijepa.errors import UserError, run_command
+from workflow.plan.benchmark import Benchmark, read_files, schema
+from workflow.plan.grid import Grid
+
+
+def show_benchmark(benchmark: Benchmark) -> Iterator[str]:
+    """Runs, evaluations and tables of a config, a line each."""
+    grid = Grid(benchmark)
+    yield f"{benchmark.name}: seeds {', '.join(map(str, benchmark.seeds))}"
+    yield "runs (show CONFIG RUN: every value of one)"
+    for run in benchmark.runs:
+        yield f"  {run.name}: {run.method} on {run.dataset}, {run.gpus} GPU"
+    for weights in benchmark.released:
+        yield f"  {weights.name}: published weights, {weights.licence}"
+    yield "evaluations"
+    for item in benchmark.evaluations:
+        uses = f"{item.evaluation} of {item.label} on {item.dataset}, uses {item.uses}"
+        yield f"  {item.name}: {uses}"
+    yield "tables"
+    for table in benchmark.tables:
+        yield f"  {table.name}: {', '.join(table.evaluations)}"
+    yield f"{len(grid.trained)} pretrainings, {len(grid.cells)} results"
+
+
+def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
+    """A run as YAML with every default filled in; a comment has the preset's value if it differs.
+
+    Raises UserError for an unknown name.
+    """
+    # Not at the top: torch takes seconds, and the other commands need none of it.
+    from ijepa.config import as_plain, parse
+
+    runs = Grid(benchmark).runs
+    if name not in runs:
+        raise UserError(f"{name!r} is no run of {benchmark.name}: it has {', '.join(runs)}")
+    given = runs[name].config(benchmark.seeds[0])
+    preset = {key: given["recipe"][key] for key in ["preset"] if key in given.get("recipe", {})}
+    size = {key: given["vit"][key] for key in ["size"] if key in given.get("vit", {})}
+    # A recipe of an own size of network or image may not pass the checks of the published one.
+    published = parse({**given, "recipe": preset, "vit": given.get("vit", {})}, name, checked=False)
+    defaults = as_plain(published)
+    defaults["vit"] = as_plain(parse({**given, "recipe": preset, "vit": size}, name, False))["vit"]
+    of = f"preset {preset['preset']}" if preset else "the published recipe"
+    yield f"# {name} of {benchmark.name}; a comment has the value of {of} where it is another"
+    yield from lines_of(as_plain(parse(given, name)), defaults)
+
+
+def lines_of(values: dict[str, Any], defaults: Any, indent: str = "") -> Iterator[str]:
+    """YAML of nested values, each with its default as a comment where that is another."""
+    for key, value in values.items():
+        default = defaults.get(key) if isinstance(defaults, dict) else None
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from lines_of(value, default, indent + "  ")
+            continue
+        line = f"{indent}{key}: {inline(value)}"
+        yield line if value == default else f"{line}  # {inline(default)}"
+
+
+def inline(value: Any) -> str:
+    """YAML of a value on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()
+
+
+def write_tables(benchmark: Benchmark) -> str:
+    """Tables of whatever is measured so far; says where they are."""
+    from evals.report.tables import tidy_results, write_tables
+
+    grid = Grid(benchmark)
+    paths = [path for path in map(Path, grid.wanted) if path.exists()]
+    out = Path(grid.results) / "tables"
+    found = tidy_results(grid.report_plan, paths, out / "gpu_hours.csv")
+    write_tables(grid.report_plan, found, out)
+    return f"{len(paths)} of {len(grid.wanted)} results; tables in {out}"
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.plan", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="runs, evaluations and tables, or every value of a run")
+    show.add_argument("config", type=Path)
+    show.add_argument("run", nargs="?", help="name of a run")
+    tables = commands.add_parser("tables", help="write the tables of what is measured so far")
+    tables.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
+    commands.add_parser("schema", help="JSON schema of a config, for editors")
+    options = parser.parse_args()
+    if options.command == "schema":
+        print(json.dumps(schema(), indent=1))
+    elif options.command == "tables":
+        print(write_tables(read_files(options.config)[1]))
+    else:
+        _, benchmark = read_files([options.config])
+        lines = show_run(benchmark, options.run) if options.run else show_benchmark(benchmark)
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,250 @@
+"""A benchmark's config as types: every key, its default, and the values that it may have.
+
+``read_benchmark`` is the one door. What a recipe or an evaluation's settings may hold is the
+business of the method's and the evaluation's own ``Config`` (workflow.plan.check). It imports no
+torch, as the Snakefile reads it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter
+
+from ijepa.errors import UserError
+from ijepa.files import read_yaml
+from ijepa.strict import merged, strict
+
+PIXELS = "pixels"
+"""The control without a network; it is in every table that does not name its runs."""
+UNTRAINED = "random_init"
+"""The other control: the first run's network as it was initialised."""
+
+
+def not_a_control(name: str) -> str:
+    """The name of an encoder; raises ValueError for a control's."""
+    if name in (PIXELS, UNTRAINED):
+        raise ValueError(f"{name} is the name of a control: choose another")
+    return name
+
+
+Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
+EncoderName = Annotated[Name, AfterValidator(not_a_control)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Settings = dict[str, Any]
+"""Keys and values that another type checks."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pretraining.
+
+    ``dataset`` and ``vit`` are the config's by default. The keys that are None by default have
+    ijepa.config.RunConfig's defaults. ``gpus`` train the run together, one process each: a cluster
+    takes as many nodes as that needs, a machine what it has. They share the batch, so the result is
+    the same up to rounding.
+    """
+
+    name: EncoderName
+    method: str
+    dataset: str = ""
+    vit: Settings = field(default_factory=dict)
+    recipe: Settings = field(default_factory=dict)
+    gpus: Count = 1
+    precision: str | None = None
+    activation_checkpointing: bool | None = None
+    num_workers: int | None = None
+    log_every: int | None = None
+    monitor_every: int | None = None
+    checkpoint_every: int | None = None
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Tokenizer whose ids the run predicts, if any."""
+        name: str | None = self.recipe.get("tokenizer")
+        return name
+
+    def config(self, seed: int = 0) -> Settings:
+        """The run as ijepa.config.parse_run takes it: the content of a run's YAML file."""
+        fields = {**vars(self), "seed": seed}
+        given = {key: value for key, value in fields.items() if value not in (None, {})}
+        return {key: value for key, value in given.items() if key not in ("name", "gpus")}
+
+
+@dataclass(frozen=True)
+class Released:
+    """Published weights to evaluate; ``address`` may be a path on this machine.
+
+    ``python -m ijepa.released.download --help`` and ``python -m ijepa.checkpoint import --help``
+    explain the other keys.
+    """
+
+    name: EncoderName
+    address: str
+    sha256: str
+    licence: str
+    layout: str | None = None
+    tower: str | None = None
+    image_size: int | None = None
+    num_heads: int | None = None
+
+    def options(self) -> Settings:
+        """Options of ``python -m ijepa.checkpoint import`` that are given."""
+        names = ("layout", "tower", "image_size", "num_heads")
+        return {
+            name.replace("_", "-"): value
+            for name in names
+            if (value := getattr(self, name)) is not None
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One column of tables.
+
+    ``evaluation`` is the module in evals/protocols, by default the item's name. ``dataset`` is the
+    config's by default. ``uses``: stored features, images that the encoder is run on, or both.
+    ``config_of`` has settings that differ, by encoder.
+    """
+
+    name: Name
+    evaluation: str = ""
+    title: str | None = None
+    dataset: str = ""
+    label: str = "class"
+    uses: Literal["features", "images", "both"] = "features"
+    config: Settings = field(default_factory=dict)
+    config_of: dict[str, Settings] = field(default_factory=dict)
+
+    def settings(self, encoder: str) -> Settings:
+        """Settings with those that differ for this encoder."""
+        return {**self.config, **self.config_of.get(encoder, {})}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    ``published`` is the table of results/published/paper_tables.csv whose rows it has and beside
+    whose numbers it stands. ``runs`` are its rows, by default all runs, published weights and
+    controls. With ``published`` it is a mapping: for each run the values of the published row that
+    it fills, as many as tell it from the others, {} for a row of its own.
+    """
+
+    name: Name
+    title: str
+    evaluations: Annotated[list[str], Field(min_length=1)]
+    published: str | None = None
+    runs: (
+        Annotated[list[str], Field(min_length=1)]
+        | Annotated[dict[str, dict[str, str | int]], Field(min_length=1)]
+        | None
+    ) = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A whole config.
+
+    ``threads`` are the cores of each job that trains or runs a network: by default all, one job
+    after the other. ``raw`` says where a data set's raw files lie, by default data/raw/NAME.
+    ``images`` keeps only the first images of a data set's split for evaluation. ``tokenizers`` are
+    settings of the token caches that runs name in recipe.tokenizer. ``external`` are CSV files of
+    results that were measured elsewhere.
+    """
+
+    name: Name
+    dataset: str
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    evaluations: Annotated[list[Evaluation], Field(min_length=1)]
+    tables: Annotated[list[Table], Field(min_length=1)]
+    vit: Settings = field(default_factory=dict)
+    threads: Count | None = None
+    runs: list[Run] = field(default_factory=list)
+    released: list[Released] = field(default_factory=list)
+    raw: dict[str, str] = field(default_factory=dict)
+    images: dict[str, dict[Literal["train", "test"], Count]] = field(default_factory=dict)
+    tokenizers: dict[str, dict[str, int | str]] = field(default_factory=dict)
+    external: list[str] = field(default_factory=list)
+
+    @property
+    def encoders(self) -> list[str]:
+        """Names of all runs and published weights."""
+        return [run.name for run in self.runs] + [weights.name for weights in self.released]
+
+    def __post_init__(self) -> None:
+        if not self.runs and not self.released:
+            raise ValueError("runs or released: at least one encoder is needed")
+        for part, names in (
+            ("runs and released", self.encoders),
+            ("evaluations", [item.name for item in self.evaluations]),
+            ("tables", [item.name for item in self.tables]),
+            ("seeds", [str(seed) for seed in self.seeds]),
+        ):
+            if doubled := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{part}: {', '.join(doubled)} is there twice: one name, one item")
+
+
+def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
+    """A config with every default filled in; raises UserError that names each wrong key.
+
+    ``where`` names the config in errors, such as its path.
+    """
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} must hold keys and values, as config/mini.yaml does")
+    for run in raw.get("runs") or []:
+        if isinstance(run, dict) and "seed" in run:
+            raise UserError(
+                f"{where}.runs.{run.get('name')}.seed: a run has none of its own, or the rows of a "
+                "table could not be compared: set seeds for the whole config"
+            )
+    given: Benchmark = strict(Benchmark, raw, where)
+    return replace(
+        given,
+        runs=[
+            replace(run, dataset=run.dataset or given.dataset, vit=run.vit or given.vit)
+            for run in given.runs
+        ],
+        evaluations=[
+            replace(
+                item,
+                evaluation=item.evaluation or item.name,
+                dataset=item.dataset or given.dataset,
+            )
+            for item in given.evaluations
+        ],
+    )
+
+
+def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
+    """Config of one file, or of several merged as Snakemake does: as plain data and as types."""
+    raw: Settings = {}
+    paths = list(paths)
+    for path in paths:
+        content = read_yaml(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path} must hold keys and values, as config/mini.yaml does")
+        raw = merged(raw, content)
+    return raw, read_benchmark(raw, str(paths[0]))
+
+
+def as_plain(item: Any) -> Any:
+    """A config, or a part of one, as plain data without the keys that have their type's default."""
+    if isinstance(item, list):
+        return [as_plain(one) for one in item]
+    if not is_dataclass(item):
+        return item
+    plain = {}
+    for key in fields(item):
+        value = getattr(item, key.name)
+        default = key.default if key.default_factory is MISSING else key.default_factory()
+        if value != default:
+            plain[key.name] = as_plain(value)
+    return plain
+
+
+def schema() -> Settings:
+    """JSON schema of a config, for editors: ``python -m workflow.plan schema``."""
+    return TypeAdapter(Benchmark).json_schema()

@@ -1,0 +1,195 @@
+"""A whole benchmark's config, checked before its first job.
+
+``python -m workflow.plan.check config/mini.yaml`` says nothing, or what is wrong.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from ijepa.errors import UserError, run_command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m workflow.plan.check", description=__doc__)
+    options.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+
+from evals.protocol import configure, load_evaluation
+from evals.report import published
+from evals.report.results import read_external
+from ijepa.config import parse
+from ijepa.cost.predict import Planned
+from ijepa.data import register, tokenizer
+from ijepa.released.layouts import LAYOUTS
+from workflow.plan.benchmark import (
+    PIXELS,
+    UNTRAINED,
+    Benchmark,
+    Evaluation,
+    Run,
+    Table,
+    read_files,
+)
+
+TAKEN = {"tidy", "cost", "gpu_hours"}
+"""What lies beside a config's tables."""
+
+
+def check(benchmark: Benchmark) -> None:
+    """Raise UserError unless every run, evaluation and table of the config can be carried out."""
+    tokenizers = dict(benchmark.tokenizers)
+    for weights in benchmark.released:
+        where = f"released.{weights.name}"
+        if not re.fullmatch("[0-9a-fA-F]{64}", weights.sha256):
+            raise UserError(
+                f"{where}.sha256: {weights.sha256!r} is no SHA-256: fetch the file once by "
+                "hand, make sure that it is the right one, and write here what sha256sum says of it"
+            )
+        if (layout := weights.layout or "auto") not in ("auto", *LAYOUTS):
+            raise UserError(
+                f"{where}.layout: {layout!r} is unknown: allowed are auto, {', '.join(LAYOUTS)}"
+            )
+    for run in benchmark.runs:
+        if (tokens_of := planned(run).run.recipe.tokens) is not None:
+            if run.tokenizer is None:
+                raise UserError(
+                    f"runs.{run.name}.recipe.tokenizer: write the default, "
+                    f"{tokens_of.tokenizer!r}, or another one: the workflow makes what is named"
+                )
+            tokenizers.setdefault(tokens_of.tokenizer, {})
+    for name, settings in tokenizers.items():
+        tokenizer.configure(name, settings, f"tokenizers.{name}")
+    encoders = {*benchmark.encoders, PIXELS}
+    encoders |= {UNTRAINED} if benchmark.runs else set()
+    for item in benchmark.evaluations:
+        _check_evaluation(item, encoders)
+    for dataset, counts in benchmark.images.items():
+        for split, count in counts.items():
+            have = register.load(dataset).splits.get(split, 0)
+            if have is not None and count > have:
+                raise UserError(
+                    f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {have}"
+                )
+    datasets = {item.name: item.dataset for item in benchmark.evaluations}
+    external = _check_external(benchmark, {*datasets}, encoders)
+    methods = {run.name: run.method for run in benchmark.runs}
+    for table in benchmark.tables:
+        _check_table(table, datasets, encoders | external, methods)
+
+
+def planned(run: Run) -> Planned:
+    """A run with its method's defaults; raises UserError where its GPUs don't divide its batch."""
+    config = parse(run.config(), f"runs.{run.name}")
+    optim = config.recipe.optim
+    if optim.batch_size % (run.gpus * optim.accumulate):
+        raise UserError(
+            f"runs.{run.name}.gpus: {run.gpus} (times recipe.optim.accumulate {optim.accumulate}) "
+            f"does not divide recipe.optim.batch_size {optim.batch_size}: choose a divisor"
+        )
+    return Planned(config, run.gpus)
+
+
+def _check_table(
+    table: Table,
+    evaluations: dict[str, str],
+    encoders: set[str],
+    methods: dict[str, str],
+) -> None:
+    """Raise UserError unless the table can be made, and like is put beside like.
+
+    ``evaluations`` has the data set of each.
+    """
+    if table.name in TAKEN:
+        raise UserError(f"tables: {table.name} is another file's name: give it another")
+    where = f"tables.{table.name}"
+    if missing := set(table.evaluations) - evaluations.keys():
+        raise UserError(
+            f"{where}: {', '.join(sorted(missing))} is not among evaluations "
+            f"({', '.join(sorted(evaluations))})"
+        )
+    if missing := set(table.runs or []) - encoders:
+        raise UserError(
+            f"{where}.runs: {', '.join(sorted(missing))} is not among the encoders "
+            f"({', '.join(sorted(encoders))})"
+        )
+    filled = published.fill(table.name, table.published, table.runs)
+    if not filled or table.published is None:
+        return
+    rows = published.rows_of(table.published)
+    if not {*table.evaluations} & {*rows}:
+        raise UserError(
+            f"{where}.evaluations: {table.published} has none of them: it has "
+            f"{', '.join(str(name) for name in rows if name not in published.IDENTITY)}"
+        )
+    for evaluation in {*table.evaluations} & {*rows}:
+        if (of_paper := published.dataset_of(evaluation)) != evaluations[evaluation]:
+            raise UserError(
+                f"{where}.evaluations: {evaluation} is on {evaluations[evaluation]}, the published "
+                f"numbers are on {of_paper}: give it another name, or make a table without "
+                "published"
+            )
+    for run, number in filled.items():
+        method = rows["method"][number]
+        if methods.get(run, method) != method:
+            raise UserError(
+                f"{where}.runs.{run}: it is a run of {methods[run]}, the row is of {method}: state "
+                "another row, or {} for one that the paper does not have"
+            )
+
+
+def _check_external(benchmark: Benchmark, evaluations: set[str], encoders: set[str]) -> set[str]:
+    """The runs that were measured elsewhere; raises UserError where a table could not show them."""
+    table = read_external([Path(path) for path in benchmark.external])
+    for _, row in table.iterrows():
+        if row["evaluation"] not in evaluations:
+            raise UserError(
+                f"external: {row['source']}: evaluation {row['evaluation']!r} is not among "
+                f"evaluations ({', '.join(sorted(evaluations))})"
+            )
+        if row["run"] in encoders or row["run"] == UNTRAINED:
+            raise UserError(
+                f"external: {row['source']}: run {row['run']!r} is one of this config: give it "
+                "another name"
+            )
+    return set(table["run"])
+
+
+def _check_evaluation(item: Evaluation, encoders: set[str]) -> None:
+    """Raise UserError unless the evaluation can be carried out."""
+    where = f"evaluations.{item.name}"
+    allowed = load_evaluation(item.evaluation).USES
+    if item.uses not in allowed:
+        raise UserError(
+            f"{where}.uses: {item.uses} is impossible: {item.evaluation} uses "
+            f"{' or '.join(allowed)}"
+        )
+    if unknown := item.config_of.keys() - encoders:
+        raise UserError(
+            f"{where}.config_of: {', '.join(sorted(unknown))} is not among the encoders "
+            f"({', '.join(sorted(encoders))})"
+        )
+    for encoder in ("", *item.config_of):
+        place = f"{where}.config_of.{encoder}" if encoder else f"{where}.config"
+        configure(item.evaluation, item.settings(encoder), place)
+    entry = register.load(item.dataset)
+    if item.label not in entry.labels:
+        known = ", ".join(entry.labels) or "none: its images have no labels"
+        raise UserError(f"{where}.label: {entry.name} has no label {item.label!r}; it has {known}")
+    if "test" not in entry.splits:
+        raise UserError(f"{where}.dataset: {entry.name} has no test images")
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    _, benchmark = read_files(parser().parse_args().config)
+    check(benchmark)
+
+
+if __name__ == "__main__":
+    run_command(main)
