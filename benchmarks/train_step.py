@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.method import Batch, load_method
 from ijepa.precision import fast_bfloat16, precision
 from ijepa.provenance import here
@@ -23,7 +23,7 @@ REPEATS = 20
 
 def measure(raw: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Throughput of forward and backward passes over random images; no loader, no optimiser."""
-    run = parse(raw)
+    run = parse_run(raw)
     torch.manual_seed(0)
     method = load_method(run.method).Method(run.recipe, run.vit).to(device)
     batch_size = run.recipe.optim.batch_size

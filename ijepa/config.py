@@ -64,7 +64,7 @@ def as_plain(run: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def parse(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunConfig:
+def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunConfig:
     """A run with every default of its method filled in; raises UserError on any surprise.
 
     ``where`` is the start of the path by which an error names a key. With ``checked`` the recipe
@@ -104,7 +104,7 @@ def parse(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunC
     )
     if not checked:
         return run
-    num_images = register.load(run.dataset).splits.get("train")
+    num_images = register.load_dataset(run.dataset).splits.get("train")
     if num_images is not None and run.recipe.optim.batch_size > num_images:
         raise UserError(
             f"{where}.recipe.optim.batch_size: {run.recipe.optim.batch_size} is more than the "
@@ -117,9 +117,9 @@ def parse(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunC
     return run
 
 
-def read(path: Path) -> RunConfig:
+def read_run(path: Path) -> RunConfig:
     """The run of a YAML file."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold keys and values, as config/mini.yaml's runs do")
-    return parse(raw, str(path))
+    return parse_run(raw, str(path))

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from ijepa import distributed
 from ijepa.checkpoint import resume, save, save_encoder
-from ijepa.config import RunConfig, as_plain, read
+from ijepa.config import RunConfig, as_plain, read_run
 from ijepa.data.loader import (
     EvaluationViews,
     Images,
@@ -308,7 +308,7 @@ def main() -> None:
     """Entry point of the command line."""
     options = parser().parse_args()
     with distributed.joined() as world:
-        train(read(options.run), options.data, options.work, options.out, world)
+        train(read_run(options.run), options.data, options.work, options.out, world)
 
 
 if __name__ == "__main__":

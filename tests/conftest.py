@@ -16,7 +16,7 @@ import yaml
 from hypothesis import settings
 
 from ijepa import train
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.data import register, tokens
 from ijepa.data.build import build_shards
 from ijepa.files import ROOT
@@ -147,7 +147,7 @@ def trained(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
         with pytest.MonkeyPatch.context() as patch:
             if descent:
                 patch.setattr(train, "adamw", sgd)
-            train.train(parse(raw_run_of(method)), tokenised, folder / "work", out)
+            train.train(parse_run(raw_run_of(method)), tokenised, folder / "work", out)
         return out
 
     return encoder

@@ -8,7 +8,7 @@ from torch import nn
 
 from ijepa import distributed
 from ijepa import train as train_module
-from ijepa.config import read
+from ijepa.config import read_run
 from ijepa.optim import Optim, adamw
 from ijepa.train import train
 
@@ -27,7 +27,7 @@ def main() -> None:
     with distributed.joined() as world:
         for folder in folders:
             out = folder / "out" / "encoder.safetensors"
-            train(read(folder / "run.yaml"), data, folder / "work", out, world)
+            train(read_run(folder / "run.yaml"), data, folder / "work", out, world)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("real_register")
 def parsed(benchmark: dict[str, Any], name: str) -> Any:
     run = next(run for run in benchmark["runs"] if run["name"] == name)
     raw = {"dataset": benchmark["dataset"], "vit": benchmark.get("vit"), **run}
-    return config.parse({key: value for key, value in raw.items() if key not in ("name", "gpus")})
+    return config.parse_run(
+        {key: value for key, value in raw.items() if key not in ("name", "gpus")}
+    )
 
 
 @pytest.mark.parametrize("table", MINI["tables"], ids=lambda table: table["name"])

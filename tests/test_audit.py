@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.data import tokens
 from ijepa.errors import UserError
 from ijepa.train import train
@@ -23,7 +23,7 @@ def test_an_encoder_of_other_tokens_is_named(
     raw = raw_run_of("cae")
     raw["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
     out = tmp_path / "runs/cae/seed0/encoder.safetensors"
-    train(parse(raw), shards, tmp_path / "work", out)
+    train(parse_run(raw), shards, tmp_path / "work", out)
     expected = {"encoders": {str(out): raw}, "folders": [str(tmp_path / "runs")]}
     check(expected)
     tokens.build_tokens(shards, "small", vocabulary=16)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.method import load_method, method_names
 from ijepa.methods import ijepa
@@ -58,11 +58,11 @@ def test_a_mistake_is_refused_with_its_path_the_value_and_what_is_allowed(
     raw_run: dict[str, Any], path: str, value: Any, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        parse(changed(raw_run, path, value))
+        parse_run(changed(raw_run, path, value))
 
 
 def test_what_is_left_out_is_the_published_recipe(raw_run: dict[str, Any]) -> None:
-    recipe = parse(raw_run).recipe
+    recipe = parse_run(raw_run).recipe
     assert isinstance(recipe, ijepa.Config)
     assert (recipe.optim.epochs, recipe.optim.lr) == (2, 1e-3)
     assert recipe.masking.num_targets == 4
@@ -71,13 +71,15 @@ def test_what_is_left_out_is_the_published_recipe(raw_run: dict[str, Any]) -> No
 
 def test_a_size_names_dim_depth_and_heads(raw_run: dict[str, Any]) -> None:
     raw_run["recipe"]["predictor_dim"] = 12
-    vit = parse(changed(raw_run, "vit", {"size": "tiny", "image_size": 32, "patch_size": 4})).vit
+    vit = parse_run(
+        changed(raw_run, "vit", {"size": "tiny", "image_size": 32, "patch_size": 4})
+    ).vit
     assert (vit.dim, vit.depth, vit.num_heads) == (192, 12, 3)
 
 
 def test_any_change_gives_a_run_another_identity(raw_run: dict[str, Any]) -> None:
-    same, other = parse(raw_run), parse(changed(raw_run, "seed", 1))
-    assert same.identity() == parse(changed(raw_run, "seed", 0)).identity() != other.identity()
+    same, other = parse_run(raw_run), parse_run(changed(raw_run, "seed", 1))
+    assert same.identity() == parse_run(changed(raw_run, "seed", 0)).identity() != other.identity()
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -36,7 +36,7 @@ TOY = {"image_size": 32, "patch_size": 4, "dim": 64, "depth": 2, "num_heads": 2}
 
 def run(method: str = "ijepa", vit: Any = TOY, **recipe: Any) -> RunConfig:
     raw = {"method": method, "dataset": "cifar10", "vit": vit}
-    return config.parse({**raw, "recipe": {"optim": OPTIM, **RECIPES[method], **recipe}})
+    return config.parse_run({**raw, "recipe": {"optim": OPTIM, **RECIPES[method], **recipe}})
 
 
 def of_paper(*names: str, **differs: Any) -> dict[str, cost.Planned]:
@@ -57,7 +57,7 @@ def forward(vit: ViTConfig, tokens: int) -> float:
 @pytest.mark.parametrize(("size", "patch"), [("base", 8), ("huge", 14), ("giant", 16)])
 def test_a_step_of_mae_costs_three_forward_passes_by_the_closed_form(size: str, patch: int) -> None:
     """Over 5 s: a huge network is counted, each operation by torch in Python."""
-    one = config.parse(
+    one = config.parse_run(
         {
             "method": "mae",
             "dataset": "imagenet",

@@ -26,7 +26,7 @@ from evals.result import Result, packed, top1, unpacked, wilson
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.architecture import ViTConfig
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.data.loader import Images
 from ijepa.errors import UserError
 from ijepa.log import collapse_monitors
@@ -367,7 +367,7 @@ def test_a_result_says_what_where_and_by_whom(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     encoder, features = tmp_path / "encoder.safetensors", tmp_path / "features" / "about.json"
-    train(parse(raw_run), data, tmp_path / "work", encoder)
+    train(parse_run(raw_run), data, tmp_path / "work", encoder)
     extract(encoder, data, 32, features)
     subject = Subject(data, "class", features_of=features)
     evaluate("knn", {"num_neighbours": 5}, subject, tmp_path / "knn.json")
@@ -430,7 +430,12 @@ def test_features_of_another_encoder_or_data_set_are_refused(
     for seed in (0, 1):
         raw_run |= {"seed": seed}
         raw_run["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
-        train(parse(raw_run), data, tmp_path / "work", tmp_path / str(seed) / "encoder.safetensors")
+        train(
+            parse_run(raw_run),
+            data,
+            tmp_path / "work",
+            tmp_path / str(seed) / "encoder.safetensors",
+        )
     about = tmp_path / "features" / "about.json"
     extract(tmp_path / "0" / "encoder.safetensors", data, 32, about, {"train": 40, "test": 20})
     other = tmp_path / "1" / "encoder.safetensors"

@@ -16,7 +16,7 @@ from evals import supervised
 from evals.protocols.finetune import PRESETS, Config, classifier, evaluate, fine_tune, groups
 from evals.subject import Subject
 from ijepa.architecture import Variant
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.optim import learning_rate
 from ijepa.strict import strict
@@ -255,7 +255,7 @@ def test_a_real_encoder_and_shards_give_a_result(
 ) -> None:
     raw_run["recipe"]["optim"] = {"batch_size": 32, "epochs": 0, "warmup_epochs": 0}
     encoder = tmp_path / "encoder.safetensors"
-    pretrain(parse(raw_run), data, tmp_path / "work", encoder)
+    pretrain(parse_run(raw_run), data, tmp_path / "work", encoder)
     at = Subject(data, "class", encoder, work=tmp_path, limit={"train": 40, "test": 20})
     config = replace(SMALL, batch_size=16, epochs=1)
     result = evaluate(config, at)

@@ -9,7 +9,7 @@ import torch
 from ijepa import train
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.method import Batch, Method, Recipe, load_method, method_names
 from ijepa.optim import Optim
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 def make(name: str) -> Method:
     torch.manual_seed(0)
-    parsed = parse(raw_run_of(name))
+    parsed = parse_run(raw_run_of(name))
     return load_method(name).Method(parsed.recipe, parsed.vit)
 
 
 def batch(name: str, num_images: int = 8, **settings: Any) -> Batch:
     """Random images in the method's views."""
-    parsed = parse(raw_run_of(name))
+    parsed = parse_run(raw_run_of(name))
     random = torch.Generator().manual_seed(1)
     views = tuple(
         torch.randn(num_images, 3, view.size, view.size, generator=random)
@@ -228,7 +228,7 @@ def test_impossible_recipes_are_refused_by_name(
     raw["recipe"] |= recipe
     raw["vit"] |= vit
     with pytest.raises(UserError, match=message):
-        parse(raw)
+        parse_run(raw)
 
 
 @pytest.mark.parametrize("name", ["ijepa", "data2vec", "dino", "ibot"])
@@ -264,9 +264,9 @@ def test_a_preset_changes_the_recipe_and_a_config_may_change_it_further(
     raw = raw_run_of(name)
     del raw["recipe"]["optim"]["epochs"], raw["recipe"]["optim"]["warmup_epochs"]
     raw["recipe"].pop("predictor_depth", None)
-    plain = parse(raw).recipe
+    plain = parse_run(raw).recipe
     raw["recipe"]["preset"] = preset
-    changed = parse(raw).recipe
+    changed = parse_run(raw).recipe
     assert changed != plain
     assert changed.optim.batch_size == plain.optim.batch_size == 32
 
@@ -276,7 +276,7 @@ def test_the_presets_are_what_the_sources_say() -> None:
         raw = raw_run_of(name)
         raw["recipe"] = {**raw["recipe"], "preset": preset}
         raw["recipe"]["optim"] = {"batch_size": 32}
-        return parse(raw).recipe
+        return parse_run(raw).recipe
 
     paper = recipe("ijepa", "paper")
     assert (paper.loss, paper.optim.start_lr, paper.optim.warmup_epochs) == ("l2", 1e-4, 15)
@@ -293,4 +293,4 @@ def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"recipe\.preset: 'vanila' is unknown: allowed are vanilla"
     ):
-        parse(raw)
+        parse_run(raw)

@@ -125,7 +125,9 @@ pytestmark = pytest.mark.usefixtures("real_register")
 
 def parsed(name: str) -> RunConfig:
     raw = {"dataset": PAPER["dataset"], **RUNS[name]}
-    return config.parse({key: value for key, value in raw.items() if key not in ("name", "gpus")})
+    return config.parse_run(
+        {key: value for key, value in raw.items() if key not in ("name", "gpus")}
+    )
 
 
 def rows_of(table: str) -> list[dict[str, str]]:

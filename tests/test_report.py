@@ -20,7 +20,7 @@ from evals.report.shapes import markdown, note
 from evals.report.tabulate import tabulate
 from evals.run import evaluate
 from evals.subject import Subject
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.train import train
 
@@ -56,7 +56,7 @@ def results(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         of_run.mkdir(parents=True)
         raw: dict[str, Any] = {**run, "recipe": {**run["recipe"], "optim": epochs}}  # type: ignore[dict-item]
         (of_run / "run.yaml").write_text(yaml.safe_dump(raw))
-        train(parse(raw), data, folder / "work", of_run / "encoder.safetensors")
+        train(parse_run(raw), data, folder / "work", of_run / "encoder.safetensors")
     for name in ("ijepa", "random_init", "pixels"):
         encoder = folder / "runs" / name / "seed0" / "encoder.safetensors"
         features = folder / "features" / name / "seed0" / "tiny" / "about.json"

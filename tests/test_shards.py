@@ -274,16 +274,16 @@ def test_the_original_archive_is_fetched_where_a_first_address_fails(
     archive: str, tiny: Path, tmp_path: Path
 ) -> None:
     gone = archive.replace("tiny.tar", "gone.tar")
-    dataset = register.load("tiny").model_copy(
+    dataset = register.load_dataset("tiny").model_copy(
         update={"origins": [{"archive": gone}, {"archive": archive}]}
     )
-    sources.load("cifar").fetch(dataset, tmp_path / "raw")
+    sources.load_source("cifar").fetch(dataset, tmp_path / "raw")
     for path in (tiny / "raw").iterdir():
         assert (tmp_path / "raw" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_files_with_other_checksums_are_not_accepted(archive: str, tmp_path: Path) -> None:
-    dataset = register.load("tiny")
+    dataset = register.load_dataset("tiny")
     dataset = dataset.model_copy(
         update={
             "origins": [{"archive": archive}],
@@ -291,7 +291,7 @@ def test_files_with_other_checksums_are_not_accepted(archive: str, tmp_path: Pat
         }
     )
     with pytest.raises(UserError, match=r"test_batch\.bin could not be had with the checksums"):
-        sources.load("cifar").fetch(dataset, tmp_path / "raw")
+        sources.load_source("cifar").fetch(dataset, tmp_path / "raw")
 
 
 def test_an_augmentation_depends_on_seed_epoch_and_image_alone(data: Path) -> None:

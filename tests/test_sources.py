@@ -67,7 +67,7 @@ def test_each_source_has_the_whole_contract() -> None:
     for name in ("cifar", "idx", "image_folder", "flat_folder", "webdataset"):
         assert name in sources.names()
         for function in ("missing", "fetch", "entries", "encode"):
-            assert callable(getattr(sources.load(name), function))
+            assert callable(getattr(sources.load_source(name), function))
 
 
 # CIFAR

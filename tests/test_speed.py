@@ -17,7 +17,7 @@ def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
     """By the log of a run that was trained and then forgotten; here it ends by itself."""
     kept = tmp_path / "kept"
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: Kept(kept))
-    run = config.parse(raw_run_of("ijepa"))
+    run = config.parse_run(raw_run_of("ijepa"))
     found = speed._measure(run, data, seconds=60)
     (log,) = kept.glob("*/train.jsonl")
     seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
@@ -28,7 +28,7 @@ def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
 def test_a_run_of_no_epochs_takes_no_time(data: Path) -> None:
     untrained = raw_run_of("mae")
     untrained["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
-    assert speed._measure(config.parse(untrained), data, seconds=1) == float("inf")
+    assert speed._measure(config.parse_run(untrained), data, seconds=1) == float("inf")
 
 
 class Kept:
@@ -56,7 +56,7 @@ def test_every_run_is_measured_for_a_while(data: Path, tmp_path: Path) -> None:
     endless["recipe"]["optim"]["epochs"] = 10_000
     runs = {"ijepa": raw_run_of("ijepa"), "endless": endless}
     found = speed.images_per_second(
-        {name: config.parse(run) for name, run in runs.items()}, tmp_path, 1, seconds=0.2
+        {name: config.parse_run(run) for name, run in runs.items()}, tmp_path, 1, seconds=0.2
     )
     assert list(found) == ["ijepa", "endless"]
     assert all(value > 0 for value in found.values())

@@ -114,7 +114,7 @@ def test_a_table_of_random_results_is_their_pivot(
 @pytest.mark.parametrize("name", [table["name"] for table in PAPER["tables"]])
 def test_every_published_number_is_in_its_table_without_any_result(name: str) -> None:
     table = of_paper(name, tidy())
-    numbers = published.read()
+    numbers = published.published_numbers()
     numbers = numbers[numbers["table"] == name]
     shown = shapes.view(table)
     columns = [i for i, header in enumerate(shown.headers) if header.text.endswith(", paper")]

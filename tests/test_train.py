@@ -19,7 +19,7 @@ import yaml
 
 from ijepa import train
 from ijepa.checkpoint import load_encoder
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.data.shards import read_index
 from ijepa.errors import UserError, run_command
 from ijepa.lock import held
@@ -28,13 +28,13 @@ from ijepa.method import Batch, load_method
 
 def run(raw: dict[str, Any], data: Path, folder: Path) -> Path:
     out = folder / "out" / "encoder.safetensors"
-    train.train(parse(raw), data, folder / "work", out)
+    train.train(parse_run(raw), data, folder / "work", out)
     return out
 
 
 def state(raw: dict[str, Any], data: Path, folder: Path) -> Path:
     """Where a run's checkpoint and log lie."""
-    return folder / "work" / f"{parse(raw).identity()}-{read_index(data).version()}"
+    return folder / "work" / f"{parse_run(raw).identity()}-{read_index(data).version()}"
 
 
 def wait_for_checkpoint(log: Path, steps: int) -> None:
@@ -105,7 +105,7 @@ def test_no_steps_leave_the_network_as_it_was_initialised(
     raw_run["recipe"]["optim"] |= {"epochs": 0, "warmup_epochs": 0}
     out = run(raw_run, data, tmp_path)
     torch.manual_seed(0)
-    parsed = parse(raw_run)
+    parsed = parse_run(raw_run)
     expected = load_method("ijepa").Method(parsed.recipe, parsed.vit).encoder.state_dict()
     assert all(expected[name].equal(value) for name, value in weights(out).items())
 
@@ -119,7 +119,9 @@ def test_training_lowers_the_loss(raw_run: dict[str, Any], data: Path, tmp_path:
 def test_a_loss_that_is_not_finite_ends_the_run_and_no_checkpoint_has_its_weights(
     raw_run: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method_type = type(load_method("ijepa").Method(parse(raw_run).recipe, parse(raw_run).vit))
+    method_type = type(
+        load_method("ijepa").Method(parse_run(raw_run).recipe, parse_run(raw_run).vit)
+    )
     original = method_type.forward
 
     def broken(self: Any, batch: Batch) -> dict[str, torch.Tensor]:
@@ -163,7 +165,7 @@ def test_a_finished_run_that_is_asked_for_again_is_trained_again(
 def test_shards_of_another_data_set_are_refused(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    other = dataclasses.replace(parse(raw_run), dataset="cifar10")
+    other = dataclasses.replace(parse_run(raw_run), dataset="cifar10")
     with pytest.raises(UserError, match="holds tiny, but the run's dataset is cifar10"):
         train.train(other, data, tmp_path / "work", tmp_path / "out" / "encoder")
 
@@ -182,7 +184,7 @@ def cut_off(raw: dict[str, Any], data: Path, folder: Path, steps: int) -> None:
     asked = iter(range(steps))
     with pytest.raises(train.Stopped):
         train.train(
-            parse(raw),
+            parse_run(raw),
             data,
             folder / "work",
             folder / "out" / "encoder.safetensors",
@@ -213,7 +215,7 @@ def test_a_run_that_an_earlier_version_began_goes_on(
     """It named folders by every key of a run, workers and intervals included."""
     cut_off(raw_run, data, tmp_path, steps=5)
     version = read_index(data).version()
-    earlier = tmp_path / "work" / f"{parse(raw_run).earlier_identity()}-{version}"
+    earlier = tmp_path / "work" / f"{parse_run(raw_run).earlier_identity()}-{version}"
     state(raw_run, data, tmp_path).rename(earlier)
     records = told(run(raw_run, data, tmp_path))
     assert [record["step"] for record in records] == list(range(1, 9))
@@ -225,7 +227,7 @@ def test_a_finished_run_says_every_value_that_it_was_made_with(
 ) -> None:
     out = run(raw_run, data, tmp_path)
     written = yaml.safe_load(out.with_name("run.yaml").read_text())
-    assert parse(written) == parse(raw_run)
+    assert parse_run(written) == parse_run(raw_run)
     assert written["recipe"]["optim"]["betas"] == [0.9, 0.999]
 
 
@@ -281,7 +283,7 @@ def test_a_batch_larger_than_the_data_is_refused(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     """A folder of shards may hold less than the register says."""
-    parsed = parse(raw_run)
+    parsed = parse_run(raw_run)
     optim = dataclasses.replace(parsed.recipe.optim, batch_size=129)
     larger = dataclasses.replace(parsed, recipe=dataclasses.replace(parsed.recipe, optim=optim))  # type: ignore[type-var]
     with pytest.raises(UserError, match=r"batch_size is 129, but .* has only 128"):

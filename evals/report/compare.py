@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.report import noise
-from evals.report.result_set import Results, read, what_must_agree
+from evals.report.result_set import Results, read_result_set, what_must_agree
 from evals.result import unpacked
 from ijepa.errors import UserError, run_command
 from ijepa.files import to_json, write_text
@@ -199,7 +199,7 @@ def main() -> None:
     try:
         if not 0 < options.alpha < 1:
             raise UserError(f"--alpha {options.alpha}: it must lie within (0, 1)")
-        a, b = read(options.a, options.b), read(options.b, options.a)
+        a, b = read_result_set(options.a, options.b), read_result_set(options.b, options.a)
         check_names(a, b, options)
         rows = compare(select(a, 0, options), select(b, 1, options), options.alpha)
         told = [dataclasses.asdict(row) for row in rows]

@@ -169,7 +169,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
             )
         )
     for run, path in trained.items():
-        run_config = config.read(path / "run.yaml")
+        run_config = config.read_run(path / "run.yaml")
         grid = run_config.vit.grid
         if rows := run_config.recipe.masks(6, grid, generator("picture of masks")):
             found.append(

@@ -24,7 +24,7 @@ DATASETS = {"in1k": "imagenet"} | {
 """What the papers evaluated on, by the start of the evaluation's name."""
 
 
-def read() -> pd.DataFrame:
+def published_numbers() -> pd.DataFrame:
     """Every published number: table, IDENTITY, evaluation, metric and value."""
     numbers = _read("paper_tables.csv")
     return numbers.assign(value=numbers["value"].astype(float))
@@ -57,7 +57,7 @@ def gpu_hours(row: "pd.Series[Any]") -> str:
 
 def rows_of(table: str) -> pd.DataFrame:
     """The rows of a published table in its order: IDENTITY, and a column for each evaluation."""
-    numbers = read()
+    numbers = published_numbers()
     if table not in set(numbers["table"]):
         known = ", ".join(numbers["table"].unique())
         raise UserError(

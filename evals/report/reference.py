@@ -26,7 +26,7 @@ from rich.table import Table
 from evals.report import noise
 from evals.report.compare import differences
 from evals.report.plan import ReportPlan, read_plan
-from evals.report.result_set import REFERENCE, Results, read
+from evals.report.result_set import REFERENCE, Results, read_result_set
 from evals.report.results import CONTROLS
 from ijepa.errors import UserError, run_command
 
@@ -189,7 +189,7 @@ def show(folder: Path, plan: ReportPlan) -> None:
     titles = {evaluation: plan.title(evaluation) for evaluation in plan.evaluations}
     reference = Path(REFERENCE / folder.name)
     try:  # a result that was changed by hand contradicts itself
-        own = read(str(folder), str(folder))
+        own = read_result_set(str(folder), str(folder))
     except UserError as error:
         raise UserError(f"{error} (delete the file, and the same command makes it)") from None
     own = {key: result for key, result in own.items() if key[2] in titles}
@@ -198,7 +198,7 @@ def show(folder: Path, plan: ReportPlan) -> None:
     if not reference.is_dir():
         console.print(f"git has no results of {folder.name} to compare with")
         return
-    verdict = judge(own, read(str(reference), str(reference)))
+    verdict = judge(own, read_result_set(str(reference), str(reference)))
     console.print(f"{folder.name} {verdict}", style=None if verdict.agrees else "red")
 
 
@@ -208,7 +208,7 @@ def publish(folder: Path) -> None:
     paths = [path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))]
     if not paths:
         raise UserError(f"{folder} has no results: make reproduce makes them")
-    read(str(folder), str(folder))  # none of them is damaged
+    read_result_set(str(folder), str(folder))  # none of them is damaged
     shutil.rmtree(target, ignore_errors=True)
     for path in paths:
         place = target / path.relative_to(folder)

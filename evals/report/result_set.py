@@ -20,7 +20,7 @@ Results = dict[tuple[str, int, str], dict[str, Any]]
 RESULT = "*/seed*/*.json"
 
 
-def read(spec: str, other: str) -> Results:
+def read_result_set(spec: str, other: str) -> Results:
     """Results of a folder, ``REV`` or ``REV:folder``; a bare REV takes the folder of ``other``.
 
     Of a revision they may be in git or in what DVC holds. Raises UserError where there are none, or

@@ -86,7 +86,7 @@ class Pretraining:
 
         from ijepa import distributed, train
         from ijepa.cluster.staging import staged
-        from ijepa.config import read
+        from ijepa.config import read_run
 
         torch.set_num_threads(self.threads)
         try:
@@ -94,7 +94,7 @@ class Pretraining:
                 data = self.data
                 if self.stage is not None:
                     data = staged(data, self.stage, world.local_rank == 0, distributed.wait)
-                train.train(read(self.run), data, self.state, out, world, asked.stop)
+                train.train(read_run(self.run), data, self.state, out, world, asked.stop)
         except train.Stopped as stopped:
             print(f"{stopped}", file=sys.stderr, flush=True)
             return False

@@ -140,7 +140,9 @@ def predict(
         speed = speeds[name] if speeds else math.nan
         if here:
             gpus = min(gpus, max(1, torch.cuda.device_count()))
-        known = (num_images or {}).get(run.dataset, register.load(run.dataset).splits.get("train"))
+        known = (num_images or {}).get(
+            run.dataset, register.load_dataset(run.dataset).splits.get("train")
+        )
         if known is None:
             raise UserError(
                 f"{register.REGISTER.name}: {run.dataset}.splits.train is not known beforehand: "
@@ -187,8 +189,8 @@ def held_against_published(utilisation: float = UTILISATION) -> list[tuple[dict[
                 "vit": {"size": sizes[letter], "patch_size": int(patch)},
                 "recipe": {**recipe, "optim": {"epochs": float(row["epochs"])}},
             }
-            run = config.parse(raw, str(PUBLISHED))
-            images = register.load("imagenet").splits["train"] or 0
+            run = config.parse_run(raw, str(PUBLISHED))
+            images = register.load_dataset("imagenet").splits["train"] or 0
             card_in_half = gpu._replace(bfloat16=True)
             one = cost(row["method"], run, images, int(number), card_in_half, utilisation)
             pairs.append((row, one))

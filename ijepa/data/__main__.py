@@ -42,8 +42,8 @@ def main() -> None:
             for line in missing(name, Path(raw)):
                 print(line)
     elif options.command == "fetch":
-        dataset = register.load(options.dataset)
-        source: Source = sources.load(dataset.source)
+        dataset = register.load_dataset(options.dataset)
+        source: Source = sources.load_source(dataset.source)
         source.fetch(dataset, options.raw)
     elif options.command == "build":
         build_shards(options.dataset, options.raw, options.out, options.num_workers)

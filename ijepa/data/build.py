@@ -51,7 +51,7 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
     listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops. Shards
     that other settings of the register have made are written anew, all of them.
     """
-    dataset = register.load(name)
+    dataset = register.load_dataset(name)
     out.mkdir(parents=True, exist_ok=True)
     _forget_other_settings(dataset, out)
     num_workers = num_workers or len(os.sched_getaffinity(0))
@@ -139,7 +139,7 @@ def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out:
 
 
 def _jobs(dataset: Dataset, raw: Path, out: Path, split: str) -> Iterator[Job]:
-    entries = sources.load(dataset.source).entries(dataset, raw, split)
+    entries = sources.load_source(dataset.source).entries(dataset, raw, split)
     number = 0
     while chunk := list(islice(entries, dataset.shard_size)):
         path = out / f"{split}-{number:05d}.tar"
@@ -192,7 +192,7 @@ def _finished(path: Path) -> Shard | None:
 
 
 def _write(job: Job) -> Shard:
-    source = sources.load(job.dataset.source)
+    source = sources.load_source(job.dataset.source)
     shard = Shard("", [], {label: [] for label in job.dataset.labels})
     with written_whole(job.path) as part, part.open("wb") as file:
         tar = _Tar(file)
@@ -300,5 +300,5 @@ def shrunk(content: bytes, resize: Resize) -> bytes:
 
 def missing(name: str, raw: Path) -> list[str]:
     """What a person must bring before the shards of a data set can be made, a line for each."""
-    dataset = register.load(name)
-    return [f"{name}: {file}" for file in sources.load(dataset.source).missing(dataset, raw)]
+    dataset = register.load_dataset(name)
+    return [f"{name}: {file}" for file in sources.load_source(dataset.source).missing(dataset, raw)]

@@ -63,7 +63,7 @@ def names() -> list[str]:
     return sorted(_read())
 
 
-def load(name: str) -> Dataset:
+def load_dataset(name: str) -> Dataset:
     """The entry of a data set; raises UserError with the known names for any other."""
     entries = _read()
     if name not in entries:

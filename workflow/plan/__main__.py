@@ -38,7 +38,7 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
     Raises UserError for an unknown name.
     """
     # Not at the top: torch takes seconds, and the other commands need none of it.
-    from ijepa.config import as_plain, parse
+    from ijepa.config import as_plain, parse_run
 
     runs = Grid(benchmark).runs
     if name not in runs:
@@ -47,12 +47,16 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
     preset = {key: given["recipe"][key] for key in ["preset"] if key in given.get("recipe", {})}
     size = {key: given["vit"][key] for key in ["size"] if key in given.get("vit", {})}
     # A recipe of an own size of network or image may not pass the checks of the published one.
-    published = parse({**given, "recipe": preset, "vit": given.get("vit", {})}, name, checked=False)
+    published = parse_run(
+        {**given, "recipe": preset, "vit": given.get("vit", {})}, name, checked=False
+    )
     defaults = as_plain(published)
-    defaults["vit"] = as_plain(parse({**given, "recipe": preset, "vit": size}, name, False))["vit"]
+    defaults["vit"] = as_plain(parse_run({**given, "recipe": preset, "vit": size}, name, False))[
+        "vit"
+    ]
     of = f"preset {preset['preset']}" if preset else "the published recipe"
     yield f"# {name} of {benchmark.name}; a comment has the value of {of} where it is another"
-    yield from lines_of(as_plain(parse(given, name)), defaults)
+    yield from lines_of(as_plain(parse_run(given, name)), defaults)
 
 
 def lines_of(values: dict[str, Any], defaults: Any, indent: str = "") -> Iterator[str]:

@@ -48,7 +48,7 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
 
     for path, raw in expected.items():
         header = read_header(Path(path))
-        run = dataclasses.asdict(config.parse(raw, path))
+        run = dataclasses.asdict(config.parse_run(raw, path))
         yield from _differences(path, _plain(run), header["run"])
         data = f"data/shards/{run['dataset']}"
         facts = {"data_version": _version(data)}

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from evals.protocol import configure, load_evaluation
 from evals.report import published
 from evals.report.results import read_external
-from ijepa.config import parse
+from ijepa.config import parse_run
 from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
 from ijepa.released.layouts import LAYOUTS
@@ -71,7 +71,7 @@ def check(benchmark: Benchmark) -> None:
         _check_evaluation(item, encoders)
     for dataset, counts in benchmark.images.items():
         for split, count in counts.items():
-            have = register.load(dataset).splits.get(split, 0)
+            have = register.load_dataset(dataset).splits.get(split, 0)
             if have is not None and count > have:
                 raise UserError(
                     f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {have}"
@@ -85,7 +85,7 @@ def check(benchmark: Benchmark) -> None:
 
 def planned(run: Run) -> Planned:
     """A run with its method's defaults; raises UserError where its GPUs don't divide its batch."""
-    config = parse(run.config(), f"runs.{run.name}")
+    config = parse_run(run.config(), f"runs.{run.name}")
     optim = config.recipe.optim
     if optim.batch_size % (run.gpus * optim.accumulate):
         raise UserError(
@@ -177,7 +177,7 @@ def _check_evaluation(item: Evaluation, encoders: set[str]) -> None:
     for encoder in ("", *item.config_of):
         place = f"{where}.config_of.{encoder}" if encoder else f"{where}.config"
         configure(item.evaluation, item.settings(encoder), place)
-    entry = register.load(item.dataset)
+    entry = register.load_dataset(item.dataset)
     if item.label not in entry.labels:
         known = ", ".join(entry.labels) or "none: its images have no labels"
         raise UserError(f"{where}.label: {entry.name} has no label {item.label!r}; it has {known}")

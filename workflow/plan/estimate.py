@@ -190,7 +190,9 @@ def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     for name in grid.released:  # sizes of published weights are known when they are read
         vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
     splits: dict[str, dict[str, int]] = {
-        dataset: {split: count or 0 for split, count in register.load(dataset).splits.items()}
+        dataset: {
+            split: count or 0 for split, count in register.load_dataset(dataset).splits.items()
+        }
         for dataset in grid.datasets
     }
     seconds = job_seconds(grid, gflops, vits, splits, speed)

@@ -61,7 +61,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Source:
+def load_source(name: str) -> Source:
     """The module of a raw format; raises UserError with the known names for any other."""
     if name not in names():
         raise UserError(f"unknown source {name!r}: known are {', '.join(names())}")
