@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
 
-.PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint lock shards clean
+.PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint docs lock shards clean
 
 # Results in results/NAME, beside those that git has (python -m workflow.reproduce --help).
 reproduce: setup
@@ -31,12 +31,13 @@ setup: .venv/complete
 	@python3 workflow/scripts/preflight.py install
 	@here=$$(python3 -m site --user-base)/bin/uv; \
 	if uv=$$(command -v uv || command -v $$here) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv=$$here; }; then \
-	  [ -x $(PYTHON) ] || $$uv venv --python 3.11 .venv; \
+	  [ -x $(PYTHON) ] || $$uv venv --quiet --python 3.11 .venv 2>/dev/null || $$uv venv --python ">=3.12,<3.14" .venv; \
 	  $$uv pip install --compile-bytecode --python $(PYTHON) --requirement requirements.lock; \
 	else \
-	  [ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3) -m venv .venv; \
+	  [ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3) -m venv .venv; \
 	  $(PYTHON) -m ensurepip >/dev/null; $(PYTHON) -m pip install --requirement requirements.lock; \
 	fi
+	@ln -sf ../../workflow/scripts/ijepa-bench .venv/bin/ijepa-bench
 	@touch $@
 
 # Tests of one thread each, so many at a time.
@@ -76,7 +77,12 @@ lint: setup
 	lint-imports
 	codespell
 	snakefmt --check Snakefile workflow
+	python workflow/scripts/prose.py
 	snakemake --lint --configfile config/mini.yaml
+
+# The pages of docs/ as a site, in site/.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 # After an edit of pyproject.toml: the same pins for pip, uv and conda.
 lock:
@@ -86,8 +92,8 @@ lock:
 
 # Mend: only missing or damaged shards are written, and results stay up to date.
 shards: setup
-	python -m ijepa.data fetch $(DATASET) --raw data/raw/$(DATASET)
-	python -m ijepa.data build $(DATASET) --raw data/raw/$(DATASET) --out data/shards/$(DATASET)
+	ijepa-bench data fetch $(DATASET) --raw data/raw/$(DATASET)
+	ijepa-bench data build $(DATASET) --raw data/raw/$(DATASET) --out data/shards/$(DATASET)
 
 clean:
 	rm -rf .venv .snakemake work logs

@@ -1,8 +1,8 @@
 """Time of attention, both passes, by kernel and format: ``python -m benchmarks.attention``.
 
-Why ijepa.precision asks for plain products on a CPU. 2026-11-22, 2 cores of an AMD EPYC with
-avx512_bf16, torch 2.15, milliseconds for 1024 sequences of 30, 3 heads of 32: bfloat16 flash 140,
-plain 51; float32 flash 44, plain 68.
+These times are why ijepa.precision asks for plain products on a CPU. 2026-11-22, 2 cores of an AMD
+EPYC with avx512_bf16, torch 2.15, milliseconds for 1024 sequences of 30, 3 heads of 32: bfloat16
+flash 140, plain 51; float32 flash 44, plain 68.
 """
 
 import time

@@ -18,10 +18,10 @@ def milliseconds(width: int, height: int) -> tuple[float, float]:
     for number in range(IMAGES):
         begun = time.process_time()
         scene = sample_scene(0, "train", number, width, height)
-        drawn = time.process_time()
+        sampled = time.process_time()
         render(*scene, width, height)
-        scene_s += drawn - begun
-        picture_s += time.process_time() - drawn
+        scene_s += sampled - begun
+        picture_s += time.process_time() - sampled
     return scene_s / IMAGES * 1000, picture_s / IMAGES * 1000
 
 

@@ -1,8 +1,8 @@
-"""How much longer a linear probe on images takes with 16 heads than with one.
+"""Time of a linear probe on images with 16 heads, over its time with one head.
 
 ``python -m benchmarks.probe_heads``: random images go through a random encoder, ViT-S/16 at 224
-pixels unless told otherwise, and its features train the heads; nothing is read or augmented. At
-most 1.3 times as long is asked for. For the encoder of ``config/mini.yaml``: ``--image-size 32
+pixels by default, and its features train the heads; nothing is read or augmented. The limit is 1.3
+times the time of one head. For the encoder of ``config/mini.yaml``: ``--image-size 32
 --patch-size 4 --dim 128 --depth 4 --num-heads 2 --classes 10``.
 
 2026-11-22, 2 cores of an AMD EPYC, torch 2.15: 1.03 for mini's encoder, 1.05 for ViT-S/16.
@@ -52,14 +52,14 @@ def main() -> None:
         heads.finite().all().item()  # waits for the device
         return time.perf_counter() - begun
 
-    rest = (options.dim, options.classes, 0)
-    many = Heads((0.1, 0.01), (5e-4, 0.0), LAYERS, *rest).to(device)
-    one = Heads((0.1,), (0.0,), 1, *rest).to(device)
-    one.stacks = one.stacks[:1]
-    runs = [(one, Optimizer(one, "sgd"), 1), (many, Optimizer(many, "sgd"), LAYERS)]
+    sizes = (options.dim, options.classes, 0)
+    many = Heads((0.1, 0.01), (5e-4, 0.0), LAYERS, *sizes).to(device)
+    single = Heads((0.1,), (0.0,), 1, *sizes).to(device)
+    single.stacks = single.stacks[:1]
+    runs = [(single, Optimizer(single, "sgd"), 1), (many, Optimizer(many, "sgd"), LAYERS)]
     for run in runs:
         seconds(*run)
-    # In turn, so that whatever else the machine does meets both.
+    # In turn, so that other work of the machine slows both alike.
     alone, together = zip(
         *[[seconds(*r) for r in runs] for _ in range(options.repeats)], strict=True
     )

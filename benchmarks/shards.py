@@ -6,7 +6,7 @@ bandwidth: each byte is read, hashed and written once. The aim is 80 % of the sp
 
 2026-11-22, 2 cores of an AMD EPYC: 30,000 images (3.3 GB) at 471 MB/s, 1.40 of tar, which has one
 thread and waits for the disk; 8,000 images, which stay in memory, at 506 MB/s, 0.63 of tar: there
-the workers' start (0.7 s) and SHA-256 (a third of the rest) show.
+the workers' start (0.7 s) and SHA-256 (a third of the remaining time) show.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Images per second of a config's training step, beside its FLOPs and this machine's limit.
 
 ``python -m benchmarks.train_step config/mini.yaml``. The limit is a large matrix product in the
-same number format; what is lost against it goes to narrow layers, LayerNorm, GELU, softmax, copies.
+same number format; a step loses time to narrow layers, LayerNorm, GELU, softmax and copies.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""What DVC reads, writes and stores of large files: python -m benchmarks.versions --folder DISK.
+"""Speed and disk space of DVC with large files: python -m benchmarks.versions --folder DISK.
 
-Random bytes in files of a shard's size go the way of ``make repro``, ``dvc push`` and ``dvc pull``:
-noted and copied into the cache, pushed to a folder, brought into an empty clone, looked at again.
+Files of random bytes, each of a shard's size, go through the steps of ``make repro``, ``dvc push``
+and ``dvc pull``: they are noted and copied into the cache, pushed to a folder, brought into an
+empty clone, and compared again.
 The limit is MD5 on one core (DVC hashes each file by one thread) and the disk. ``--type reflink``
 needs a file system that has it (XFS, btrfs).
 
@@ -54,8 +55,8 @@ def measure(folder: Path, count: int, kind: str) -> None:
         (data / f"{number:06d}.tar").write_bytes(number.to_bytes(8, "big") + content[8:])
     size = count * SHARD
 
-    def dvc(place: Path, *command: str) -> None:
-        subprocess.run([*DVC, *command], cwd=place, check=True, capture_output=True)
+    def dvc(repository: Path, *command: str) -> None:
+        subprocess.run([*DVC, *command], cwd=repository, check=True, capture_output=True)
 
     for command in (
         ("init", "--no-scm"),
@@ -81,11 +82,11 @@ def measure(folder: Path, count: int, kind: str) -> None:
         tell(f"dvc {words[0]}, in an empty clone", size, begun)
 
 
-def tell(what: str, size: int, begun: float) -> None:
-    """Print one line; starting DVC is in it."""
+def tell(title: str, size: int, begun: float) -> None:
+    """Print one line; its time includes the start of DVC."""
     seconds = time.perf_counter() - begun
     minutes = 150e9 / size * seconds / 60
-    print(f"{what:38s} {size / seconds / 1e6:8,.0f} MB/s  {minutes:6.1f} min for 150 GB")
+    print(f"{title:38s} {size / seconds / 1e6:8,.0f} MB/s  {minutes:6.1f} min for 150 GB")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Evaluations: an encoder in, numbers out; no method is known here."""
+"""Evaluations of encoders. No pretraining method is known here: an encoder in, numbers out."""

@@ -1,4 +1,4 @@
-"""One evaluation of one encoder on one data set: ``python -m evals NAME --help``."""
+"""Run one evaluation of one encoder on one data set: ``python -m evals NAME --help``."""
 
 import argparse
 from pathlib import Path
@@ -14,33 +14,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
     parser.add_argument("name", help=f"one of {', '.join(evaluation_names())}")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--label", default="class", help="which of its kinds of label")
-    parser.add_argument("--features", type=Path, help="about.json of evals.features")
-    parser.add_argument("--encoder", type=Path, help="encoder file, to run it on images")
-    parser.add_argument("--config", type=Path, help="YAML file of settings that differ")
+    parser.add_argument("--label", default="class", help="kind of label, if it has several")
+    parser.add_argument("--features", type=Path, help="about.json that evals.features wrote")
+    parser.add_argument("--encoder", type=Path, help="encoder file, to run it on the images")
     parser.add_argument(
-        "--images", nargs="*", default=[], metavar="SPLIT=NUMBER", help="not all: train=2000"
+        "--config", type=Path, help="YAML file of settings that differ from the defaults"
     )
     parser.add_argument(
-        "--work", type=Path, help="folder for what a killed evaluation goes on from"
+        "--images",
+        nargs="*",
+        default=[],
+        metavar="SPLIT=NUMBER",
+        help="use only the first images of a split, for example train=2000",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the checkpoint of an interrupted evaluation"
     )
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
-    # Not at the top: torch takes seconds, and --help needs none of it.
+    # Not at the top: torch takes seconds to import, and --help does not need it.
     from evals.features import check_limit, split_counts
     from evals.run import evaluate
     from evals.subject import Subject
 
     raw = {} if options.config is None else read_yaml(options.config)
-    given = {"features": options.features, "images": options.encoder}
+    inputs = {"features": options.features, "images": options.encoder}
     allowed = load_evaluation(options.name).USES
-    if not any(given.values()):
+    if not any(inputs.values()):
         raise UserError("give --features, or --encoder, or both")
-    for path in given.values():
+    for path in inputs.values():
         if path is not None and not path.exists():
             raise UserError(f"{path} does not exist: make it first, or give another")
-    uses = "both" if all(given.values()) else next(name for name in given if given[name])
-    if uses not in allowed and not (uses == "both" and set(allowed) & set(given)):
+    uses = "both" if all(inputs.values()) else next(name for name in inputs if inputs[name])
+    if uses not in allowed and not (uses == "both" and set(allowed) & set(inputs)):
         raise UserError(
             f"{options.name} uses {' or '.join(allowed)}, it was given {uses}: give --features for "
             "features, --encoder for images"

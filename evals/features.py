@@ -1,8 +1,8 @@
-"""The one place that extracts features: ``python -m evals.features --help``.
+"""Extraction of features: ``python -m evals.features --help``.
 
 Features are averages over patches, of each of the last four layers after the final LayerNorm
-(paper, A.2, as VISSL does it). The control ``pixels`` has no encoder: its one layer of features are
-the bytes of the image, as they are.
+(paper, A.2, as VISSL does it). The control ``pixels`` has no encoder: its single layer of features
+is the bytes of the image divided by 255.
 
 Shape suffixes: B images of a batch, H rows and W columns of pixels, C channels, L layers, D
 features.
@@ -21,11 +21,13 @@ from ijepa.errors import UserError, run_command
 
 ABOUT = """Write the features of every split; ``encoder_file`` None means raw pixels.
 
-``limit`` says of which splits only so many images are taken, the first ones.
+``limit`` gives, for some splits, the number of images to take, from the first on; of all other
+splits every image is taken.
 
-``SPLIT.npy`` beside ``out`` is [images, L, D] float16 and meant to be mapped into memory; it is
-written as it comes, so that memory does not grow with it. ``out``, a JSON file written last,
-says of what and by whom. What a killed call has written is kept.
+``SPLIT.npy`` beside ``out`` is [images, L, D] float16, to be memory-mapped by its readers. It is
+written batch by batch, so that memory does not grow with it. ``out`` is a JSON file that is written
+last: it names the encoder, the data set, the code and the machine. A call that is killed keeps the
+rows that it has written, and the next call goes on from there.
 """
 
 
@@ -34,16 +36,22 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m evals.features", description=ABOUT)
     options.add_argument("encoder", help="encoder file, or the word pixels")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
-    options.add_argument("--image-size", type=int, default=32, help="for pixels only")
+    options.add_argument(
+        "--image-size", type=int, default=32, help="side of the images, for pixels only"
+    )
     options.add_argument("--out", type=Path, required=True, help="about.json of the features")
     options.add_argument(
-        "--images", nargs="*", default=[], metavar="SPLIT=NUMBER", help="not all: train=2000"
+        "--images",
+        nargs="*",
+        default=[],
+        metavar="SPLIT=NUMBER",
+        help="use only the first images of a split, for example train=2000",
     )
     return options
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+    parser().parse_args()  # answers --help before torch is imported, which takes seconds
 
 import numpy as np
 import torch
@@ -65,9 +73,9 @@ if TYPE_CHECKING:
 
 NUM_LAYERS = 4
 BATCH_SIZE = 128
-"""Small enough for a processor's cache: on 2 cores a third faster than 500."""
+"""Images per forward pass. 128 fit a processor's cache: a third faster on 2 cores than 500."""
 SECONDS_BETWEEN_NOTES = 10
-"""How much work a killed extraction loses at most."""
+"""Seconds of work that a killed extraction loses at most."""
 
 
 def extract(
@@ -77,7 +85,7 @@ def extract(
     out: Path,
     limit: dict[str, int] | None = None,
 ) -> None:
-    """Write the features of every split; ABOUT says to which files, and what is left out."""
+    """Write the features of every split, to the files that ABOUT describes."""
     about: dict[str, Any] = {"encoder": encoder_digest(encoder_file)}
     if encoder_file is not None:
         about |= read_header(encoder_file)
@@ -105,55 +113,60 @@ def _extract_split(
     about: dict[str, Any],
     device: torch.device,
 ) -> float:
-    """Write ``count`` rows, going on after those that an earlier call has noted; give its seconds.
+    """Write the ``count`` rows of a split; returns the seconds that they took, over all calls.
 
-    The note, beside the file, is written after the rows that it vouches for. Where all rows are
-    there, the network is not asked for.
+    Rows that an earlier call has noted as written are kept. The note lies beside the file and is
+    written only after the rows that it counts are flushed. If all rows are there, the network is
+    not loaded.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = path.with_suffix(".part.json")
-    same = {**about, "images": count}
-    done, before = 0, 0.0
-    if note.exists() and path.exists():
-        noted = read_json(note)
-        if noted["about"] == json.loads(json.dumps(same)):
-            done, before = noted["rows"], noted["seconds"]
-    if done == count:
-        return before
-    begun = noted_at = time.perf_counter()
-    # On a CPU the network uses every core; one process that decodes ahead makes it 1.4 times as
-    # fast.
+    note_path = path.with_suffix(".part.json")
+    identity = {**about, "images": count}
+    num_done, seconds_before = 0, 0.0
+    if note_path.exists() and path.exists():
+        note = read_json(note_path)
+        if note["about"] == json.loads(json.dumps(identity)):
+            num_done, seconds_before = note["rows"], note["seconds"]
+    if num_done == count:
+        return seconds_before
+    start = last_note = time.perf_counter()
+    # On a CPU the network uses every core. One process that decodes ahead makes the extraction 1.4
+    # times as fast.
     num_workers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 1
-    rows = open_memmap(path, "r+") if done else None
-    left = evaluation_batches(Subset(views, range(done, count)), BATCH_SIZE, num_workers)
+    rows = open_memmap(path, "r+") if num_done else None
+    batches = evaluation_batches(Subset(views, range(num_done, count)), BATCH_SIZE, num_workers)
     with tqdm(
-        total=count, initial=done, desc=f"features of {path.stem}", unit="image", mininterval=2
+        total=count, initial=num_done, desc=f"features of {path.stem}", unit="image", mininterval=2
     ) as bar:
-        for images_BHWC in left:
+        for images_BHWC in batches:
             x_BLD = _features(network(), images_BHWC, device)
-            if not x_BLD.isfinite().all():  # in float32 they were, or pooled would have said so
+            if not x_BLD.isfinite().all():  # pooled() has checked them as float32: these overflowed
                 raise UserError(
                     f"features of {path.stem} images are too large for float16: the encoder has no "
                     "final LayerNorm, or its weights are damaged"
                 )
             if rows is None:
                 rows = open_memmap(path, "w+", np.float16, (count, *x_BLD.shape[1:]))
-            rows[done : done + len(x_BLD)] = x_BLD.numpy()
-            done += len(x_BLD)
+            rows[num_done : num_done + len(x_BLD)] = x_BLD.numpy()
+            num_done += len(x_BLD)
             bar.update(len(x_BLD))
-            if time.perf_counter() - noted_at > SECONDS_BETWEEN_NOTES or done == count:
-                noted_at = time.perf_counter()
+            if time.perf_counter() - last_note > SECONDS_BETWEEN_NOTES or num_done == count:
+                last_note = time.perf_counter()
                 rows.flush()
-                told = {"about": same, "rows": done, "seconds": before + noted_at - begun}
-                write_json(note, told)
-    return before + time.perf_counter() - begun
+                note = {
+                    "about": identity,
+                    "rows": num_done,
+                    "seconds": seconds_before + last_note - start,
+                }
+                write_json(note_path, note)
+    return seconds_before + time.perf_counter() - start
 
 
 def _loaded(encoder_file: Path | None, device: torch.device) -> "ViT | None":
-    """The network of a file; none for raw pixels."""
+    """Network of an encoder file; None for raw pixels."""
     if encoder_file is None:
         return None
-    # Not at the top: timm takes seconds, and pixels or finished features need none of it.
+    # Not at the top: timm takes seconds to import; pixels and finished features do not need it.
     from ijepa.checkpoint import load_encoder
 
     return load_encoder(encoder_file)[0].to(device)
@@ -167,7 +180,7 @@ def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) 
 
 
 def split_counts(words: list[str]) -> dict[str, int]:
-    """Counts of images by split, from ``SPLIT=NUMBER``."""
+    """Counts of images by split, from words ``SPLIT=NUMBER``; raises UserError for other words."""
     counts = {}
     for word in words:
         split, _, number = word.partition("=")
@@ -178,13 +191,15 @@ def split_counts(words: list[str]) -> dict[str, int]:
 
 
 def check_limit(limit: dict[str, int], data: Path) -> None:
-    """Raise UserError where a split has fewer images than asked for, or is not there."""
+    """Raise UserError if a split does not exist or has fewer images than ``limit`` asks for."""
     index = read_index(data)
     for split, count in limit.items():
         if split not in index.splits:
             raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
-        if count > (have := len(Images(data, split))):
-            raise UserError(f"images.{split}: {count} cannot be had, {data} has {have}")
+        if count > (available := len(Images(data, split))):
+            raise UserError(
+                f"images.{split}: {count} asked for, but {data} has {available}: ask for fewer"
+            )
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Every evaluation that uses an encoder's stored features of a data set, in one process.
+"""Run all evaluations that use an encoder's stored features of a data set, in one process.
 
 ``python -m evals.group PLAN.yaml ENCODER --data SHARDS ...`` extracts the features once and runs
-the evaluations of the plan on them, one after the other. torch is imported once, timm only where
+the evaluations of the plan on them, one after the other. torch is imported once, timm only if
 features are missing. A plan has ``evaluations``, each with name, evaluation, label and config, and
-``images``, the splits of which only so many images are used: work/NAME/plan/evaluations has those
-of a config.
+``images``, the number of images to use by split, where not all are. The plans of a config are in
+work/NAME/plan/evaluations.
 """
 
 import argparse
@@ -22,13 +22,19 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="YAML file of evaluations")
     parser.add_argument("encoder", help="encoder file, or the word pixels")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--image-size", type=int, default=32, help="for pixels only")
+    parser.add_argument(
+        "--image-size", type=int, default=32, help="side of the images, for pixels only"
+    )
     parser.add_argument("--features", type=Path, required=True, help="about.json of the features")
     parser.add_argument("--results", type=Path, required=True, help="folder for NAME.json")
-    parser.add_argument("--work", type=Path, required=True, help="folder for interrupted ones")
-    parser.add_argument("--done", type=Path, required=True, help="file that says: all are there")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for checkpoints of interrupted evaluations"
+    )
+    parser.add_argument(
+        "--done", type=Path, required=True, help="completion marker, written after all results"
+    )
     options = parser.parse_args()
-    # Not at the top: torch takes seconds, and --help needs none of it.
+    # Not at the top: torch takes seconds to import, and --help does not need it.
     from evals.features import check_limit
     from evals.run import Plan, evaluate_group, write_done
 

@@ -1,8 +1,8 @@
-"""Linear heads by the dozen, trained together on one forward pass.
+"""Dozens of linear heads, trained together on the same batches of features.
 
 Heads that differ only in learning rate and weight decay are one stack: their parameters are tensors
 with a leading head dimension, so that one matrix product serves them all. No head's gradient
-depends on another's weights: one that diverges leaves the others as they would be without it.
+depends on another's weights, so a head that diverges does not change the others.
 
 Shape suffixes: B images, L layers, D features, C classes, S heads of a stack, H heads of all
 stacks.
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from ijepa.randomness import generator
 
 Features = Literal["last", "concat"]
-"""The last layer's features, or those of all layers, concatenated from shallow to deep."""
+"""Input of a head: the last layer's features, or those of all layers, from shallow to deep."""
 
 Norm = Literal["none", "batch", "white"]
-"""What features pass before the linear layer: nothing, BatchNorm, or a fixed whitening."""
+"""Layer before the linear layer: none, BatchNorm, or a fixed whitening."""
 
 MOMENTUM = 0.9
 TRUST = 1e-3
@@ -31,7 +31,7 @@ TRUST = 1e-3
 
 @dataclass(frozen=True)
 class Head:
-    """What tells a head from the others: its input, what that passes first, its rates.
+    """Settings of one head: its input, the normalisation of the input, its rates.
 
     ``lr`` is per 256 images.
     """
@@ -45,9 +45,10 @@ class Head:
 class Whitening(nn.Module):
     """Features [B, D] turned and scaled so that they are uncorrelated and of variance 1.
 
-    A linear layer after it can be what a linear layer without it can be; only the way there is
-    shorter: where variances span orders of magnitude, SGD never gets to what the small ones tell.
-    What varies by less than a millionth of the mean variance is a rounding error of float16.
+    A linear layer after whitening can represent the same classifiers as one without it, but SGD
+    reaches the optimum sooner: if variances span orders of magnitude, SGD never uses the features
+    of small variance. A variance below FLOOR, a millionth of the mean one, is a rounding error of
+    float16.
     """
 
     FLOOR = 1e-6
@@ -67,11 +68,11 @@ class Whitening(nn.Module):
 
 
 class Stack(nn.Module):
-    """Linear heads on the same features, after what ``norm`` says.
+    """Linear heads on the same features, normalised by ``norm``.
 
     The heads see the same batches, so they share the statistics of their BatchNorms; scale and
     shift are each head's own. Weights and biases start as nn.Linear's. ``white`` is mean and
-    covariance of the features, where they are to be whitened.
+    covariance of the features, if they are to be whitened.
     """
 
     def __init__(
@@ -100,14 +101,15 @@ class Stack(nn.Module):
             self.shift_SD = nn.Parameter(torch.zeros(num_heads, dim))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Logits, [S, C, B]: with few classes, softmax over the middle takes half the time."""
+        """Logits [S, C, B]; with few classes, a softmax over C is twice as fast in this order."""
         x_BD = x_BLD[:, -1] if self.features == "last" else x_BLD.flatten(1)
         weight_SCD: Tensor = self.weight_SCD
         bias_SC: Tensor = self.bias_SC
         if self.norm == "white":
             x_BD = self.whitening(x_BD)
         if self.norm == "batch":
-            # Folding in the statistics too would take large means from large sums, and lose digits.
+            # Scale and shift are folded into weight and bias. The statistics are not: subtracting
+            # large means from large sums would lose digits.
             x_BD = self.statistics(x_BD)
             bias_SC = bias_SC + (weight_SCD @ self.shift_SD.unsqueeze(2)).squeeze(2)
             weight_SCD = weight_SCD * self.scale_SD.unsqueeze(1)
@@ -118,7 +120,7 @@ class Stack(nn.Module):
 class Heads(nn.Module):
     """One head for every combination of features, norm, rate and weight decay.
 
-    ``grid`` says which is which, in the order of every result. One layer makes no ``concat``.
+    ``grid`` lists the heads in the order of every result. A single layer makes no ``concat`` heads.
     ``moments``, the mean [L D] and the covariance [L D, L D] of all layers' features, adds heads on
     whitened features.
     """
@@ -171,7 +173,7 @@ class Heads(nn.Module):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def loss(self, x_BLD: Tensor, y_B: Tensor) -> Tensor:
-        """The mean cross-entropy of each head, [H]; their sum is to be minimised."""
+        """Mean cross-entropy of each head, [H]; minimise their sum."""
         losses = []
         for stack in self.stacks:
             logits_SCB = stack(x_BLD)
@@ -180,11 +182,11 @@ class Heads(nn.Module):
         return torch.cat(losses)
 
     def classify(self, x_BLD: Tensor) -> Tensor:
-        """What each head takes each image for, [H, B] int64."""
+        """Class that each head predicts for each image, [H, B] int64."""
         return torch.cat([stack(x_BLD).argmax(1) for stack in self.stacks])
 
     def finite(self) -> Tensor:
-        """Which heads have not diverged, [H] bool: one update on an infinite loss leaves nan."""
+        """True for heads that have not diverged, [H]: one update on an infinite loss leaves nan."""
         weights = [p for key, p in self.named_parameters() if key.endswith("weight_SCD")]
         return torch.cat([weight_SCD.isfinite().flatten(1).all(1) for weight_SCD in weights])
 
@@ -192,8 +194,8 @@ class Heads(nn.Module):
 class Optimizer:
     """SGD with Nesterov momentum, or LARS (You et al., 2017), with each head's own rates.
 
-    LARS is VISSL's: weight decay joins the gradient, which for parameters of more than one
-    dimension is then scaled by eta |parameter| / |gradient|, or not at all where either norm is 0.
+    LARS is VISSL's: weight decay is added to the gradient. For parameters of more than one
+    dimension the sum is then scaled by eta |parameter| / |gradient|, unless either norm is 0.
     Biases decay; a BatchNorm's scale and shift do not.
     """
 
@@ -205,16 +207,22 @@ class Optimizer:
     def step(self, factor: float) -> None:
         """Update every head by its gradient, at ``factor`` times its rate."""
         for key, parameter in self.heads.named_parameters():
-            # One number for each head, to be multiplied with its part of the parameter.
-            each = (-1, *[1] * (parameter.ndim - 1))
-            lr = (self.heads.lr_S * factor).view(each)
+            # Shape of one number per head, to be broadcast over the head's part of the parameter.
+            shape = (-1, *[1] * (parameter.ndim - 1))
+            lr = (self.heads.lr_S * factor).view(shape)
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
             if not key.endswith(("scale_SD", "shift_SD")):
-                gradient.addcmul_(self.heads.weight_decay_S.view(each), parameter)
+                gradient.addcmul_(self.heads.weight_decay_S.view(shape), parameter)
             if self.name == "lars" and parameter.ndim > 2:
-                norm, change = (t.flatten(1).norm(dim=1).view(each) for t in (parameter, gradient))
-                gradient *= torch.where((norm > 0) & (change > 0), TRUST * norm / change, 1.0)
+                weight_norm, gradient_norm = (
+                    t.flatten(1).norm(dim=1).view(shape) for t in (parameter, gradient)
+                )
+                gradient *= torch.where(
+                    (weight_norm > 0) & (gradient_norm > 0),
+                    TRUST * weight_norm / gradient_norm,
+                    1.0,
+                )
             momentum = self.momentum[key].mul_(MOMENTUM).add_(gradient)
             if self.name == "sgd":
                 momentum = gradient.add_(momentum, alpha=MOMENTUM)

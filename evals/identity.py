@@ -1,6 +1,6 @@
-"""The identity of a result: what decides it, to tell whether it must be made again.
+"""Identity of a result: the facts that decide it. If they change, it must be made again.
 
-It imports no torch: an audit compares results of thousands of evaluations and runs none.
+This module imports no torch: an audit compares thousands of results and runs no evaluation.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ def identity_of(
 
 
 def identity_in(result: dict[str, Any]) -> dict[str, Any]:
-    """Identity of a result that was written."""
-    told = {key: result.get(key) for key in ("evaluation", "protocol", "label", "images")}
+    """Identity of a result, read from its JSON."""
+    facts = {key: result.get(key) for key in ("evaluation", "protocol", "label", "images")}
     about = result.get("about", {})
-    return told | {key: about.get(key) for key in ("encoder", "data_version")}
+    return facts | {key: about.get(key) for key in ("encoder", "data_version")}
 
 
 def is_same(path: Path, wanted: dict[str, Any]) -> bool:
-    """True where a result is there, is whole and has this identity."""
+    """True if ``path`` exists, is undamaged and holds a result of this identity."""
     if not path.exists():
         return False
     try:

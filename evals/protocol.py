@@ -1,13 +1,15 @@
-"""The contract of an evaluation: one module of ``evals/protocols/``, named as in a config.
+"""Contract of an evaluation: one module of ``evals/protocols/``, named as in a config.
 
 A module has
 
 - ``Config``, a frozen dataclass whose defaults are the protocol;
-- ``PRESETS``, where there are several published protocols: names and what differs from defaults;
-- ``USES``, what it can work on: stored ``features``, ``images`` (it runs the encoder), or ``both``;
-- ``evaluate(config, subject)``, which gives a ``Result``.
+- ``PRESETS``, if there are several published protocols: by name, the settings that differ from the
+  defaults;
+- ``USES``, its possible inputs: stored ``features``, ``images`` (it runs the encoder), or ``both``;
+- ``evaluate(config, subject)``, which returns a ``Result``.
 
-Nothing is chosen by looking at the test split: it is read once, by what was chosen without it.
+A result's value depends on no choice that looked at the test split: all choices are made first,
+then the test split is read once.
 """
 
 import importlib
@@ -43,7 +45,7 @@ def evaluation_names() -> list[str]:
 
 
 def load_evaluation(name: str) -> Evaluation:
-    """The module of an evaluation; raises UserError with the known names for any other."""
+    """Module of an evaluation; raises UserError with all names for an unknown one."""
     if name not in evaluation_names():
         raise UserError(f"unknown evaluation {name!r}: known are {', '.join(evaluation_names())}")
     module: Evaluation = importlib.import_module(f"evals.protocols.{name}")
@@ -51,7 +53,7 @@ def load_evaluation(name: str) -> Evaluation:
 
 
 def configure(name: str, raw: dict[str, Any], where: str) -> Any:
-    """The protocol of an evaluation: its defaults, or those of a ``preset``, and what differs.
+    """Protocol of an evaluation: its defaults, or those of a ``preset``, changed by ``raw``.
 
     ``where`` is the start of the path by which an error names a key.
     """
@@ -59,6 +61,6 @@ def configure(name: str, raw: dict[str, Any], where: str) -> Any:
     presets: dict[str, Any] = getattr(module, "PRESETS", {})
     raw = dict(raw)
     if (preset := raw.pop("preset", None)) is not None and preset not in presets:
-        known = ", ".join(presets) or "none"
-        raise UserError(f"{where}.preset: {preset!r} is unknown: allowed are {known}")
+        names = ", ".join(presets) or "none"
+        raise UserError(f"{where}.preset: {preset!r} is unknown: allowed are {names}")
     return strict(module.Config, merged(presets.get(preset, {}), raw), where)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: a number, its interval, and which test images were right."""
+"""Result of an evaluation: a number, its interval, and the test images that were right."""
 
 import base64
 import binascii
@@ -16,14 +16,14 @@ if TYPE_CHECKING:  # tables need results and no torch, which takes seconds to im
 
 @dataclass(frozen=True)
 class Result:
-    """A metric's value over ``n`` test images with its 95 % interval, and what was chosen for it.
+    """A metric's value over ``n`` test images, with its 95 % interval and the choices behind it.
 
     ``chosen`` holds hyper-parameters that the protocol selected, and whatever else a reader needs
-    to judge the number: plain data for JSON. ``correct`` says which test images, in their order,
-    were classified rightly (see ``packed``): two results of the same images are compared image by
-    image (evals.report.compare), which tells smaller differences from noise than their values do.
-    ``classes`` counts the same by class (see ``by_class``). Both are None where the metric is no
-    share of images.
+    to judge the number: plain data for JSON. ``correct`` has a bit for each test image, in their
+    order, which is 1 if the image was classified correctly (see ``packed``). With it two results on
+    the same images are compared image by image (evals.report.compare), which finds smaller
+    differences than a comparison of their values. ``classes`` has counts by class (see
+    ``by_class``). Both are None if the metric is not a share of images.
     """
 
     metric: str
@@ -36,7 +36,7 @@ class Result:
 
 
 def top1(predicted: "Tensor", y: "Tensor", num_classes: int, chosen: dict[str, Any]) -> Result:
-    """The share of test images that are classified rightly, from class numbers [images] int64."""
+    """Share of test images that are classified correctly, from class numbers [images] int64."""
     correct = predicted == y
     right, n = int(correct.sum()), len(correct)
     classes = by_class(predicted, y, num_classes)
@@ -44,37 +44,37 @@ def top1(predicted: "Tensor", y: "Tensor", num_classes: int, chosen: dict[str, A
 
 
 MAX_CONFUSED = 100
-"""Of more classes the confusion matrix is not kept: it grows with their square."""
+"""Largest number of classes with a confusion matrix, which grows with their square."""
 
 
 def by_class(predicted: "Tensor", y: "Tensor", num_classes: int) -> dict[str, Any]:
-    """How many ``images`` each class has and how many are ``right``; of few classes ``confusion``.
+    """Counts by class: its ``images``, those ``right``, and for few classes the ``confusion``.
 
-    All are counts as text, separated by spaces, one line of JSON each. ``confusion`` has a text for
-    each true class, with the count of each predicted one.
+    All are counts as text, separated by spaces, so that each takes one line of JSON. ``confusion``
+    is a list with a text for each true class: the counts of the predicted classes.
     """
-    told: dict[str, Any] = {
+    texts: dict[str, Any] = {
         name: counts(classes.bincount(minlength=num_classes))
         for name, classes in (("images", y), ("right", y[predicted == y]))
     }
     if num_classes <= MAX_CONFUSED:
         pairs = (y * num_classes + predicted).bincount(minlength=num_classes**2)
-        told["confusion"] = [counts(row) for row in pairs.view(num_classes, num_classes)]
-    return told
+        texts["confusion"] = [counts(row) for row in pairs.view(num_classes, num_classes)]
+    return texts
 
 
 def counts(numbers: "Tensor") -> str:
-    """Counts as text."""
+    """Counts as text, separated by spaces."""
     return " ".join(map(str, numbers.tolist()))
 
 
 def packed(correct: "Tensor") -> str:
-    """A bit an image, first image first, as base64: ImageNet's 50,000 test images take 8 kB."""
+    """One bit per image, in order, as base64: ImageNet's 50,000 test images take 8 kB."""
     return base64.b64encode(np.packbits(correct.cpu().numpy()).tobytes()).decode("ascii")
 
 
 def unpacked(text: str, n: int) -> NDArray[np.bool_]:
-    """What was ``packed``, [n] bool; raises ValueError where that is not ``n`` images."""
+    """Inverse of ``packed``, [n] bool; raises ValueError if ``text`` does not hold ``n`` images."""
     try:
         packed_bytes = base64.b64decode(text, validate=True)
     except binascii.Error as error:
@@ -85,7 +85,7 @@ def unpacked(text: str, n: int) -> NDArray[np.bool_]:
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, 1927); scipy.stats takes seconds to import."""
+    """95 % interval of a proportion (Wilson, 1927); scipy.stats takes seconds to import."""
     z = NormalDist().inv_cdf(0.975)
     middle = (right + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)

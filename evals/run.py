@@ -1,4 +1,4 @@
-"""One evaluation of a subject, or all that use the same stored features, to one JSON file each."""
+"""Run one evaluation, or all that use the same stored features; each writes one JSON file."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """The evaluations of a group, and the splits of which only so many images are used."""
+    """Evaluations of a group, and the number of images to use by split, where not all are."""
 
     evaluations: list[Item]
     images: dict[str, int] = field(default_factory=dict)
@@ -42,16 +42,16 @@ class Plan:
 def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> None:
     """Write one result: metric, n, 95 % interval, protocol, and its provenance.
 
-    A top-1 result also has ``correct``, which test images were classified rightly, and ``classes``,
-    how many of each class were, or were taken for another (``evals.result``).
+    A top-1 result also has ``correct``, a bit for each test image, and ``classes``, the counts of
+    right and confused images by class (``evals.result``).
     """
     config = configure(name, raw, f"evaluations.{name}")
     about = subject.about()
     index = subject.index
-    made_of = (about["dataset"], about["data_version"])
-    if made_of != (index.dataset, index.version()):
+    source = (about["dataset"], about["data_version"])
+    if source != (index.dataset, index.version()):
         raise UserError(
-            f"{subject.features_of} has features of {' '.join(made_of)}, but {subject.data} is "
+            f"{subject.features_of} has features of {' '.join(source)}, but {subject.data} is "
             f"{index.dataset} {index.version()}: extract them anew"
         )
     if subject.encoder is not None and encoder_digest(subject.encoder) != about["encoder"]:
@@ -62,9 +62,9 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     identity = identity_of(name, config, subject.label, subject.limit, about)
     text = json.dumps(identity, sort_keys=True)
     subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
-    begun = time.perf_counter()
+    start = time.perf_counter()
     result = load_evaluation(name).evaluate(config, subject)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     classes = index.labels[subject.label]
     names = {"names": classes} if isinstance(classes, list) else {}
     write_json(
@@ -82,7 +82,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             "images": subject.limit,
             "chosen": result.chosen,
             "seconds": round(seconds, 2),
-            # It uses one, however many it sees.
+            # An evaluation uses one GPU, however many there are.
             "gpu_seconds": round(seconds * torch.cuda.is_available(), 2),
             **({} if result.correct is None else {"correct": result.correct}),
             **({} if result.classes is None else {"classes": names | result.classes}),
@@ -107,32 +107,32 @@ def evaluate_group(
     """Extract an encoder's features of a data set once, then write the result of every item.
 
     ``features`` is about.json of the features, ``results`` the folder of ``NAME.json``, ``work`` a
-    folder in which each evaluation keeps what it goes on from after a kill. A result that is there
-    and has the same evaluation, settings, encoder and data stays as it is. The failure of one
-    evaluation leaves the others: all are tried, then UserError names those that failed.
+    folder in which each evaluation keeps its checkpoint while it runs. An existing result of the
+    same evaluation, settings, encoder and data is kept. If an evaluation fails, the others still
+    run; UserError then names those that failed.
     """
     extract(encoder, data, image_size, features, limit)
-    failed = []
+    failures = []
     for item in items:
         out = results / f"{item.name}.json"
         subject = Subject(data, item.label, None, features, work / item.name, limit=limit)
         config = configure(item.evaluation, item.config, f"evaluations.{item.name}")
-        wanted = identity_of(item.evaluation, config, item.label, limit, subject.about())
-        if is_same(out, wanted):
+        identity = identity_of(item.evaluation, config, item.label, limit, subject.about())
+        if is_same(out, identity):
             print(f"{item.name}: there already", flush=True)
             continue
         try:
             evaluate(item.evaluation, item.config, subject, out)
-        except Exception as error:  # whatever it is: told at the end, and the others go on
+        except Exception as error:  # any error is reported at the end, after the others
             if not isinstance(error, UserError):
                 traceback.print_exc()
-            failed.append(f"{item.name}: {type(error).__name__ if not str(error) else error}")
+            failures.append(f"{item.name}: {type(error).__name__ if not str(error) else error}")
         else:
             print(f"{item.name}: {out}", flush=True)
-    if failed:
+    if failures:
         raise UserError(
-            f"{len(failed)} of {len(items)} evaluations failed, the others are kept: "
-            + "; ".join(" ".join(told.split()) for told in failed)
+            f"{len(failures)} of {len(items)} evaluations failed, the others are kept: "
+            + "; ".join(" ".join(text.split()) for text in failures)
         )
 
 

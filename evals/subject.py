@@ -1,4 +1,4 @@
-"""What an evaluation may look at: one encoder on one labelled data set.
+"""Subject of an evaluation: one encoder on one labelled data set.
 
 Shape suffixes: N images, L layers, D features.
 """
@@ -29,12 +29,13 @@ class Subject:
 
     Args:
         data: Folder of shards.
-        label: Which of the data set's kinds of label is to be predicted.
+        label: Kind of label to predict, one of the data set's.
         encoder: Encoder file, for evaluations on images.
-        features: ``about.json`` of stored features, for evaluations on features.
-        work: Folder for what a killed evaluation goes on from.
-        identity: A short name for encoder, data, label and protocol: another one starts anew.
-        limit: Of which splits only so many images count, the first ones.
+        features_of: ``about.json`` of stored features, for evaluations on features.
+        work: Folder for the checkpoint from which an interrupted evaluation goes on.
+        identity: Short hash of encoder, data, label and protocol. A checkpoint of another identity
+            is not used.
+        limit: Number of images to use by split, from the first on, where not all are.
     """
 
     data: Path
@@ -47,21 +48,21 @@ class Subject:
 
     @cached_property
     def index(self) -> Index:
-        """What the shards hold; raises UserError where they have no such label."""
+        """Index of the shards; raises UserError if they have no such label."""
         index = read_index(self.data)
         if self.label not in index.labels:
-            known = ", ".join(index.labels) or "none: its images have no labels"
-            raise UserError(f"{self.data} has no label {self.label!r}; it has {known}")
+            names = ", ".join(index.labels) or "none: its images have no labels"
+            raise UserError(f"{self.data} has no label {self.label!r}; it has {names}")
         return index
 
     @property
     def num_classes(self) -> int:
-        """How many classes the label has."""
+        """Number of classes of the label."""
         classes = self.index.labels[self.label]
         return len(classes) if isinstance(classes, list) else classes
 
     def images(self, split: str) -> Images:
-        """The images of a split, by number."""
+        """Images of a split, by number."""
         if split not in self.index.splits:
             raise UserError(
                 f"{self.data} has no split {split!r}; it has {', '.join(self.index.splits)}"
@@ -72,21 +73,21 @@ class Subject:
 
     @cached_property
     def _images(self) -> dict[str, Images]:
-        """Splits that were asked for: ImageNet's places and labels take seconds to parse."""
+        """Splits that are open. Parsing ImageNet's offsets and labels takes seconds."""
         return {}
 
     def labels(self, split: str) -> Tensor:
-        """Class numbers, [N] int64."""
+        """Class numbers of a split, [N] int64."""
         labels = self.images(split).labels[self.label]
         return torch.from_numpy(labels[: self.limit.get(split, len(labels))])
 
     def subset(self, name: str) -> Tensor:
-        """Numbers of the training images that stand in an official list, such as ``1pct``."""
+        """Numbers of the training images in an official list, such as ``1pct``."""
         subsets = self.images("train").subsets
         if name not in subsets:
-            known = ", ".join(subsets) or "none"
+            names = ", ".join(subsets) or "none"
             raise UserError(
-                f"{self.data} has no subset {name!r}; it has {known}: put the official list beside "
+                f"{self.data} has no subset {name!r}; it has {names}: put the official list beside "
                 "the raw files and make the shards again"
             )
         numbers = torch.from_numpy(subsets[name])
@@ -95,7 +96,8 @@ class Subject:
     def features(self, split: str) -> Tensor:
         """Pooled features of the last layers, shallow to deep, [N, L, D] float16.
 
-        They are mapped: only what is used is read, and a slice is to be made float32.
+        They are memory-mapped: only slices that are used are read. Convert a slice to float32, not
+        all of it.
         """
         assert self.features_of is not None, "this evaluation was not given features"
         x_NLD = mapped(self.features_of, split)
@@ -108,11 +110,11 @@ class Subject:
         return torch.from_numpy(x_NLD[:count])
 
     def network(self) -> "ViT":
-        """The encoder, on the CPU; a new one at every call."""
+        """Network of the encoder, on the CPU; a new one at every call."""
         return self._loaded()[0]
 
     def _loaded(self) -> tuple["ViT", dict[str, Any]]:
-        # Not at the top: timm takes seconds, and evaluations of stored features need none of it.
+        # Not at the top: timm takes seconds to import; evaluations of features do not need it.
         from ijepa.checkpoint import load_encoder
 
         if self.encoder is None:
@@ -120,7 +122,7 @@ class Subject:
         return load_encoder(self.encoder)
 
     def about(self) -> dict[str, Any]:
-        """What is evaluated, and by whom it was made."""
+        """Provenance of the subject: encoder, the run that made it, data set and its version."""
         if self.features_of is not None:
             about: dict[str, Any] = read_json(self.features_of)
             return about
@@ -133,7 +135,7 @@ class Subject:
         }
 
     def resume(self) -> dict[str, Any] | None:
-        """What ``checkpoint`` kept of the same evaluation, if it was interrupted."""
+        """State that ``checkpoint`` kept of this evaluation; None if there is none."""
         if self.work is None or not (path := self.work / "checkpoint.pt").exists():
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -147,7 +149,7 @@ class Subject:
 
 
 def mapped(features_of: Path, split: str) -> NDArray[np.float16]:
-    """Stored features of a split, [N, L, D], beside the file that tells of them; not read yet."""
+    """Stored features of a split, [N, L, D], memory-mapped from beside ``features_of``."""
     path = features_of.with_name(f"{split}.npy")
     try:
         x_NLD: NDArray[np.float16] = np.load(path, mmap_mode="c")
@@ -159,7 +161,7 @@ def mapped(features_of: Path, split: str) -> NDArray[np.float16]:
 
 
 def finite(x: Tensor) -> Tensor:
-    """The same features; raises UserError where one of them is not a finite number."""
+    """Return the features unchanged; raises UserError if one of them is not a finite number."""
     if not x.isfinite().all():
         raise UserError(
             "some of the features are not finite numbers: their encoder is damaged or diverged, "
@@ -169,7 +171,7 @@ def finite(x: Tensor) -> Tensor:
 
 
 def checked_labels(subject: Subject, split: str) -> Tensor:
-    """Class numbers [N]; raises UserError where one is none of the classes."""
+    """Class numbers of a split, [N]; raises UserError if one is outside the label's classes."""
     y = subject.labels(split)
     if wrong := ((y < 0) | (y >= subject.num_classes)).nonzero().flatten().tolist():
         raise UserError(

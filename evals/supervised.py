@@ -1,4 +1,4 @@
-"""Training a classifier on augmented images: what fine-tuning and the attentive probe share.
+"""Training of a classifier on augmented images, for fine-tuning and for the attentive probe.
 
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, N patches, L blocks,
 D features, K classes.
@@ -44,20 +44,20 @@ from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
-"""A checkpoint is written no more often than this, and takes no larger share of the time.
+"""Least seconds between two checkpoints, and largest share of the time that they may take.
 
-An epoch is one step for some trainings and hours for others, a checkpoint a megabyte or eight
-gigabytes.
+A period in epochs would not do: an epoch is one step for some trainings and hours for others, and a
+checkpoint has a megabyte or eight gigabytes.
 """
 
 CROP = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
-"""Timm's training crop, which MAE's fine-tuning and V-JEPA's probe take as it is."""
+"""Timm's training crop, which MAE's fine-tuning and V-JEPA's probe use unchanged."""
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """The image with so many bits a channel; none make it black, which Pillow 13 refuses to draw.
+    """Image with ``bits`` bits per channel; 0 bits make it black, which Pillow 13 refuses to draw.
 
-    RandAugment of magnitude 9 with deviation 0.5 asks for none now and then.
+    RandAugment of magnitude 9 with deviation 0.5 asks for 0 bits now and then.
     """
     if bits == 0:
         return Image.new(image.mode, image.size)
@@ -70,15 +70,15 @@ for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a classifier learns: AdamW, warm-up, half a cosine, augmented images, soft targets.
+    """Settings of a training: AdamW, warm-up, half a cosine, augmented images, soft targets.
 
-    ``base_lr`` is for 256 images: a batch learns at base_lr * batch / 256, also where a data set
-    has fewer than ``batch_size`` images and all of them are one batch. ``min_lr`` is not scaled.
-    ``auto_augment`` is timm's string for RandAugment or AutoAugment, null for neither.
-    ``random_erase`` is a probability; what is erased becomes normal noise. ``mixup`` and ``cutmix``
-    are the parameters of their beta distributions, 0 for none; where both are used, a coin decides
-    for each batch. ``clip`` bounds the norm of all gradients. ``accumulate`` parts of the batch are
-    computed one after the other; what is learned does not depend on it.
+    ``base_lr`` is for 256 images: the learning rate is base_lr * batch / 256. This holds, too, if a
+    data set has fewer than ``batch_size`` images and all of them are one batch. ``min_lr`` is not
+    scaled. ``auto_augment`` is timm's string for RandAugment or AutoAugment, null for neither.
+    ``random_erase`` is a probability; erased pixels become normal noise. ``mixup`` and ``cutmix``
+    are the parameters of their beta distributions, 0 for none; if both are used, a coin decides for
+    each batch. ``clip`` bounds the norm of all gradients. ``accumulate`` parts of the batch are
+    computed one after the other, which does not change the result.
     """
 
     epochs: int
@@ -128,11 +128,11 @@ class TrainingConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a batch are mixed."""
+        """True if images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     def optim(self, batch_size: int) -> Optim:
-        """The schedule for batches of this size; raises ValueError for what cannot be one."""
+        """Settings of the optimiser for batches of this size; raises ValueError if invalid."""
         return Optim(
             batch_size=batch_size,
             epochs=self.epochs,
@@ -147,7 +147,7 @@ class TrainingConfig:
         )
 
     def policy(self, size: int) -> Callable[[Image.Image], Image.Image] | None:
-        """What ``auto_augment`` does to an image of ``size`` pixels, with timm's settings."""
+        """Augmentation named by ``auto_augment``, with timm's settings for ``size`` pixels."""
         if self.auto_augment is None:
             return None
         settings: dict[str, Any] = {
@@ -168,28 +168,29 @@ class TrainingConfig:
 
 
 class Classifier(nn.Module):
-    """An encoder and a head on the features of its patches; a frozen encoder stays as it is."""
+    """An encoder and a head on the features of its patches; the encoder may be frozen."""
 
     def __init__(self, encoder: ViT, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, images_BCHW: Tensor, coins_BL2: Tensor | None = None) -> Tensor:
-        """Logits [B, K]; ``coins_BL2`` are uniform numbers for stochastic depth in training."""
+        """Logits [B, K]; ``coins_BL2`` are the uniform random numbers of stochastic depth."""
         patches_BND = self.encoder.patches(self.encoder(images_BCHW, coins_BL2=coins_BL2))
         logits_BK: Tensor = self.head(patches_BND)
         return logits_BK
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Set training mode, but for an encoder that is frozen."""
+        """Set training mode, except for a frozen encoder, which stays in evaluation mode."""
         super().train(mode)
         self.encoder.train(mode and any(p.requires_grad for p in self.encoder.parameters()))
         return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Where timm's layer-wise decay finds the embedding and the blocks; all else is the last.
+        """Name patterns of the embedding and the blocks, for timm's layer-wise decay.
 
-        It finds relative positions in the last layer, as in BEiT's fine-tuning.
+        All other parameters count as the last layer, relative positions among them, as in BEiT's
+        fine-tuning.
         """
         return {
             "stem": r"^encoder\.(?:cls_token|pos_embed|patch_embed)",
@@ -199,9 +200,9 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class LabelledViews(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Augmented images and their labels; an item's key is (epoch, place in ``numbers``).
+    """Augmented images and their labels; an item's key is (epoch, position in ``numbers``).
 
-    The augmentation depends on seed, epoch and the image's number alone.
+    The augmentation depends only on the seed, the epoch and the image's number.
     """
 
     config: TrainingConfig
@@ -212,12 +213,12 @@ class LabelledViews(Dataset[tuple[NDArray[np.uint8], int]]):
 
     @cached_property
     def policy(self) -> Callable[[Image.Image], Image.Image] | None:
-        """RandAugment or AutoAugment, if any."""
+        """RandAugment or AutoAugment; None for neither."""
         return self.config.policy(self.size)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
-        epoch, place = key
-        number = int(self.numbers[place])
+        epoch, position = key
+        number = int(self.numbers[position])
         draws = np.random.default_rng((self.config.seed, epoch, number))
         view, _ = augment(self.images[number], self.size, self.config.crop, draws)
         if self.policy is not None:
@@ -227,17 +228,17 @@ class LabelledViews(Dataset[tuple[NDArray[np.uint8], int]]):
 
 
 def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
-    """Bytes [B, H, W, C] and labels [B]."""
+    """Batch of items: bytes [B, H, W, C] and labels [B]."""
     views, labels = zip(*items, strict=True)
     return stack(list(views)), torch.tensor(labels)
 
 
 @contextlib.contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
-    """Let the generators that timm draws from depend on a key alone; then they are as before."""
+    """Seed the generators that timm draws from by ``key``; restore their state afterwards."""
     seed = generator(*key).initial_seed()
     python, numpy = random.getstate(), np.random.get_state()
-    # A loader's worker may not touch the GPU; there it counts as not initialised.
+    # A loader's worker must not touch the GPU; CUDA is not initialised there.
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=gpus):
         random.seed(seed)
@@ -258,18 +259,19 @@ def train(
     groups: list[dict[str, Any]],
     what: str,
 ) -> dict[str, Any]:
-    """Train ``model`` on training images; tell its batch, its rate and the mean loss of each epoch.
+    """Train ``model`` on training images; returns batch size, rate and mean loss of each epoch.
 
-    It goes on from the subject's checkpoint where that is of the same training, even a finished
-    one. On a CPU a training that was killed ends bit-identical to an undisturbed one.
+    The training goes on from the subject's checkpoint if that is of the same training, even a
+    finished one. On a CPU, a training that was killed and went on ends bit-identical to an
+    undisturbed one.
 
     Args:
         config: The protocol.
-        subject: The data, and where checkpoints are.
-        numbers: Which training images, None for all of them.
-        model: It ends on the device.
-        groups: The optimizer's groups of parameters: a rate is multiplied by its ``lr_scale``.
-        what: The name on the bar.
+        subject: The data, and the keeper of checkpoints.
+        numbers: Numbers of the training images to use, None for all of them.
+        model: The classifier; it is moved to the device.
+        groups: The optimizer's groups of parameters; ``lr_scale`` multiplies a group's rate.
+        what: Name of the training, on the progress bar and in the identity of its checkpoint.
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
     numbers = torch.arange(len(labels)) if numbers is None else numbers
@@ -314,15 +316,15 @@ def train(
                 subject.num_classes,
                 step,
             )
-            # Drawn for the whole batch, so that accumulation changes nothing.
+            # Drawn for the whole batch, so that the result does not depend on accumulation.
             coins_BL2 = torch.rand(
                 batch_size, depth, 2, generator=generator(config.seed, "drop_path", step)
             ).to(device)
 
             loss = 0.0
-            whole = (images_BCHW, targets_BK, coins_BL2)
+            batch = (images_BCHW, targets_BK, coins_BL2)
             for images, targets, coins in zip(
-                *(tensor.chunk(config.accumulate) for tensor in whole), strict=True
+                *(tensor.chunk(config.accumulate) for tensor in batch), strict=True
             ):
                 loss_of = partial(cross_entropy, model, images, targets, coins)
                 share = len(images) / batch_size
@@ -341,10 +343,10 @@ def train(
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
             if step + 1 == num_steps or time.monotonic() >= save_at:
-                begun = time.monotonic()
+                start = time.monotonic()
                 checkpoint(subject, identity, model, optimizer, step + 1, losses)
-                took = time.monotonic() - begun
-                save_at = begun + took + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
+                duration = time.monotonic() - start
+                save_at = start + duration + max(CHECKPOINT_SECONDS, duration / CHECKPOINT_SHARE)
     return {
         "batch_size": batch_size,
         "lr": optim.lr,
@@ -355,7 +357,7 @@ def train(
 def cross_entropy(
     model: Classifier, images_BCHW: Tensor, targets_BK: Tensor, coins_BL2: Tensor
 ) -> dict[str, Tensor]:
-    """Loss of soft targets, averaged over images."""
+    """Cross-entropy with soft targets, averaged over images."""
     logits_BK = model(images_BCHW, coins_BL2)
     return {"loss": F.cross_entropy(logits_BK.float(), targets_BK)}
 
@@ -363,7 +365,7 @@ def cross_entropy(
 def mixed(
     config: TrainingConfig, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """The images of a batch erased and mixed, and soft targets [B, K]; depends on (seed, step)."""
+    """Erased and mixed images of a batch, and soft targets [B, K], as functions of (seed, step)."""
     smoothing, device = config.label_smoothing, str(images_BCHW.device)
     with seeded(config.seed, "mixed", step):
         if config.random_erase:
@@ -387,7 +389,7 @@ def checkpoint(
     step: int,
     losses: list[float],
 ) -> None:
-    """Keep the state after ``step`` updates; a frozen encoder's weights are no part of it."""
+    """Write the state after ``step`` updates, without the weights of a frozen encoder."""
     subject.checkpoint(
         {
             "training": identity,
@@ -403,10 +405,10 @@ def checkpoint(
 def resume(
     subject: Subject, identity: str, model: Classifier, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[float]]:
-    """The number of updates done and the epochs' losses; 0 and none without a checkpoint.
+    """Restore model and optimizer; returns the number of updates done and the epochs' losses.
 
-    An evaluation may train several classifiers one after the other: what another one left does not
-    count.
+    Without a checkpoint of this training these are 0 and none: an evaluation may train several
+    classifiers one after the other, and the checkpoint of another one is ignored.
     """
     state = subject.resume()
     if state is None or state.get("training") != identity:
@@ -421,7 +423,7 @@ def resume(
 def classify(
     config: TrainingConfig, subject: Subject, model: Classifier, split: str, numbers: Tensor
 ) -> Tensor:
-    """What the model takes the images ``numbers`` of a split for, class numbers int64."""
+    """Class numbers, int64, that the model predicts for the images ``numbers`` of a split."""
     device = next(model.parameters()).device
     model.eval()
     views = EvaluationViews(
@@ -432,7 +434,7 @@ def classify(
         -(-config.batch_size // config.accumulate),
         config.num_workers,
     )
-    predictions = [torch.empty(0, dtype=torch.int64)]  # of no images, no answers
+    predictions = [torch.empty(0, dtype=torch.int64)]  # so that no images give an empty tensor
     for images_BHWC in tqdm(batches, desc=f"classify {split}", unit="batch", mininterval=2):
         with precision(config.precision, device):
             logits = model(normalise(images_BHWC.to(device)))

@@ -1,7 +1,7 @@
-"""Batches of pooled features with their labels, for what is trained on a frozen encoder.
+"""Batches of pooled features with their labels, for heads that are trained on a frozen encoder.
 
-They come from stored features, or through the encoder from images, which it then sees in other
-augmented views in every epoch.
+The features are either stored ones, or the encoder computes them from images, of which it then sees
+other augmented views in every epoch.
 
 Shape suffixes: B images, L layers, shallow to deep, D features, C channels, H and W pixels.
 """
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from ijepa.vit import ViT
 
 CHUNK = 128
-"""Images that the encoder takes at a time, whatever the batch: a batch of 16384 fits no memory."""
+"""Images per forward pass of the encoder, whatever the batch: one of 16384 fits no memory."""
 
 HELD_BYTES = 2 * 10**9
-"""Stored features that take less than this as float32 are held; of others a batch at a time is."""
+"""Stored features smaller than this, as float32, are held in memory; others are read by batch."""
 
 
 @torch.no_grad()
 def pooled(network: "ViT", images_BCHW: Tensor, layers: int) -> Tensor:
-    """The patches' average after each of the last ``layers`` blocks, [B, L, D] float32.
+    """Average over patches after each of the last ``layers`` blocks, [B, L, D] float32.
 
-    Each passes the final LayerNorm first (I-JEPA, section A.2, as VISSL does it). A network with
-    fewer blocks gives them all.
+    The final LayerNorm is applied to each block's output before averaging (I-JEPA, section A.2, as
+    VISSL does it). A network with fewer blocks gives the features of all of them.
     """
     with precision("auto", images_BCHW.device):
         outputs = network.outputs(images_BCHW)
@@ -51,7 +51,7 @@ def pooled(network: "ViT", images_BCHW: Tensor, layers: int) -> Tensor:
 
 
 def epoch_batches(numbers: Tensor, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """The image numbers of each batch of an epoch: all of ``numbers`` in the epoch's own order.
+    """Image numbers of each batch of an epoch, which has its own order of ``numbers``.
 
     The remainder that does not fill a batch is left out, as in pretraining.
     """
@@ -60,22 +60,22 @@ def epoch_batches(numbers: Tensor, batch_size: int, seed: int, epoch: int) -> li
 
 
 class Source(Protocol):
-    """Where features [B, L, D] float32 and labels [B] come from, on the device asked for."""
+    """Source of features [B, L, D] float32 and labels [B], on the device given to it."""
 
     num_layers: int
     dim: int
 
     def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and labels of each batch, a batch being numbers of training images."""
+        """Features and labels of each batch; a batch is given as numbers of training images."""
 
     def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
-        """Features of these images of a split in order, some at a time."""
+        """Features of these images of a split, in order, some at a time."""
 
 
 class Stored:
     """Features that were extracted once: every epoch sees the same, those of the whole image.
 
-    Raises UserError at once where one is not finite.
+    Raises UserError at once if one of them is not finite.
     """
 
     def __init__(self, subject: Subject, layers: int, device: torch.device) -> None:
@@ -94,13 +94,13 @@ class Stored:
         _, self.num_layers, self.dim = self.features["train"].shape
 
     def moments(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [L D] and covariance [L D, L D] of some training images' features, float64."""
+        """Mean [L D] and covariance [L D, L D] of the features of some training images, float64."""
         width = self.num_layers * self.dim
         total = torch.zeros(width, dtype=torch.float64, device=self.device)
         products = torch.zeros(width, width, dtype=torch.float64, device=self.device)
         middle = next(self._batches("train", [numbers[:1024]]))[0].flatten(1).mean(0)
         for x_BLD, _ in self._batches("train", numbers.split(4096)):
-            # Products about the middle in float32, their sums in float64: no digits are lost.
+            # Centred products in float32, summed over batches in float64, lose no digits.
             x_BD = x_BLD.flatten(1) - middle
             total += x_BD.sum(0, dtype=torch.float64)
             products += x_BD.T @ x_BD
@@ -108,11 +108,11 @@ class Stored:
         return mean + middle, products / len(numbers) - mean.outer(mean)
 
     def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The features do not depend on the epoch."""
+        """Features and labels of each batch, the same in every epoch."""
         return self._batches("train", batches)
 
     def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
-        """See Source."""
+        """Features of these images of a split, in order, some at a time."""
         return (x_BLD for x_BLD, _ in self._batches(split, numbers.split(1024)))
 
     def _batches(self, split: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -125,9 +125,9 @@ class Stored:
 
 
 class Encoded:
-    """Images through the frozen encoder: training images in augmented views, others as they are.
+    """Features that the frozen encoder computes: training images are augmented, others are not.
 
-    What a training image looks like is a function of (seed, epoch, its number).
+    The view of a training image is a function of (seed, epoch, its number).
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Encoded:
         self.views = TrainingViews(subject.images("train"), [View(self.size, crop)], seed)
 
     def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See Source."""
+        """Features and labels of each batch, from the epoch's augmented views."""
         keys = [
             [(epoch, number) for number in chunk.tolist()]
             for numbers in batches
@@ -168,7 +168,7 @@ class Encoded:
             yield torch.cat(parts), labels[numbers].to(self.device)
 
     def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
-        """The images as the data set has them evaluated, centre or all."""
+        """Features of the data set's evaluation views: centre crops or whole images."""
         views = EvaluationViews(self.subject.images(split), self.size, self.subject.index.view)
         images = evaluation_batches(
             Subset(views, numbers.tolist()), CHUNK, num_workers=self.num_workers

@@ -1,7 +1,7 @@
-"""Names and numbers that say which Vision Transformer is meant; ijepa.vit builds it.
+"""Sizes and options that define a Vision Transformer; ijepa.vit builds it.
 
-It imports neither torch nor timm: command lines and layouts of files name networks that they do
-not build.
+This module imports neither torch nor timm, because command lines and file layouts name networks
+without building them.
 
 Sources: sizes from Dosovitskiy et al., ICLR 2021, and Zhai et al., CVPR 2022. The I-JEPA paper
 calls its largest model "ViT-G/16"; its dimensions are those of ViT-g.
@@ -26,10 +26,10 @@ SIZES: dict[str, dict[str, int | float]] = {
 class ViTConfig:
     """Shape and initial weights of an encoder; ``size: huge`` in a config sets dim, depth, heads.
 
-    ``patch_std`` is the deviation of the patch convolution's weights where it is not to be the
-    method's own. I-JEPA's is 0.02: positions are then seven times as large as what a patch shows,
-    and training has weeks to mend it. A run of minutes needs content in its targets from the start
-    (LOG.md, 2026-11-22).
+    ``patch_std`` is the standard deviation of the patch convolution's initial weights; None means
+    the method's own. I-JEPA's is 0.02: position embeddings are then seven times as large as patch
+    embeddings. Weeks of training correct that, but a run of minutes needs image content in its
+    targets from the start (LOG.md, 2026-11-22).
     """
 
     image_size: int = 224
@@ -71,14 +71,14 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """What a method's encoder has that another's has not; the defaults are I-JEPA's.
+    """Options in which the methods' encoders differ; the defaults are I-JEPA's.
 
     ``positions``: fixed sine-cosine with the column's or the row's half first; learned; or a bias
-    on attention by relative place, shared by all blocks (BEiT's). ``blocks`` beit: queries and
+    on attention by relative position, shared by all blocks (BEiT's). ``blocks`` beit: queries and
     values have a bias, keys have none. ``layer_scale`` is the initial scale of the residual
-    branches, None for no such parameter. ``drop_path`` rises linearly from 0 to this in the last
-    block. ``init`` normal: deviation 0.02 everywhere (I-JEPA, BEiT's family); xavier: uniform, also
-    for the patch convolution (MAE); dino: as normal, but torch's own
+    branches, None for no such parameter. ``drop_path`` is the rate in the last block; it rises
+    linearly from 0 in the first. ``init`` normal: deviation 0.02 everywhere (I-JEPA, BEiT's
+    family); xavier: uniform, also for the patch convolution (MAE); dino: as normal, but torch's own
     default for that convolution's weights.
     """
 

@@ -1,6 +1,6 @@
-"""Checkpoints of a run under way, and encoders: what a finished run hands to evaluation.
+"""Checkpoints of an unfinished run, and encoders, which a finished run hands to evaluation.
 
-``python -m ijepa.checkpoint import|export|inspect`` takes encoders from and to files in the layouts
+``python -m ijepa.checkpoint import|export|inspect`` converts encoders from and to the file layouts
 in which others publish theirs.
 """
 
@@ -25,34 +25,34 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m ijepa.checkpoint", description=__doc__)
     commands = options.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("import", help="make a published file an encoder of ours")
+    command = commands.add_parser("import", help="convert a published file to an encoder")
     command.add_argument("file", type=Path, help="a torch or .safetensors file")
     command.add_argument("--out", type=Path, required=True, help="file for the encoder")
     command.add_argument("--layout", choices=["auto", *LAYOUTS], default="auto")
     command.add_argument(
         "--tower",
         choices=TOWERS,
-        help="which encoder, where a file has two; ijepa: target (the default) or context; dino, "
-        "ibot: teacher (the default) or student; data2vec: model (the default) or ema",
+        help="the encoder to take from a file with two; ijepa: target (default) or context; dino, "
+        "ibot: teacher (default) or student; data2vec: model (default) or ema",
     )
-    command.add_argument("--image-size", type=int, help="the size that trained it, if left out")
-    command.add_argument("--num-heads", type=int, help="needed for widths that nobody published")
-    command.add_argument("--licence", help="of the file, for the record")
+    command.add_argument("--image-size", type=int, help="in pixels (default: that of its training)")
+    command.add_argument("--num-heads", type=int, help="needed if the width is no published one")
+    command.add_argument("--licence", help="licence of the file, kept in the encoder's header")
     command.add_argument("--force", action="store_true", help="replace another file at --out")
 
-    command = commands.add_parser("export", help="write an encoder of ours in a published layout")
+    command = commands.add_parser("export", help="write an encoder in a published layout")
     command.add_argument("file", type=Path, help="an encoder of this project")
     command.add_argument("--out", type=Path, required=True, help="file to write")
     command.add_argument("--layout", choices=list(LAYOUTS), required=True)
     command.add_argument("--force", action="store_true", help="replace another file at --out")
 
-    command = commands.add_parser("inspect", help="say what a file holds")
-    command.add_argument("file", type=Path, help="any of these files")
+    command = commands.add_parser("inspect", help="print the content of a file")
+    command.add_argument("file", type=Path, help="an encoder of this project or of others")
     return options
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+    parser().parse_args()  # answer --help before torch is imported, which takes seconds
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,9 +68,9 @@ from ijepa.released import convert as released
 from ijepa.vit import ViT
 
 TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
-"""What torch raises for a file that was cut off, or that holds something else."""
+"""Errors that torch raises for a file that was cut off, or that holds something else."""
 GARBLED = (*TORN, AssertionError, AttributeError, IndexError, TypeError, struct.error)
-"""What else it raises, while it reads a file, where bytes of that were changed."""
+"""Errors that torch raises for a file in which bytes were changed, those of TORN included."""
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -79,14 +79,14 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: 
     try:
         with written_whole(path) as part:
             torch.save(state, part)
-    except RuntimeError as error:  # torch's writer does not say why; the disk is full, as a rule
+    except RuntimeError as error:  # torch's writer gives no reason; usually the disk is full
         raise cannot_be_written(path, error) from None
 
 
 def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The number of updates done, after their state was loaded; 0 where there is no checkpoint.
+    """Load a checkpoint and return its number of updates; 0 if there is no checkpoint.
 
-    A checkpoint that cannot be read is an error: a run never starts again by itself.
+    A checkpoint that cannot be read is an error: a run never starts from the beginning by itself.
     """
     if not path.exists():
         return 0
@@ -129,7 +129,7 @@ def save_tensors(
 ) -> None:
     """Write tensors as safetensors with a header, whole or not at all.
 
-    Where ``replace`` is false, another file in that place is an error.
+    If ``replace`` is false, a file with other content at ``path`` is an error.
     """
     try:
         with written_whole(path) as part:
@@ -140,7 +140,7 @@ def save_tensors(
 
 
 def may_replace(path: Path, part: Path, replace: bool) -> None:
-    """Raise UserError where ``part`` is not to replace ``path``, which has other content."""
+    """Raise UserError if ``path`` is a folder or, unless ``replace``, differs from ``part``."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file")
     if not replace and path.exists() and digest(path) != digest(part):
@@ -148,7 +148,7 @@ def may_replace(path: Path, part: Path, replace: bool) -> None:
 
 
 def cannot_be_written(path: Path, error: Exception) -> UserError:
-    """The error for a file that a library failed to write."""
+    """UserError for a file that a library failed to write."""
     reason = str(error).splitlines()[0]
     return UserError(
         f"{path} cannot be written ({reason}): if the disk is full, free some space, then run the "
@@ -157,7 +157,7 @@ def cannot_be_written(path: Path, error: Exception) -> UserError:
 
 
 def load_encoder(path: Path) -> tuple[ViT, dict[str, Any]]:
-    """An encoder in evaluation mode, and its header: ``run`` and ``facts``."""
+    """Encoder in evaluation mode, and its header: ``run`` and ``facts``."""
     about = read_header(path)
     with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -179,41 +179,43 @@ def import_encoder(
     licence: str | None = None,
     force: bool = False,
 ) -> None:
-    """Write the encoder of a published file as one of ours; its header says where it came from.
+    """Convert the encoder of a published file to one of this project; its header names the origin.
 
-    Without ``tower`` it is the one that its authors evaluate. The position table is resampled where
-    ``image_size`` is not the one of training (see released.resized). How many images it has seen
-    and its seed are not in such a file: they are null.
+    Without ``tower`` the encoder is the one that its authors evaluate. The position table is
+    resampled if ``image_size`` differs from that of training (see released.resized). A published
+    file holds neither the number of images seen nor the seed: both are null.
     """
-    found = released.encoder(read_tensors(source), str(source), layout, tower)
-    known = found.shape["num_heads"]
-    if num_heads is None and known is None:
+    reading = released.encoder(read_tensors(source), str(source), layout, tower)
+    published_heads = reading.shape["num_heads"]
+    if num_heads is None and published_heads is None:
         raise UserError(
             f"{source} does not tell how many attention heads an encoder of width "
-            f"{found.shape['dim']} has: say --num-heads"
+            f"{reading.shape['dim']} has: say --num-heads"
         )
-    if released.TABLE in found.weights and num_heads not in (None, known):
-        raise UserError(f"--num-heads is {num_heads}, but {source} has {known}: leave it out")
+    if released.TABLE in reading.weights and num_heads not in (None, published_heads):
+        raise UserError(
+            f"--num-heads is {num_heads}, but {source} has {published_heads}: leave it out"
+        )
     weights = {
         name: value.detach().to(torch.float32, copy=True).contiguous()
-        for name, value in found.weights.items()
+        for name, value in reading.weights.items()
     }
     try:
-        vit = ViTConfig(**{**found.shape, "num_heads": num_heads or known})
+        vit = ViTConfig(**{**reading.shape, "num_heads": num_heads or published_heads})
         trained_size = vit.image_size
         weights, vit = released.resized(weights, vit, image_size or vit.image_size)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     about = {
         "run": {"method": "released", "seed": None, "vit": dataclasses.asdict(vit)},
-        "variant": dataclasses.asdict(found.variant),
+        "variant": dataclasses.asdict(reading.variant),
         "facts": {
             "images_seen": None,
             "released": {
                 "file": source.name,
                 "sha256": digest(source),
-                "layout": found.layout,
-                "tower": found.tower or None,
+                "layout": reading.layout,
+                "tower": reading.tower or None,
                 "image_size": trained_size,
                 "licence": licence,
             },
@@ -224,7 +226,7 @@ def import_encoder(
 
 
 def export_encoder(source: Path, out: Path, layout: str, force: bool = False) -> None:
-    """Write one of our encoders in a published layout: a torch file, or by its name safetensors."""
+    """Write an encoder in a published layout: safetensors if ``out`` ends so, else a torch file."""
     encoder, about = load_encoder(source)
     tower = about["facts"].get("released", {}).get("tower")
     key, weights = released.publish(encoder.state_dict(), encoder.variant, layout, tower)
@@ -244,25 +246,25 @@ def export_encoder(source: Path, out: Path, layout: str, force: bool = False) ->
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a file of ours or of others holds: layout, towers, sizes, leftovers, and its digest."""
+    """Content of a file of this project or others: layout, towers, sizes, leftovers, SHA-256."""
     if about := ours(path):
         encoder, _ = load_encoder(path)
         weights, variant, shape = encoder.state_dict(), encoder.variant, about["run"]["vit"]
         origin = about["facts"].get("released", {})
         lines: dict[str, Any] = {"layout": "this project's", "method": about["run"]["method"]}
         lines |= {f"imported {name}": value for name, value in origin.items()}
-        others: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
     else:
         tensors = read_tensors(path)
-        found = released.encoder(tensors, str(path))
-        fits = [one.layout for one in released.readings(tensors) if not one.problems]
-        weights, variant, shape = found.weights, found.variant, found.shape
+        best = released.encoder(tensors, str(path))
+        fits = [reading.layout for reading in released.readings(tensors) if not reading.problems]
+        weights, variant, shape = best.weights, best.variant, best.shape
         lines = {
-            "layout": found.layout,
+            "layout": best.layout,
             "fits also": ", ".join(fits[1:]) or "no other",
-            "towers": ", ".join(tower or "one" for tower in found.towers),
+            "towers": ", ".join(tower or "one" for tower in best.towers),
         }
-        others = Counter(".".join(name.split(".")[:2]) for name in found.leftovers)
+        counts = Counter(".".join(name.split(".")[:2]) for name in best.leftovers)
     fixed = weights["pos_embed"].numel() if variant.positions.startswith("sincos") else 0
     return {
         **lines,
@@ -273,7 +275,7 @@ def describe(path: Path) -> dict[str, Any]:
         ),
         "parameters": f"{sum(value.numel() for value in weights.values()) - fixed:,}",
         "fixed positions": f"{fixed:,}",
-        "leftovers": ", ".join(f"{n} of {name}" for name, n in sorted(others.items())) or "none",
+        "leftovers": ", ".join(f"{n} of {name}" for name, n in sorted(counts.items())) or "none",
         "sha256": digest(path),
     }
 
@@ -281,7 +283,7 @@ def describe(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a torch or safetensors file, named by its path through the dictionaries.
 
-    Code in a file is never run. Raises UserError where the file holds any, or is no such file.
+    No code in a file is ever run. Raises UserError if the file holds code, or is of another kind.
     """
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.exists() else 'missing'}: name a file")
@@ -293,9 +295,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        # A release's arguments are a Namespace, which does nothing but hold values.
+        # A release stores its command-line arguments as a Namespace, which only holds values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            whole = torch.load(
+            content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except (SafetensorError, *GARBLED) as error:
@@ -303,16 +305,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{path} holds code ({code[1]}), which is not run: get a file of tensors only"
             ) from None
-        # torch's first line may advise to run the code.
+        # torch's first line may advise the user to run the code: leave it out.
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip().partition("\n")[0]
         raise UserError(
             f"{path} is damaged, or is no file of torch or safetensors ({reason}): get it again"
         ) from None
-    return dict(flattened(whole))
+    return dict(flattened(content))
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested dictionaries and lists, with their paths."""
+    """Tensors in nested dictionaries and lists, with their paths."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict | list | tuple):
@@ -321,7 +323,7 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def ours(path: Path) -> dict[str, Any]:
-    """The header of an encoder of this project; empty for any other file."""
+    """Header of an encoder of this project; empty for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get("ijepa", "{}"))

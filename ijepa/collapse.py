@@ -1,11 +1,11 @@
-"""How much of its space a representation uses."""
+"""Effective rank of features, which falls when a representation collapses."""
 
 import torch
 from torch import Tensor
 
 
 def rankme(singular_values: Tensor) -> Tensor:
-    """The exponential of the entropy of singular values [..., D]: 1 for one direction, at most D.
+    """Exponential of the entropy of singular values [..., D]: 1 for one direction, at most D.
 
     Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
     Representations by Their Rank", ICML 2023, https://arxiv.org/abs/2210.02885, equations 1 and 2.

@@ -1,4 +1,4 @@
-"""The one door from text to types: a run's configuration, checked strictly, defaults filled in."""
+"""Configuration of a run: read from text, checked strictly, every default filled in."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
@@ -17,58 +17,53 @@ from ijepa.identity import run_identity
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.strict import merged, strict
 
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
 
 @dataclass(frozen=True)
 class RunConfig:
     """One configured pretraining.
 
     ``recipe`` is the method's own Config. ``precision`` auto means bfloat16 autocast on hardware
-    that computes in it, else float32. ``activation_checkpointing`` computes each block's inside
-    again in the backward pass instead of storing it, for networks that do not fit otherwise. Times
-    between log lines, monitors and checkpoints count steps.
+    that computes in it, else float32. ``activation_checkpointing`` recomputes the activations
+    within each block in the backward pass instead of storing them, for networks that would not fit
+    into memory. ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
     """
 
     method: str
     dataset: str
     vit: ViTConfig
     recipe: Annotated[Recipe, PlainValidator(lambda checked: checked)]
-    seed: int = 0
+    seed: NotNegative = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: bool = False
-    num_workers: int = 1
-    log_every: int = 10
-    monitor_every: int = 100
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("log_every", "monitor_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("seed", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
+    num_workers: NotNegative = 1
+    log_every: Count = 10
+    monitor_every: Count = 100
+    checkpoint_every: Count = 100
 
     def identity(self) -> str:
-        """A short name for what decides what is learned, seed included (ijepa.identity)."""
+        """Short hash of all keys that decide what is learned, seed included (ijepa.identity)."""
         return run_identity(dataclasses.asdict(self))
 
     def earlier_identity(self) -> str:
-        """The identity that versions until 2026-11 gave: every key was part of it."""
+        """Identity as versions until 2026-11 computed it, from every key."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def as_plain(run: RunConfig) -> dict[str, Any]:
-    """A run as plain data with every default filled in, as YAML and JSON have it."""
+    """Plain data of a run with every default filled in, as YAML and JSON hold it."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run)))
     return plain
 
 
 def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunConfig:
-    """A run with every default of its method filled in; raises UserError on any surprise.
+    """Run with its method's defaults filled in; raises UserError for unknown keys and bad values.
 
-    ``where`` is the start of the path by which an error names a key. With ``checked`` the recipe
-    must also fit the encoder and the data set.
+    ``where`` begins the path by which an error names a key. If ``checked``, the recipe must also
+    fit the encoder and the data set.
     """
     if "method" not in raw:
         raise UserError(f"{where}: method is missing: known are {', '.join(method_names())}")
@@ -118,7 +113,7 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
 
 
 def read_run(path: Path) -> RunConfig:
-    """The run of a YAML file."""
+    """Run that a YAML file describes."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold keys and values, as config/mini.yaml's runs do")

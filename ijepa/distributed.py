@@ -1,4 +1,4 @@
-"""Several processes that train one network together: who they are, and what they add up."""
+"""Training of one network by several processes: ranks, barriers and all-reduces."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from ijepa.errors import UserError
 
 TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others; one may be copying or verifying 150 GB of shards."""
+"""Longest wait for other processes; one may be copying or verifying 150 GB of shards."""
 
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""How torchrun tells a process its place."""
+"""Environment variables in which torchrun gives a process the fields of its World."""
 
 
 class World(NamedTuple):
-    """This process's place among all; a process alone is 0 of 1."""
+    """Rank of this process, number of processes, and rank on its machine; alone it is 0 of 1."""
 
     rank: int = 0
     size: int = 1
@@ -33,9 +33,9 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that ``torchrun`` started, or none; NCCL where there are GPUs, else gloo.
+    """Join the processes that ``torchrun`` started, if any: by NCCL with GPUs, else by gloo.
 
-    Each process takes the GPU of its number on its machine.
+    Each process takes the GPU with the number of its local rank.
     """
     world = World(*(int(os.environ.get(k, d)) for k, d in zip(VARIABLES, ALONE, strict=True)))
     device = None
@@ -59,19 +59,20 @@ def joined() -> Iterator[World]:
 
 
 def wait() -> None:
-    """Go on when every process is here."""
+    """Wait until every process has called this (barrier)."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
 def shared(method: nn.Module, world: World) -> nn.Module:
-    """The method, whose gradients are averaged over all processes after each backward pass."""
+    """Method whose gradients are averaged over all processes after each backward pass (DDP)."""
     if world.size == 1:
         return method
-    # Buffers are equal everywhere by themselves: what enters them was added up.
-    # After its first step DDP sorts the gradients anew, by when they come, and from three processes
-    # on the order of a sum tells in its last digit: a resumed run would not end bit-identical.
-    # Looking for unused parameters keeps it from that. A GPU makes no such promise anyway.
+    # Buffers need no broadcast: they are computed from all-reduced sums, so they stay equal.
+    # After its first step DDP regroups the gradients in their order of arrival. With three or more
+    # processes the order of a sum changes its last digit, so a resumed run would not end
+    # bit-identical. A search for unused parameters prevents the regrouping. On GPUs runs are not
+    # bit-identical anyway, so there the search is spared.
     return DistributedDataParallel(
         method,
         forward_sync_buffers=False,
@@ -80,7 +81,10 @@ def shared(method: nn.Module, world: World) -> nn.Module:
 
 
 def gradients_shared(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
-    """Whether this part's backward pass ends the accumulation, and averages over the processes."""
+    """Context in which gradients are averaged over processes only if ``now``; else DDP's no_sync.
+
+    ``now`` is true for the last part of a batch, which ends the accumulation.
+    """
     if now or not isinstance(network, DistributedDataParallel):
         return contextlib.nullcontext()
     return network.no_sync()
@@ -88,7 +92,7 @@ def gradients_shared(network: nn.Module, now: bool) -> contextlib.AbstractContex
 
 @torch.no_grad()
 def total(values: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """Sum over all processes (all-reduce)."""
     values = values.detach().clone()
     if distributed.is_initialized():
         distributed.all_reduce(values)
@@ -96,30 +100,30 @@ def total(values: Tensor) -> Tensor:
 
 
 def any_of(fact: bool, device: torch.device) -> bool:
-    """Whether something holds for at least one of the processes, on every one of them."""
+    """True on every process if ``fact`` is true on at least one."""
     if not distributed.is_initialized():
         return fact
     return bool(total(torch.tensor(float(fact), device=device)))
 
 
 def same(number: int) -> bool:
-    """Whether all processes have the same number."""
+    """True if all processes call this with the same number."""
     if not distributed.is_initialized():
         return True
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, number)
-    return len(set(found)) == 1
+    numbers: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(numbers, number)
+    return len(set(numbers)) == 1
 
 
 def lost_another(error: RuntimeError) -> bool:
-    """Whether an error says only that another of the processes is gone; gloo has no type for it."""
+    """True if an error only says that another process is gone; gloo has no error type for that."""
     return isinstance(error, distributed.DistError) or any(
         word in str(error) for word in ("gloo", "Connection reset by peer", "Broken pipe")
     )
 
 
 def mean(scalars: dict[str, Tensor]) -> dict[str, float]:
-    """The means of named scalars over all processes, on every one of them."""
+    """Means of named scalars over all processes, on every process."""
     stacked = torch.stack([value.detach().float() for value in scalars.values()])
     size = distributed.get_world_size() if distributed.is_initialized() else 1
     return dict(zip(scalars, (total(stacked) / size).tolist(), strict=True))

@@ -1,6 +1,6 @@
-"""An encoder's file as its readers know it without loading its weights: header and digest.
+"""Header and digest of an encoder file, read without its weights.
 
-It stands apart from checkpoint.py so that a job that runs no network does not import one.
+This module is apart from checkpoint.py, so that a job that runs no network imports none.
 """
 
 import json
@@ -13,7 +13,7 @@ from ijepa.errors import UserError
 from ijepa.files import digest
 
 PIXELS = "pixels"
-"""Stands for the encoder of the control that has none."""
+"""Name in place of an encoder's digest for the control without an encoder."""
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -32,5 +32,5 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def encoder_digest(path: Path | None) -> str:
-    """Short SHA-256 by which results name an encoder; ``pixels`` where there is none."""
+    """Short SHA-256 by which results name an encoder; ``pixels`` if there is none."""
     return PIXELS if path is None else digest(path)[:12]

@@ -1,4 +1,4 @@
-"""What went wrong on the user's side, and how a command says so."""
+"""Errors that a user can correct, and their report by a command."""
 
 import contextlib
 import errno
@@ -12,9 +12,9 @@ class UserError(ValueError):
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Run a command line's main function and exit: one line for a user's error, 130 after Ctrl-C.
+    """Run a command's main function and exit: one line for a user's error, 130 after Ctrl-C.
 
-    Anything else is a fault of this software and keeps its traceback.
+    Any other error is a fault of this software and keeps its traceback.
     """
     try:
         with in_one_line():
@@ -26,11 +26,12 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """End the process with one line for a user's error, or for a disk's that has a remedy."""
+    """End the process with one line for a UserError, or for a disk error with a remedy."""
     try:
         yield
     except UserError as error:
-        # A loader's worker sends its error as the text of a traceback, whose last line says it all.
+        # A loader's worker sends its error as the text of a traceback: the message is the last
+        # line.
         sys.exit(f"error: {str(error).strip().splitlines()[-1].split('UserError: ')[-1]}")
     except OSError as error:
         if error.errno in REMEDIES:

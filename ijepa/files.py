@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside, then renamed."""
+"""Files that are either whole or not there: written under another name, then renamed."""
 
 import contextlib
 import glob
@@ -21,17 +21,17 @@ ROOT = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
+    """Temporary path to write to, renamed to ``path`` when the block ends without an error.
 
-    A killed process leaves at most a ``.part`` file, which the machine's next writer removes. Two
-    processes that write the same path do not disturb each other, on whatever machines: the last one
-    to finish stays.
+    A killed process leaves at most a ``.part`` file, which the next writer on its machine removes.
+    Two processes that write the same path, on whatever machines, do not disturb each other: the
+    file of the last one to finish stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of another machine it cannot be told who is alive.
-    mine = f".{path.name}.{socket.gethostname()}"
-    part = path.with_name(f"{mine}.{os.getpid()}.part")
-    for other in path.parent.glob(f"{glob.escape(mine)}.*.part"):
+    # The host is in the name because only processes of this machine can be checked for life.
+    prefix = f".{path.name}.{socket.gethostname()}"
+    part = path.with_name(f"{prefix}.{os.getpid()}.part")
+    for other in path.parent.glob(f"{glob.escape(prefix)}.*.part"):
         if not is_alive(int(other.name.split(".")[-2])):
             other.unlink(missing_ok=True)
     try:
@@ -47,7 +47,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """True if a process with this id runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -69,14 +69,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    """Write plain data as a YAML file; one that has the same content already is not touched."""
+    """Write plain data as a YAML file; a file with the same content is not touched."""
     text = yaml.safe_dump(value, sort_keys=False, width=100)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds; raises UserError where it is missing or no YAML."""
+    """Content of a YAML file; raises UserError if it is missing or not YAML."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises UserError where a power cut has left it empty or torn."""
+    """Content of a JSON file; raises UserError if it is empty or torn, as after a power cut."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -105,7 +105,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def writable(folder: Path) -> None:
-    """Make a folder; raises UserError where nothing can be written to it."""
+    """Make a folder; raises UserError if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

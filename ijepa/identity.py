@@ -1,4 +1,4 @@
-"""The identity of a run: a hash of what decides what is learned, and of nothing else."""
+"""Identity of a run: a hash of the keys that decide what is learned, and of no others."""
 
 import copy
 import hashlib
@@ -12,13 +12,13 @@ HOW_IT_RUNS = (
     "checkpoint_every",
     "activation_checkpointing",
 )
-"""Keys of a run that may change in the middle: the run goes on from its checkpoint."""
+"""Keys that may change in the middle of a run: it goes on from its checkpoint."""
 
 
 def run_identity(run: dict[str, Any]) -> str:
     """Identity of a run given as plain data, seed included: 12 hexadecimal digits.
 
-    ``recipe.optim.accumulate`` is no part of it either: batches are divided, not changed.
+    ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them.
     """
     learned = {key: value for key, value in copy.deepcopy(run).items() if key not in HOW_IT_RUNS}
     ((learned.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)

@@ -1,4 +1,4 @@
-"""A lock on a file, which ends with its process: none is ever left behind."""
+"""File lock that ends with its process, so that none is ever left behind."""
 
 import fcntl
 import math
@@ -14,10 +14,10 @@ from ijepa.errors import UserError
 
 @contextmanager
 def held(path: Path, taken: str, patience: float | None = None) -> Iterator[None]:
-    """Hold a lock while the block runs, after any other process that holds it has ended.
+    """Hold a lock while the block runs; first wait for any other process that holds it.
 
-    ``taken`` tells a person who holds it; ``{process}`` in it becomes the process's number.
-    Raises UserError after ``patience`` seconds; None means that it waits without end.
+    ``taken`` is the message about that process; ``{process}`` in it becomes the process id. Raises
+    UserError after a wait of ``patience`` seconds; None waits without end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def held(path: Path, taken: str, patience: float | None = None) -> Iterator[None
 
 
 def _locked(file: IO[str]) -> bool:
-    """Whether the lock is this process's now."""
+    """True if this process has taken the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The log of a pretraining: lines of JSON, a progress bar, and monitors of collapse."""
+"""Log of a pretraining: lines of JSON, a progress bar, and monitors of collapse."""
 
 import json
 import math
@@ -25,14 +25,14 @@ from ijepa.vit import ViT
 
 
 class Log:
-    """Clock, speed, bar, file and monitors of a run; it also watches that the loss is finite.
+    """Clock, speed, bar, file and monitors of a run; it also checks that the loss is finite.
 
-    Numbers come from the device at log steps and before a checkpoint, and at no other time: each
-    time the device would wait. Only the first process shows and writes anything; all must call.
+    Numbers are copied from the device at log steps and before a checkpoint only, because the device
+    waits for each copy. Only the first process shows and writes anything, but all must call.
 
     Args:
         path: File of the log; lines of steps after ``first`` are cut off.
-        run: Its intervals and precision.
+        run: The run, for its intervals and precision.
         first: Updates that are done already.
         num_steps: Updates of the whole run.
         images_BCHW: Normalised images whose features are monitored.
@@ -80,14 +80,14 @@ class Log:
         stop: bool,
         **rates: float,
     ) -> None:
-        """Take note of a step, and write a line if one is due.
+        """Record a step, and write a line if one is due.
 
         Args:
             done: Updates done, this one included.
             scalars: The method's scalars of each part of the batch on this device.
-            method: After the update.
-            stop: Whether the run stops here; seconds since the last line would be lost otherwise.
-            rates: What the schedules gave.
+            method: The method after the update.
+            stop: True if the run stops here: a line then keeps the seconds since the last one.
+            rates: Scheduled rates of this update, such as ``lr``.
         """
         self.losses.append((done - 1, torch.stack([part["loss"].detach() for part in scalars])))
         self.bar.update()
@@ -111,7 +111,7 @@ class Log:
         self.file.write(json.dumps(record) + "\n")
 
     def check(self) -> None:
-        """Raise UserError where a loss since the last call is not finite, on any process."""
+        """Raise UserError if a loss since the last call is not finite on any process."""
         if not self.losses:
             return
         means = distributed.mean({str(step): loss.mean() for step, loss in self.losses})
@@ -124,7 +124,7 @@ class Log:
                 )
 
     def flush(self) -> None:
-        """Write what is noted to the file, before a checkpoint that relies on it."""
+        """Write buffered lines to the file, before a checkpoint that relies on them."""
         self.file.flush()
 
 
@@ -136,7 +136,7 @@ def _means(scalars: list[dict[str, Tensor]]) -> dict[str, float]:
 
 @contextmanager
 def _open(path: Path, first: int, world: World) -> Iterator[IO[str]]:
-    """The log's file, cut to the checkpoint's step: a step that is run twice has one line."""
+    """Open the log's file, cut to the checkpoint's step: a step that is run twice has one line."""
     if world.rank > 0:
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
             yield nowhere
@@ -150,17 +150,17 @@ def _open(path: Path, first: int, world: World) -> Iterator[IO[str]]:
 
 @torch.no_grad()
 def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[str, float]:
-    """Two numbers that fall when features collapse, of mean-pooled features.
+    """Two numbers that fall when features collapse, computed from mean-pooled features.
 
-    ``feature_std``: standard deviation over images, averaged over features. ``rankme``: see
-    ijepa.collapse.
+    ``feature_std`` is the standard deviation over images, averaged over features; for ``rankme``
+    see ijepa.collapse.
     """
     mode = encoder.training
     encoder.eval()
     with precision(setting, images_BCHW.device):
         pooled_BD = encoder.patches(encoder(images_BCHW)).float().mean(1)
     encoder.train(mode)
-    if not pooled_BD.isfinite().all():  # the next step's loss will say so
+    if not pooled_BD.isfinite().all():  # the check of the next step's loss reports it
         return {"feature_std": math.nan, "rankme": math.nan}
     return {
         "feature_std": pooled_BD.std(0).mean().item(),

@@ -1,7 +1,7 @@
-"""Masks: which patches are context and which are targets, or which are hidden.
+"""Masks: choice of the patches that are context or targets, or that are hidden.
 
-``sampler`` draws I-JEPA's, as indices into the grid; ``block_wise`` and ``random_masks`` draw those
-of the methods that hide patches of an image, as booleans.
+``sampler`` draws I-JEPA's masks, as indices into the grid; ``block_wise`` and ``random_masks`` draw
+those of the methods that hide patches of an image, as booleans.
 
 Shape suffixes: B images, G images of a group, M target blocks, K context patches, T patches per
 target block, Q a quadrant's patches, H rows of the grid, W columns of the grid, N = H * W patches
@@ -22,7 +22,7 @@ MAX_DRAWS = 20
 """Positions tried for a context block before one target's claim on its patches is dropped."""
 
 BLOCK_WISE_ROUNDS = 16
-"""Blocks drawn per image before ``block_wise`` makes up what is missing."""
+"""Blocks drawn per image before ``block_wise`` fills up with single patches."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Masking:
 
     ``strategy`` is the paper's (Table 6). ``rasterised``: one quadrant of the grid is the context,
     the other three are targets. ``block`` and ``random``: the one target is a block, or a random
-    set, of ``target_ratio`` of the patches, and the rest is the context. Of the settings below
-    these three heed only ``target_ratio``, ``group_size`` and, for ``block``, ``target_aspect``.
+    set, of ``target_ratio`` of the patches, and the rest is the context. These three use only the
+    settings ``target_ratio``, ``group_size`` and, for ``block``, ``target_aspect``.
 
-    ``official`` reproduces the release, which does not do what the paper says in four ways:
-    one uniform number decides both scale and aspect ratio, so small blocks are wide and large ones
-    tall; a block's sides stay below the grid's, so the "0.85-1.0" context is always 13x13 of 14x14;
-    the last row and column are never part of any block; and of an image with more context patches
-    than its group's smallest, the first in row-major order are kept, which favours the top.
-    ``fixed`` draws scale and aspect ratio apart, allows every position and size, and keeps a random
-    subset.
+    ``mode`` official reproduces the release, which differs from the paper in four ways: one uniform
+    number decides both scale and aspect ratio, so small blocks are wide and large ones tall; a
+    block's sides stay below the grid's, so the "0.85-1.0" context is always 13x13 of 14x14; the
+    last row and column are never part of any block; and an image with more context patches than the
+    smallest number in its group keeps the first ones in row-major order, which favours the top.
+    ``fixed`` draws scale and aspect ratio separately, allows every position and size, and keeps a
+    random subset.
 
     ``group_size`` images share block sizes and are cut to one context length. The release does so
     per device batch, so its effective context depends on the hardware (0.43 of the patches at 1
@@ -83,14 +83,14 @@ class Masking:
 
 
 class Masks(NamedTuple):
-    """Indices of the patches kept, ascending, for one group of images."""
+    """Ascending indices of the context and target patches of one group of images."""
 
     context_GK: Tensor
     targets_GMT: Tensor
 
 
 class Sampler(Protocol):
-    """One strategy on one grid."""
+    """Sampler of one strategy's masks on one grid."""
 
     def sample(self, num_images: int, generator: torch.Generator) -> Masks:
         """Masks for one group of ``num_images``; a function of the generator's state alone."""
@@ -98,7 +98,7 @@ class Sampler(Protocol):
 
 
 def sampler(config: Masking, grid: tuple[int, int]) -> Sampler:
-    """The sampler of ``config.strategy``; raises ValueError where the grid is too small for it."""
+    """Sampler of ``config.strategy``; raises ValueError if the grid is too small for it."""
     strategies: dict[str, Callable[[Masking, tuple[int, int]], Sampler]] = {
         "multi_block": MultiBlock,
         "rasterised": Rasterised,
@@ -109,10 +109,10 @@ def sampler(config: Masking, grid: tuple[int, int]) -> Sampler:
 
 
 class MultiBlock:
-    """Samples masks for groups of images on one grid.
+    """Sampler of one context block and several target blocks, for groups of images on one grid.
 
-    Raises ValueError on construction where the settings cannot be met on the grid: the release
-    would search for ever (on every grid of 8x8 and below).
+    The constructor raises ValueError for settings that cannot be met on the grid. The release would
+    search for ever instead (on every grid of 8x8 and below).
     """
 
     def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
@@ -142,9 +142,9 @@ class MultiBlock:
     def sample(self, num_images: int, generator: torch.Generator) -> Masks:
         """Masks for one group of ``num_images``; a function of the generator's state alone.
 
-        Context and targets of an image are disjoint, unless no more than ``min_keep`` patches are
-        left in each of 20 draws: then the last target's claim is dropped, and so on, as in the
-        release.
+        Context and targets of an image are disjoint. But if each of 20 draws leaves no more than
+        ``min_keep`` context patches, the context may overlap the last target; after 20 more draws
+        also the target before it, and so on, as in the release.
         """
         target_size, context_size = self.block_sizes(generator)
         M = self.config.num_targets
@@ -154,16 +154,16 @@ class MultiBlock:
             [torch.zeros_like(targets_GMHW[:, :1]), targets_GMHW.cummax(1).values], dim=1
         )
         context_GHW = torch.zeros_like(targets_GMHW[:, 0])
-        todo = torch.arange(num_images)
+        pending = torch.arange(num_images)
         for draw in range(MAX_DRAWS * (M + 1)):
-            block = self._blocks(len(todo), context_size, generator)
-            block &= ~claimed_GRHW[todo, M - draw // MAX_DRAWS]
+            block = self._blocks(len(pending), context_size, generator)
+            block &= ~claimed_GRHW[pending, M - draw // MAX_DRAWS]
             enough = block.flatten(1).sum(1) > self.config.min_keep
-            context_GHW[todo[enough]] = block[enough]
-            todo = todo[~enough]
-            if not len(todo):
+            context_GHW[pending[enough]] = block[enough]
+            pending = pending[~enough]
+            if not len(pending):
                 break
-        assert not len(todo), "the constructor refuses settings that cannot be met"
+        assert not len(pending), "the constructor refuses settings that cannot be met"
         return Masks(
             self._cut(context_GHW.flatten(1), generator),
             _indices(targets_GMHW.flatten(2).flatten(0, 1)).unflatten(0, (-1, M)),
@@ -201,17 +201,17 @@ class MultiBlock:
         ]
         return _rectangles(self.grid, corner, size)
 
-    def _cut(self, kept_GN: Tensor, generator: torch.Generator) -> Tensor:
-        """Ascending indices of kept patches, cut to the smallest count of the group."""
-        length = int(kept_GN.sum(1).min())
+    def _cut(self, context_GN: Tensor, generator: torch.Generator) -> Tensor:
+        """Ascending indices of the context patches, cut to the smallest count of the group."""
+        length = int(context_GN.sum(1).min())
         if self.config.mode == "official":
-            return kept_GN.byte().sort(dim=1, descending=True, stable=True).indices[:, :length]
-        order_GN = torch.rand(kept_GN.shape, generator=generator) + ~kept_GN
+            return context_GN.byte().sort(dim=1, descending=True, stable=True).indices[:, :length]
+        order_GN = torch.rand(context_GN.shape, generator=generator) + ~context_GN
         return order_GN.topk(length, dim=1, largest=False).indices.sort(dim=1).values
 
 
 class Rasterised:
-    """One quadrant of the grid is the context of an image, the other three are its targets."""
+    """Sampler of quadrants of the grid: one is the context, the other three are targets."""
 
     def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
         H, W = grid
@@ -224,17 +224,20 @@ class Rasterised:
         self.quadrants_4Q = halves.transpose(1, 2).reshape(4, -1)
 
     def sample(self, num_images: int, generator: torch.Generator) -> Masks:
-        """Each quadrant is equally likely to be the context; the targets are in row-major order."""
+        """Masks of ``num_images``: each quadrant is equally likely to be the context.
+
+        The targets are in row-major order.
+        """
         context_G1 = torch.randint(4, (num_images, 1), generator=generator)
         others_G3 = ((context_G1 + torch.arange(1, 4)) % 4).sort(dim=1).values
         return Masks(self.quadrants_4Q[context_G1[:, 0]], self.quadrants_4Q[others_G3])
 
 
 class Block:
-    """One large block is the target, all around it the context.
+    """Sampler of one large target block; all patches around it are the context.
 
-    The block's size is shared by a group; every position on the grid is equally likely. Where the
-    grid is too narrow for the aspect ratio drawn, the block is as long as its area then needs.
+    The block's size is shared by a group; every position on the grid is equally likely. If the grid
+    is too narrow for the aspect ratio drawn, the block becomes longer to keep its area.
     """
 
     def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
@@ -268,7 +271,7 @@ class Block:
 
 
 class Random:
-    """Random patches are the target, the others the context."""
+    """Sampler of random target patches; the others are the context."""
 
     def __init__(self, config: Masking, grid: tuple[int, int]) -> None:
         self.num_patches = grid[0] * grid[1]
@@ -282,7 +285,7 @@ class Random:
 
 @dataclass(frozen=True)
 class BlockWise:
-    """Settings of BEiT's masks, which data2vec, CAE and iBOT use; the defaults are everyone's."""
+    """Settings of BEiT's masks; published recipes of data2vec, CAE and iBOT have the defaults."""
 
     min_patches: int = 16
     max_aspect: float = 1 / 0.3
@@ -307,18 +310,18 @@ def block_wise(
 ) -> Tensor:
     """Boolean [B, N], true where hidden: blocks that hide exactly ``counts_B[b]`` of image b.
 
-    As in BEiT (Bao et al., 2021, algorithm 1), again and again a block is drawn with an area
-    uniform from ``min_patches`` to the patches still to hide, an aspect ratio log-uniform in
-    [1 / max_aspect, max_aspect] and a uniform position; it is taken if its sides are shorter than
-    the grid's and it hides at least one new patch and no more than are still to hide. Once fewer
-    than ``min_patches`` are, the area lies between the two numbers, so that most blocks taken
-    overlap hidden patches; an image with fewer than ``min_patches`` to hide at all has its count
-    for ``min_patches``.
+    As in BEiT (Bao et al., 2021, algorithm 1), blocks are drawn one after the other: the area is
+    uniform from ``min_patches`` to the number of patches still to hide, the aspect ratio
+    log-uniform in [1 / max_aspect, max_aspect], and the position uniform. A block is taken if its
+    sides are shorter than the grid's and it hides at least one new patch and no more than are still
+    to hide. Once fewer than ``min_patches`` are still to hide, the area is drawn between these two
+    numbers, so that most blocks taken overlap hidden patches. For an image with fewer than
+    ``min_patches`` to hide at all, that count replaces ``min_patches``.
 
-    The releases give up on an image after 10 draws in vain, so data2vec hides 120 of 196 patches
-    or fewer; CAE hides exactly 98. Here every image has 16 draws, and what is missing then (on
-    average 1 patch of 120) is made up with random patches next to hidden ones, then random ones
-    elsewhere: that rule is ours.
+    The releases give up on an image after 10 failed draws, so data2vec hides 120 of 196 patches or
+    fewer; CAE hides exactly 98. Here every image has 16 draws. The patches still missing then (1 of
+    120 on average) are random ones next to hidden patches, then random ones elsewhere: that rule is
+    ours.
     """
     H, W = grid
     assert ((counts_B >= 0) & (counts_B <= H * W)).all(), "counts are between 0 and H * W"
@@ -328,12 +331,12 @@ def block_wise(
     missing_B, least_B = counts_B.clone(), counts_B.clamp(max=min_patches)
     draws = torch.rand(4, BLOCK_WISE_ROUNDS, len(counts_B), generator=generator)
     draws[1] = max_aspect ** (2 * draws[1] - 1)
-    for scale_B, aspect_B, *place in draws.unbind(1):
+    for scale_B, aspect_B, *positions in draws.unbind(1):
         area_B = least_B + scale_B * (missing_B - least_B)
         size = [(area_B * aspect_B).sqrt().round(), (area_B / aspect_B).sqrt().round()]
         corner = [
             (u_B * (side - length_B + 1)).floor()
-            for u_B, side, length_B in zip(place, grid, size, strict=True)
+            for u_B, side, length_B in zip(positions, grid, size, strict=True)
         ]
         block_BHW = _rectangles(grid, [c[:, None] for c in corner], [s[:, None] for s in size])
         block_BHW &= ~hidden_BHW
@@ -359,7 +362,7 @@ def random_masks(counts_B: Tensor, num_patches: int, generator: torch.Generator)
 
 
 def num_hidden(ratio: float, grid: tuple[int, int]) -> int:
-    """How many patches ``ratio`` of the grid are; raises ValueError for none or all."""
+    """Number of patches that ``ratio`` of the grid is; raises ValueError for none or all."""
     N = grid[0] * grid[1]
     hidden = round(N * ratio)
     if not 0 < hidden < N:
@@ -382,8 +385,8 @@ def _rectangles(
     """Boolean [B, H, W] with rectangles of ``size`` (rows, columns) at ``corner`` [B, 1] each."""
     inside = []
     for side, start, length in zip(grid, corner, size, strict=True):
-        place = torch.arange(side, dtype=start.dtype)
-        inside.append((place >= start) & (place < start + length))
+        index = torch.arange(side, dtype=start.dtype)
+        inside.append((index >= start) & (index < start + length))
     return inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
 
 
@@ -401,10 +404,10 @@ def _target_patches(config: Masking, grid: tuple[int, int]) -> int:
 
 
 def _complements(target_GN: Tensor) -> Masks:
-    """The one target per image and all else as context."""
+    """Masks with the one target per image, and all other patches as context."""
     return Masks(_indices(~target_GN), _indices(target_GN).unsqueeze(1))
 
 
-def _indices(kept_BN: Tensor) -> Tensor:
-    """Ascending indices of the kept patches, which are as many in every row."""
-    return kept_BN.nonzero()[:, 1].view(len(kept_BN), -1)
+def _indices(chosen_BN: Tensor) -> Tensor:
+    """Ascending indices of the chosen patches, equally many in every row."""
+    return chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1)

@@ -1,8 +1,9 @@
 """The contract of a method: one module of ``ijepa/methods/``, named as in a config.
 
-A module has ``Config``, a frozen dataclass whose defaults are the published recipe, ``Method``,
-``check``, ``RELEASED``, its weights' names in the published checkpoints, and ``PRESETS``, what
-other published recipes change: ``recipe: {preset: NAME}`` in a config.
+A module has ``Config``, a frozen dataclass whose defaults are the published recipe; ``Method``;
+``check``; and ``PRESETS``, the differences of other published recipes and of the toy twin ``tiny``:
+``recipe: {preset: NAME}`` in a config. Methods with published checkpoints also have ``RELEASED``,
+the names of their weights there.
 """
 
 import importlib
@@ -27,7 +28,7 @@ METHODS = Path(__file__).with_name("methods")
 
 
 class Tokens(NamedTuple):
-    """A tokenizer's name, and how many words its ids may stand for."""
+    """Name of a tokenizer, and the largest vocabulary that its ids may have."""
 
     tokenizer: str
     vocabulary: int
@@ -35,15 +36,15 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images on one device, and the key to the step's randomness.
+    """Images of one step on one device, and the keys of the step's randomness.
 
     These images are rows ``offset`` and following of the step's whole batch of ``total`` images,
-    which several devices may share and one device may take in parts. What is drawn is drawn for
-    the whole batch, so that it does not depend on how the batch is divided.
+    which several devices may share and one device may take in parts. Random numbers are drawn for
+    the whole batch, so that they do not depend on how the batch is divided.
     """
 
     views: tuple[Tensor, ...]
-    """The views of each image, in the order of the recipe's; each [B, C, H, W]."""
+    """Views of each image, in the order of the recipe's views; each [B, C, H, W]."""
     seed: int
     step: int
     progress: float = 0.0
@@ -51,7 +52,7 @@ class Batch:
     offset: int = 0
     total: int = 0
     tokens_BN: Tensor | None = None
-    """Discrete tokens of the first view's patches, where the recipe has some."""
+    """Discrete tokens of the first view's patches, if the recipe has some."""
 
     @property
     def images_BCHW(self) -> Tensor:
@@ -59,16 +60,16 @@ class Batch:
         return self.views[0]
 
     def generator(self, name: str, *key: int) -> torch.Generator:
-        """The generator of this step's draws of one kind, the same on every device."""
+        """Generator of this step's draws of one kind, the same on every device."""
         return generator(self.seed, name, self.step, *key)
 
     def rows(self, whole: Tensor) -> Tensor:
-        """This device's rows of something drawn for the whole batch."""
+        """This device's rows of a tensor that was drawn for the whole batch."""
         images = self.images_BCHW
         return whole[self.offset : self.offset + len(images)].to(images.device)
 
     def num_images(self) -> int:
-        """How many images the whole batch has."""
+        """Number of images in the whole batch."""
         return self.total or len(self.images_BCHW)
 
     def uniform(self, name: str, *shape: int) -> Tensor:
@@ -77,29 +78,29 @@ class Batch:
 
 
 class Recipe(ABC):
-    """What the loop needs of every method's ``Config``."""
+    """Interface of every method's ``Config`` for the training loop."""
 
     optim: Optim
-    """Batch, length, rates."""
+    """Batch size, length, learning rates."""
 
     @abstractmethod
     def views(self, image_size: int) -> list[View]:
-        """The augmented views that a step takes of each image."""
+        """Augmented views that a step takes of each image."""
 
     def masks(
         self, num_images: int, grid: tuple[int, int], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """For a picture: what is seen of images and what is predicted, by name, boolean [B, N]."""
+        """Patches seen and patches predicted, by name, boolean [B, N], for a picture of masks."""
         return {}
 
     @property
     def tokens(self) -> Tokens | None:
-        """Which token cache the loader reads, if any."""
+        """Token cache that the loader reads, if any."""
         return None
 
 
 class MaskedRecipe(Recipe):
-    """A recipe that hides equally many patches of every image in its one view."""
+    """Recipe with one view of each image, in which equally many patches are hidden."""
 
     crop: Crop
     mask_ratio: float
@@ -113,13 +114,13 @@ class MaskedRecipe(Recipe):
         return [View(image_size, self.crop)]
 
     def hidden(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
-        """Which patches of this device's images are hidden, boolean [B, N]."""
+        """Hidden patches of this device's images, boolean [B, N]."""
         return batch.rows(self._draw(batch.num_images(), grid, batch.generator("masks")))
 
     def masks(
         self, num_images: int, grid: tuple[int, int], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What is left visible."""
+        """Visible patches, under the name ``visible``."""
         return {"visible": ~self._draw(num_images, grid, generator)}
 
     def _draw(self, num_images: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -128,16 +129,16 @@ class MaskedRecipe(Recipe):
 
 
 class Method(nn.Module, ABC):
-    """What the loop needs of every method: its networks, whose children are its parts."""
+    """Networks of a method, as child modules, and the hooks that the training loop calls."""
 
     @property
     @abstractmethod
     def encoder(self) -> ViT:
-        """The network that evaluation sees."""
+        """Encoder that is evaluated."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, to be minimised, and further named scalars for the log.
+        """Named scalars: ``loss``, which is minimised, and others for the log.
 
         Every scalar is a mean over images, so that the mean over devices is that of the batch.
         """
@@ -151,13 +152,13 @@ class Method(nn.Module, ABC):
         return self
 
     def before_step(self, progress: float) -> None:
-        """What precedes an update, between backward and it; ``progress`` is as in after_step."""
+        """Hook between the backward pass and the update; ``progress`` is as in after_step."""
 
     def after_step(self, progress: float) -> None:
-        """What follows an update of the weights; ``progress`` is steps before it / all steps."""
+        """Hook after an update of the weights; ``progress`` is steps before it / all steps."""
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """The method's own scheduled values, for the log."""
+        """Values that the method schedules itself, for the log."""
         return {}
 
 
@@ -165,14 +166,13 @@ class Module(Protocol):
     """A module of ijepa/methods."""
 
     Config: type[Recipe]
-    RELEASED: dict[str, str]
     PRESETS: dict[str, dict[str, Any]]
 
     def check(self, config: Any, vit: ViTConfig) -> None:
-        """Raise ValueError where recipe and encoder do not fit each other; costs nothing."""
+        """Raise ValueError if recipe and encoder do not fit each other; builds no network."""
 
     def Method(self, config: Any, vit: ViTConfig) -> Method:
-        """The networks at initialisation; draws from torch's global generator."""
+        """Networks at initialisation; draws from torch's global generator."""
 
 
 def method_names() -> list[str]:
@@ -181,7 +181,7 @@ def method_names() -> list[str]:
 
 
 def load_method(name: str) -> Module:
-    """The module of a method; raises ValueError with the known names for any other."""
+    """Module of a method; raises ValueError with the known names for any other."""
     if name not in method_names():
         raise ValueError(f"unknown method {name!r}: known are {', '.join(method_names())}")
     module: Module = importlib.import_module(f"ijepa.methods.{name}")

@@ -21,11 +21,11 @@ class Optim:
     linearly; the code starts at 2e-4, warms up over 40 and raises it along a cosine. There is no
     gradient clipping in either.
 
-    ``lr`` is that of ``batch_size``, not of 256 images. ``counted_from``: I-JEPA's release counts
-    updates from 1, so that its first one runs above ``start_lr`` and its last at ``final_lr``; the
-    others count from 0. ``clip`` bounds the norm of the gradients, of all together or, as DINO and
-    iBOT do, of each parameter's own. ``accumulate`` parts of the batch are computed one after the
-    other; what is learned does not depend on it.
+    ``lr`` is the rate for ``batch_size`` images, not for 256. ``counted_from``: I-JEPA's release
+    counts updates from 1, so that its first one runs above ``start_lr`` and its last at
+    ``final_lr``; the others count from 0. ``clip`` bounds the norm of all gradients together or, as
+    in DINO and iBOT, of each parameter's gradient. ``accumulate`` is the number of parts of the
+    batch that are computed one after the other; it does not change what is learned.
     """
 
     batch_size: int = 2048
@@ -66,7 +66,7 @@ class Optim:
                 )
 
     def num_steps(self, num_images: int) -> int:
-        """Updates in all; what of an epoch is less than a batch is left out."""
+        """Number of updates in all; an epoch's last images that fill no batch are left out."""
         return int(self.epochs * (num_images // self.batch_size))
 
 
@@ -94,9 +94,9 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def adamw(method: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW whose groups are, network by network, first the decayed and then the other parameters.
+    """AdamW with two groups a network: first the groups of decayed parameters, then the others.
 
-    Not decayed are biases and everything one-dimensional; the mask token, of three dimensions, is.
+    Biases and one-dimensional parameters are not decayed; the mask token, of three dimensions, is.
     """
     groups = [
         {
@@ -115,15 +115,15 @@ def trained(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to what has two dimensions and is no bias, as in all releases.
+    """True if weight decay applies: to no bias and to nothing one-dimensional, as in all releases.
 
-    BEiT's table of relative positions is called a bias table, and is none.
+    BEiT's table of relative positions is called a bias table but is decayed: it is no bias.
     """
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
 def schedule(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
-    """Set the rates of the coming update."""
+    """Set learning rate and weight decay of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["weight_decay"] = decay if group["decayed"] else 0.0

@@ -1,4 +1,4 @@
-"""In which number format a network computes on which device."""
+"""Number format in which a network computes on a device: float32 or bfloat16."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextlib.contextmanager
 def precision(setting: str, device: torch.device) -> Iterator[None]:
-    """bfloat16 autocast where asked for, or where ``auto`` finds hardware that computes in it."""
+    """Autocast to bfloat16 if asked for, or if ``auto`` finds hardware that computes in it."""
     enabled = is_bfloat16(setting, device)
     with kernels(setting, device), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
         yield
@@ -17,7 +17,7 @@ def precision(setting: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernels(setting: str, device: torch.device) -> Iterator[None]:
-    """The attention kernels of ``precision``, for a backward pass that computes some of it again.
+    """Select the attention kernels of ``precision``, for a backward pass that recomputes blocks.
 
     On a CPU the flash kernel's backward pass in bfloat16 takes 3 to 6 times as long as plain
     products (benchmarks/attention.py).
@@ -31,12 +31,12 @@ def kernels(setting: str, device: torch.device) -> Iterator[None]:
 
 
 def is_bfloat16(setting: str, device: torch.device) -> bool:
-    """Whether a setting means bfloat16 on a device."""
+    """True if a setting means bfloat16 on a device."""
     return setting == "bfloat16" or (setting == "auto" and fast_bfloat16(device))
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 rather than emulating it."""
+    """True if the device multiplies in bfloat16 rather than emulating it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()

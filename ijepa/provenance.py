@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit, the machine, the versions."""
+"""Provenance of a number: the commit, the machine, the versions."""
 
 import os
 import platform
@@ -15,22 +15,22 @@ from ijepa.files import ROOT
 
 @cache
 def here() -> dict[str, Any]:
-    """This process's commit (with "+" if files differ from it), machine and versions."""
+    """Commit of this process (with "+" if files differ from it), machine and versions."""
     return {
         "commit": commit(),
         "machine": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": metadata.version("timm"),
-        # The number of the cluster's job, by which its accounting knows the cost.
+        # The job id, by which the cluster's accounting knows the cost.
         **({"job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
     }
 
 
 def commit() -> str:
-    """The working tree's commit, with "+" where its code differs; "unknown" outside git.
+    """Commit of the working tree, with "+" if its code differs; "unknown" outside git.
 
-    Profiles are not code: everyone sets one cluster's names in them.
+    Profiles do not count as code: every user sets a cluster's names in them.
     """
     code = ["--", "Snakefile", "ijepa", "evals", "workflow", "requirements.lock"]
     code += [":(exclude)workflow/profiles"]
@@ -42,7 +42,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """The accelerators, or else the processor, and their number."""
+    """Number and name of the GPUs or, if there are none, of the processor's cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     info = Path("/proc/cpuinfo")

@@ -6,7 +6,7 @@ import torch
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose stream depends on the key alone, on any machine and in any process.
+    """CPU generator whose stream depends on the key alone, on any machine and in any process.
 
     Example: ``generator(seed, "masks", step, group)``. Different keys give unrelated streams.
     """

@@ -1,6 +1,7 @@
-"""Plain data as frozen dataclasses, checked by pydantic.
+"""Conversion of plain data to frozen dataclasses, checked by pydantic.
 
-It stands apart from config.py so that a job without a network imports none: timm takes seconds.
+This module is apart from config.py, so that a job without a network does not import timm, which
+takes seconds.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
-    """``raw`` as a ``kind``: its own defaults below it, unknown keys and bad values refused."""
+    """Dataclass ``kind`` from ``raw`` over its defaults; refuses unknown keys and bad values."""
     try:
         return TypeAdapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
     except ValidationError as error:
@@ -23,9 +24,9 @@ def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
 
 
 def _defaults(kind: type) -> dict[str, Any]:
-    """The published recipe as plain data: a nested key left out keeps the *method's* default.
+    """Defaults of ``kind`` as plain data, so that a nested key left out keeps *its* default.
 
-    (pydantic alone would fill it from the nested class, whose defaults may be another method's.)
+    pydantic alone would take it from the nested class, whose defaults may be another method's.
     """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -52,7 +53,7 @@ def _dicts(*values: Any) -> bool:
 
 
 def _explain(kind: type, raw: Any, error: Any, where: str) -> str:
-    """One pydantic error as: path, what was given, what is allowed."""
+    """Text of one pydantic error: path, given value, allowed values."""
     path = ".".join([where, *_path(raw, error["loc"])])
     if error["type"] == "missing":
         return f"{path}: is missing: add it"
@@ -67,7 +68,7 @@ def _explain(kind: type, raw: Any, error: Any, where: str) -> str:
 
 
 def _path(raw: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Keys that lead to a place; an item of a list is called by its name, if it has one."""
+    """Keys that lead to a value; an item of a list is called by its ``name``, if it has one."""
     path = []
     for part in loc:
         inside = isinstance(raw, dict) and part in raw
@@ -80,7 +81,7 @@ def _path(raw: Any, loc: tuple[Any, ...]) -> list[str]:
 
 
 def _type_at(kind: Any, loc: tuple[Any, ...]) -> Any:
-    """The dataclass that is found at a place within ``kind``."""
+    """Dataclass at a location within ``kind``."""
     for part in loc:
         kind = get_type_hints(kind)[part] if dataclasses.is_dataclass(kind) else get_args(kind)[-1]
     return kind

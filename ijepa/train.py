@@ -13,15 +13,15 @@ from ijepa.errors import UserError, run_command
 
 ABOUT = """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
 
-Checkpoints go to a folder in ``work`` named by the run's identity and the data: the same run
-resumes there, one that learns something else starts anew, and so does one that had finished. On a
-CPU a resumed run ends bit-identical to an undisturbed one.
+Checkpoints go to a folder in ``work`` whose name holds the run's identity and the data's version.
+The same run resumes from there. A run that learns something else, or that had finished, starts from
+the beginning. On a CPU a resumed run ends bit-identical to an undisturbed one.
 
 The processes of a ``world`` share each batch, and end with the weights that one process would
-have, up to rounding. The first one reads the data through, logs and writes.
+have, up to rounding. The first one verifies the data, logs and writes.
 
-Raises Stopped, after a checkpoint, at the end of a step by which ``stopping`` is true for any
-of them.
+Raises Stopped, after a checkpoint, at the end of the first step at which ``stopping`` is true for
+any of the processes.
 """
 
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+    parser().parse_args()  # answer --help before torch is imported, which takes seconds
 
 import torch
 from numpy.typing import NDArray
@@ -68,23 +68,23 @@ from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
 PATIENCE = 120
-"""Seconds that several processes wait for the last writer of their folder to end."""
+"""Seconds that a run of several processes waits for an earlier one in its folder to end."""
 NUM_MONITORED = 512
 """Images whose features are watched for collapse."""
 
 
 class Stopped(Exception):
-    """Training was asked to stop; a checkpoint has all that was done."""
+    """End of a training that was asked to stop; its state is saved in a checkpoint."""
 
 
 def never() -> bool:
-    """Training that nobody stops."""
+    """Return False: the answer for a training that nobody stops."""
     return False
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images that a run learns from, their token ids if it predicts some, and their versions."""
+    """Images that a run learns from, their token ids if it predicts any, and their versions."""
 
     images: Images
     token_ids: NDArray[Any] | None = None
@@ -99,8 +99,8 @@ def train(
     world: World = distributed.ALONE,
     stopping: Callable[[], bool] = never,
 ) -> None:
-    """Pretrain an encoder; ABOUT says what is written, what is resumed and what is raised."""
-    here()  # the commit that runs is that of the start, whatever is committed meanwhile
+    """Pretrain an encoder; ABOUT describes outputs, resumption and errors."""
+    here()  # caches the commit now: the running code is that of the start
     with prepared(run, data, work, out, world) as (folder, inputs):
         encoder = learn(run, inputs, folder, world, stopping)
         if world.rank == 0:
@@ -111,7 +111,7 @@ def train(
 def learn(
     run: RunConfig, inputs: Inputs, folder: Path, world: World, stopping: Callable[[], bool]
 ) -> ViT:
-    """The encoder after all steps, from the folder's checkpoint on if there is one.
+    """Train for all steps, from the folder's checkpoint on if there is one; returns the encoder.
 
     Raises Stopped, and UserError for a loss that is not finite.
     """
@@ -119,7 +119,7 @@ def learn(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_steps = optim.num_steps(len(inputs.images))
 
-    # Networks at initialisation, or as the last checkpoint has them.
+    # Networks at initialisation, or from the last checkpoint.
     torch.manual_seed(run.seed)
     method = load_method(run.method).Method(recipe, run.vit).to(device)
     recompute_blocks(method, run.activation_checkpointing)
@@ -149,7 +149,7 @@ def learn(
                     share = 1 / optim.accumulate
                     scalars.append(gradients(partial(shared, batch), share, run.precision, device))
 
-            # Update, and what the method moves with it: averages, centres.
+            # Update of the weights, and of the method's moving averages and centres.
             method.before_step(progress)
             update(method, optimizer, optim)
             method.after_step(progress)
@@ -210,9 +210,9 @@ def deliver(run: RunConfig, inputs: Inputs, encoder: ViT, folder: Path, out: Pat
 def prepared(
     run: RunConfig, data: Path, work: Path, out: Path, world: World
 ) -> Iterator[tuple[Path, Inputs]]:
-    """The run's folder, held by this training alone, and what it learns from.
+    """Lock the run's folder for this training; yields the folder and the inputs.
 
-    Raises UserError where data and run do not fit each other, or a folder cannot be written.
+    Raises UserError if data and run do not fit each other, or if a folder cannot be written.
     """
     index = verify(data) if world.rank == 0 else read_index(data)
     if index.dataset != run.dataset:
@@ -234,21 +234,21 @@ def prepared(
     writable(out.parent)
     writable(folder.parent)
     adopt(folder, work / "-".join([run.earlier_identity(), *versions]))
-    taken = f"{folder} is being trained by process {{process}}"
-    with held(folder / "lock", taken, None if world.size == 1 else PATIENCE):
+    message = f"{folder} is being trained by process {{process}}"
+    with held(folder / "lock", message, None if world.size == 1 else PATIENCE):
         distributed.wait()
         yield folder, inputs
 
 
 def adopt(folder: Path, earlier: Path) -> None:
-    """Take over a run's folder that an earlier version named by workers and intervals too."""
+    """Rename a run's folder of an earlier version, whose name hashed workers and intervals too."""
     if earlier.exists() and not folder.exists():
         earlier.rename(folder)
         print(f"going on from {earlier.name}, which an earlier version began", flush=True)
 
 
 def check_batches(run: RunConfig, images: Images, data: Path, world: World) -> None:
-    """Raise UserError where the images make no batch, or the processes do not divide it."""
+    """Raise UserError if the images fill no batch, or the processes do not divide it evenly."""
     optim = run.recipe.optim
     num_parts = world.size * optim.accumulate
     if optim.batch_size > len(images):
@@ -269,7 +269,7 @@ def check_batches(run: RunConfig, images: Images, data: Path, world: World) -> N
 
 
 def same_checkpoint(first: int, folder: Path) -> None:
-    """Raise UserError where the processes go on from different steps."""
+    """Raise UserError if the processes resume from different steps."""
     if not distributed.same(first):
         raise UserError(
             f"the processes found different checkpoints in {folder}: it must be one folder for "
@@ -278,14 +278,14 @@ def same_checkpoint(first: int, folder: Path) -> None:
 
 
 def recompute_blocks(method: Method, on: bool) -> None:
-    """Let encoders compute their blocks again in the backward pass instead of storing them."""
+    """Let encoders recompute their blocks in the backward pass instead of storing activations."""
     for network in method.modules():
         if isinstance(network, ViT):
             network.activation_checkpointing = on
 
 
 def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:
-    """The token cache that the recipe names, if any; raises UserError where it does not fit."""
+    """Token cache that the recipe names, if any; raises UserError if it does not fit."""
     tokens = run.recipe.tokens
     if tokens is None:
         return None
@@ -299,7 +299,7 @@ def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:
 
 
 def first_views(images: Images, size: int) -> Tensor:
-    """The first images in the evaluation view, for the monitors, [B, C, H, W]."""
+    """First images in the evaluation view, for the monitors, [B, C, H, W]."""
     views = EvaluationViews(images, size)
     return normalise(next(iter(evaluation_batches(views, min(NUM_MONITORED, len(images)), 0))))
 

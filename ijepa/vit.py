@@ -1,4 +1,4 @@
-"""The Vision Transformer of all methods: timm's blocks, and what the papers vary between them.
+"""Vision Transformer of all methods: timm's blocks, with the options in which the papers differ.
 
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, N patches of the grid
 (row-major), K patches kept, P 1 for a [cls] token and 0 for none, L blocks, D features.
@@ -32,7 +32,7 @@ class Hidden(NamedTuple):
 
 
 class ViT(VisionTransformer):
-    """An encoder from images to one feature vector per patch, after that of [cls] if it has one."""
+    """Encoder from images to one feature vector per patch, after that of [cls] if it has one."""
 
     def __init__(self, config: ViTConfig, variant: Variant = Variant()) -> None:
         super().__init__(
@@ -100,7 +100,7 @@ class ViT(VisionTransformer):
         """Features after the final LayerNorm, [B, P + N, D]; of ``keep_BK`` alone if given.
 
         Patches that are not kept are dropped before the first block: they influence nothing.
-        ``coins_BL2`` are uniform numbers for stochastic depth, needed in training mode where the
+        ``coins_BL2`` are uniform numbers for stochastic depth, needed in training mode if the
         variant has it.
         """
         *_, last = self.outputs(images_BCHW, keep_BK, hidden, coins_BL2)
@@ -114,7 +114,7 @@ class ViT(VisionTransformer):
         hidden: Hidden | None = None,
         coins_BL2: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """The embeddings and then the output of every block, [B, P + N, D], one after the other."""
+        """Embeddings and then the output of every block, [B, P + N, D], one after the other."""
         x = self.embed(images_BCHW, keep_BK, hidden)
         yield x
         shared = {}
@@ -124,7 +124,7 @@ class ViT(VisionTransformer):
         drops = self.training and self.variant.drop_path > 0
 
         def run(layer: int, x: Tensor) -> Tensor:
-            # Set inside, so that a branch that is computed again meets its own coins.
+            # Set here, so that a block that is recomputed gets the same coins again.
             for number, name in enumerate(DROP_PATHS if drops else ()):
                 assert coins_BL2 is not None
                 getattr(self.blocks[layer], name).coins_B = coins_BL2[:, layer, number]
@@ -141,7 +141,7 @@ class ViT(VisionTransformer):
     def embed(
         self, images_BCHW: Tensor, keep_BK: Tensor | None = None, hidden: Hidden | None = None
     ) -> Tensor:
-        """What enters the first block, [B, P + N, D] or [B, P + K, D]."""
+        """Input of the first block, [B, P + N, D] or [B, P + K, D]."""
         x: Tensor = self.patch_embed(images_BCHW)
         if hidden is not None:
             x = torch.where(hidden.hidden_BN.unsqueeze(-1), hidden.token, x)
@@ -157,10 +157,10 @@ class ViT(VisionTransformer):
         return x
 
     def positions(self, images_BCHW: Tensor) -> Tensor | None:
-        """The position of each token, resampled where the images are not of the usual size.
+        """Position of each token, resampled if the images are not of ``config.image_size``.
 
         DINO's release adds 0.1 to the new grid's sides against rounding, which moves the sampling
-        points by a hundredth of a patch; this does not.
+        points by a hundredth of a patch; this code does not.
         """
         if self.pos_embed is None:
             return None
@@ -177,15 +177,15 @@ class ViT(VisionTransformer):
         return resampled
 
     def patches(self, features: Tensor) -> Tensor:
-        """The features of the patches alone, [B, N, D]."""
+        """Features of the patches alone, [B, N, D]."""
         return features[:, self.num_prefix_tokens :]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016) that draws nothing itself.
+    """Stochastic depth (Huang et al., ECCV 2016) that draws no random numbers itself.
 
-    Its coins are set from outside, one uniform number for each image, so that a branch is dropped
-    for the same images however many devices share the batch, and again when it is recomputed.
+    The caller sets ``coins_B``, one uniform number for each image. A branch is then dropped for the
+    same images however many devices share the batch, and also when it is recomputed.
     """
 
     def __init__(self, rate: float) -> None:
@@ -194,11 +194,11 @@ class DropPath(nn.Module):
         self.coins_B: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch, scaled up where it is kept and zero elsewhere."""
+        """Branch scaled up for the images that keep it, and zero for the others."""
         if not self.training or not self.rate:
             return x
-        kept = (self.coins_B >= self.rate).to(x.dtype) / (1 - self.rate)
-        return x * kept.view(-1, 1, 1)
+        scale_B = (self.coins_B >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * scale_B.view(-1, 1, 1)
 
 
 def transformer_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
@@ -216,8 +216,8 @@ def beit_block(
 ) -> beit.Block:
     """Timm's block of BEiT: layer scale, and no bias for the keys.
 
-    Takes all arguments that timm's VisionTransformer has for a block; what is left out has no
-    counterpart and its default.
+    It takes all arguments that timm's VisionTransformer passes to a block. Those without a
+    counterpart have their defaults and are ignored.
     """
     return beit.Block(
         dim,
@@ -231,7 +231,7 @@ def beit_block(
 
 
 def take(x_BND: Tensor, index_BK: Tensor) -> Tensor:
-    """The rows of ``x_BND`` named by ``index_BK``, [B, K, D]."""
+    """Rows of ``x_BND`` with the indices ``index_BK``, [B, K, D]."""
     return x_BND.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
 
 
@@ -267,7 +267,7 @@ def sincos_positions(dim: int, grid: tuple[int, int], rows_first: bool = False) 
 
 @torch.no_grad()
 def initialise(module: nn.Module, init: Init) -> None:
-    """Normal weights of deviation 0.02 and zero biases for every Linear and patch convolution.
+    """Set normal weights of deviation 0.02 and zero biases in every Linear and patch convolution.
 
     ``rescaled`` also divides the two output projections of block l (from 1) by sqrt(2 l). The
     release means to do so and undoes it in a second pass, so its published numbers are
@@ -287,7 +287,7 @@ def initialise(module: nn.Module, init: Init) -> None:
 
 
 def xavier(module: nn.Module) -> None:
-    """Uniform weights after Glorot and Bengio, and zero biases, for every Linear (MAE)."""
+    """Set uniform weights after Glorot and Bengio, and zero biases, in every Linear (MAE)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -20,12 +20,12 @@ COUNTS = {"train": 24, "test": 18}
 
 
 class Killed(BaseException):
-    """What ends a process in the middle."""
+    """Interruption that ends a process in the middle of its work."""
 
 
 @dataclass(frozen=True)
 class Coloured(Subject):
-    """Its process dies after ``lives`` checkpoints."""
+    """A subject whose process dies after ``lives`` checkpoints."""
 
     lives: int = 10**9
     variant: Variant = field(default_factory=Variant)
@@ -61,7 +61,7 @@ class Coloured(Subject):
             raise Killed
 
     def weights(self) -> dict[str, Tensor]:
-        """Those of the last checkpoint."""
+        """Weights of the last checkpoint."""
         state = self.resume()
         assert state is not None
         return cast(dict[str, Tensor], state["weights"])

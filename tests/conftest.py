@@ -75,10 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """A test leaves as many as it found: another number adds in another order, in other tests."""
-    found = torch.get_num_threads()
+    """Check that a test restores torch's number of threads: another one would change later tests.
+
+    With another number of threads, torch adds in another order.
+    """
+    before = torch.get_num_threads()
     yield
-    assert torch.get_num_threads() == found
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +126,7 @@ def data(tiny: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenised(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a token cache, for CAE."""
+    """The tiny data set as shards with a token cache, for CAE; not to be written to."""
     copy = Path(shutil.copytree(data, tmp_path_factory.mktemp("tokenised") / "shards"))
     tokens.build_tokens(copy, "small", vocabulary=32)
     return copy
@@ -138,7 +141,7 @@ class Trained(Protocol):
 
 @pytest.fixture(scope="session")
 def trained(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Each run is trained once for all tests that compare with it."""
+    """Trained encoders; each run is trained once for all tests that compare with it."""
 
     @cache
     def encoder(method: str, descent: bool = False) -> Path:
@@ -165,7 +168,7 @@ def raw_run_of(method: str) -> dict[str, Any]:
         "method": method,
         "dataset": "tiny",
         "vit": {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2},
-        "recipe": {"optim": dict(OPTIM), **copy.deepcopy(RECIPES[method])},
+        "recipe": {"optim": dict(OPTIM), **copy.deepcopy(RECIPES.get(method, {}))},
         "precision": "float32",
         "log_every": 1,
         "monitor_every": 2,
@@ -173,17 +176,17 @@ def raw_run_of(method: str) -> dict[str, Any]:
     }
 
 
-def eventually(what: Callable[[], Any], seconds: float = 120, every: float = 0.2) -> Any:
-    """What is true of it at last."""
+def wait_until(condition: Callable[[], Any], seconds: float = 120, every: float = 0.2) -> Any:
+    """First true value that ``condition`` returns; raises AssertionError after ``seconds``."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if found := what():
-            return found
+        if value := condition():
+            return value
         time.sleep(every)
-    raise AssertionError(f"not so within {seconds} seconds: {what}")
+    raise AssertionError(f"not so within {seconds} seconds: {condition}")
 
 
 @pytest.fixture
 def real_register(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The project's own data sets."""
+    """Use the register of the project's own data sets instead of the tests' own."""
     monkeypatch.setattr(register, "REGISTER", ROOT / "data" / "datasets.yaml")

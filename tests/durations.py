@@ -9,7 +9,7 @@ import pytest
 
 FILE = Path(__file__).with_suffix(".csv")
 TIERS = ("browser", "processes", "slurm", "versions")
-"""Marks of the tests that ``make test`` leaves to other targets."""
+"""Marks of tests that ``make test`` leaves to other targets."""
 SLOW = 1.0
 """Seconds, beyond which a test has a line of its own."""
 
@@ -28,7 +28,7 @@ def tier(item: pytest.Item) -> str:
 
 
 def read() -> list[Duration]:
-    """What was recorded last."""
+    """Durations that were recorded last."""
     with FILE.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         next(rows)
@@ -42,7 +42,7 @@ class Recorder:
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One of the three."""
+        """Add the duration of one of the three."""
         named = dict(report.user_properties)
         self.seconds[str(named.get("tier", "default")), report.nodeid] += report.duration
 

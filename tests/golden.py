@@ -1,7 +1,7 @@
 """Replay a recorded training step and print how far each quantity is off.
 
-``python tests/golden.py FILE.npz``: the method is told by what the file holds, sizes come from its
-own ``meta``. The error is the norm of the difference over the norm of the recorded value. Exit
+``python tests/golden.py FILE.npz``: the keys of the file tell the method, its ``meta`` has the
+sizes. The error is the norm of the difference over the norm of the recorded value. Exit
 status 1 above 1e-4, for losses above 1e-5; for block sizes at the first that differs; for context
 lengths, which are random, beyond four standard errors.
 """
@@ -286,7 +286,7 @@ REPLAYS: dict[str, Callable[[Recorded, dict[str, Any]], Iterator[Error]]] = {
     "patch_center_before": replay_ibot,
     "center_before": replay_dino,
 }
-"""By something that only this method's file holds; iBOT's has all that DINO's has."""
+"""Replay of each method, by a key that only its file has; iBOT's file has all that DINO's has."""
 
 HEAD = "student_head/"
 
@@ -319,7 +319,7 @@ def load(
     method: Method, file: Recorded, names: dict[str, str], strict: bool = True
 ) -> Iterator[Error]:
     """Put the recorded weights in; fixed positions are compared with our own first."""
-    recorded = {key.replace("/", "."): torch.from_numpy(v) for key, v in of(file, "before/")}
+    recorded = {key.replace("/", "."): torch.from_numpy(v) for key, v in entries(file, "before/")}
     weights = rename(recorded, names)
     for name, value in weights.items():
         if "pos_embed" in name and not method.get_parameter(name).requires_grad:
@@ -334,11 +334,11 @@ def load(
 def gradients(method: Method, file: Recorded, names: dict[str, str]) -> Iterator[Error]:
     """Recorded gradients beside ours.
 
-    What shifts all keys alike cancels in the softmax: the recorded gradients of CAE's ``norm1_k``
-    biases are rounding errors, and nothing can be near them by ratio. A gradient below float32's
-    resolution of them all agrees with another such one.
+    A shift of all keys alike cancels in the softmax. So the recorded gradients of CAE's ``norm1_k``
+    biases are rounding errors, and no relative error of them can be small. Two gradients that are
+    both below float32's resolution of all gradients count as equal.
     """
-    recorded = [np.linalg.norm(value) for _, value in of(file, "grad/")]
+    recorded = [np.linalg.norm(value) for _, value in entries(file, "grad/")]
     zero = np.finfo(np.float32).eps * float(np.linalg.norm(recorded))
     errors = parameters(method, file, names, "grad/", lambda parameter: parameter.grad)
     for error in errors:
@@ -354,8 +354,8 @@ def parameters(
     prefix: str,
     value: Callable[[nn.Parameter], Any],
 ) -> Iterator[Error]:
-    """Something recorded of each parameter beside ours."""
-    for key, recorded in of(file, prefix):
+    """A recorded value of each parameter beside ours."""
+    for key, recorded in entries(file, prefix):
         ((name, _),) = rename({key.replace("/", "."): torch.empty(0)}, names).items()
         ours = value(method.get_parameter(name))
         yield Error(prefix + key, float("inf") if ours is None else relative(ours, recorded), LIMIT)
@@ -371,10 +371,10 @@ def replay_schedules(file: Recorded, note: str) -> Iterator[Error]:
     number = r"([-+\d.e]+)"
 
     def noted(pattern: str) -> list[float]:
-        found = re.search(pattern, note)
-        if found is None:
+        match = re.search(pattern, note)
+        if match is None:
             raise SystemExit(f"error: meta's note does not say {pattern!r}: {note}")
-        return [float(group.rstrip(".,")) for group in found.groups()]
+        return [float(group.rstrip(".,")) for group in match.groups()]
 
     decay, momentum = (
         (first, last)
@@ -430,7 +430,7 @@ def replay_mask_lengths(file: Recorded) -> Iterator[Error]:
             yield Error(key, float(gap), STANDARD_ERRORS)
 
 
-def of(file: Recorded, prefix: str) -> list[tuple[str, NDArray[Any]]]:
+def entries(file: Recorded, prefix: str) -> list[tuple[str, NDArray[Any]]]:
     """The entries whose names begin with a prefix, which is cut off."""
     return [(k.removeprefix(prefix), value) for k, value in file.items() if k.startswith(prefix)]
 

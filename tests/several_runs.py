@@ -22,7 +22,7 @@ def sgd(method: nn.Module, optim: Optim) -> torch.optim.SGD:
 def main() -> None:
     """Entry point of the command line."""
     data, *folders = map(Path, sys.argv[1:])
-    vars(train_module)["adamw"] = sgd  # AdamW would forgive gradients of another scale
+    vars(train_module)["adamw"] = sgd  # AdamW would hide gradients of another scale
 
     with distributed.joined() as world:
         for folder in folders:

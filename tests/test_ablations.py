@@ -51,13 +51,13 @@ def test_every_run_is_in_a_table_and_no_two_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", [run["name"] for run in MINI["runs"]])
-def test_its_masks_can_be_drawn_on_so_small_a_grid(name: str) -> None:
-    """And what is predicted is hidden, save in one image of thousands with nothing else left."""
+def test_the_masks_of_a_run_can_be_drawn_on_its_small_grid(name: str) -> None:
+    """Predicted patches are hidden, except in one image of thousands with nothing else left."""
     run = parsed(MINI, name)
     masking, grid = run.recipe.masking, run.vit.grid
-    drawn, random, overlapping = sampler(masking, grid), torch.Generator().manual_seed(0), 0
+    mask_sampler, random, overlapping = sampler(masking, grid), torch.Generator().manual_seed(0), 0
     for _ in range(50):
-        masks = drawn.sample(run.recipe.optim.batch_size, random)
+        masks = mask_sampler.sample(run.recipe.optim.batch_size, random)
         assert masks.context_GK.shape[1] > masking.min_keep
         seen = torch.zeros(len(masks.context_GK), grid[0] * grid[1], dtype=torch.bool)
         seen.scatter_(1, masks.context_GK, True)

@@ -45,9 +45,11 @@ def test_a_file_is_read_once_and_again_when_it_changed(
         archives.verify_once(path, right)
     path.write_bytes(b"wrong")
     os.utime(path, (1, 1))
-    found = hashlib.sha1(b"wrong").hexdigest()
+    checksum = hashlib.sha1(b"wrong").hexdigest()
     for _ in range(2):
-        with pytest.raises(UserError, match=rf"big\.tar has sha1 {found}, expected {right[5:]}.*"):
+        with pytest.raises(
+            UserError, match=rf"big\.tar has sha1 {checksum}, expected {right[5:]}.*"
+        ):
             archives.verify_once(path, right)
 
 
@@ -123,7 +125,7 @@ def test_a_member_outside_the_folder_is_refused(tmp_path: Path, name: str) -> No
     assert not (tmp_path / "outside.jpg").exists()
 
 
-def places(path: Path, offset: int = 0, size: int | None = None) -> dict[str, bytes]:
+def contents(path: Path, offset: int = 0, size: int | None = None) -> dict[str, bytes]:
     whole = path.read_bytes()
     return {
         name: whole[first : first + count]
@@ -138,14 +140,14 @@ def test_files_of_a_tar_are_found_in_place_and_folders_are_none(tmp_path: Path) 
         (folder / name).write_bytes(content)
     with tarfile.open(path, "w") as tar:
         tar.add(folder, ".")
-    assert places(path) == {f"./{name}": content for name, content in FILES.items()}
+    assert contents(path) == {f"./{name}": content for name, content in FILES.items()}
 
 
 def test_files_of_a_tar_in_a_tar_are_found_in_the_outer_one(tmp_path: Path) -> None:
     path = tmp_path / "outer.tar"
     path.write_bytes(tar_of({"other.tar": tar_of({"x": b"y"}), "inner.tar": tar_of(FILES)}))
-    inner = {name: place for name, *place in archives.tar_entries(path)}["inner.tar"]
-    assert places(path, *inner) == FILES
+    inner = {name: position for name, *position in archives.tar_entries(path)}["inner.tar"]
+    assert contents(path, *inner) == FILES
 
 
 def test_an_inner_tar_without_an_end_does_not_run_on_into_the_next(tmp_path: Path) -> None:
@@ -201,9 +203,9 @@ def test_a_tar_is_listed_once_and_again_when_it_changed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     with archives.tar_lookup(path) as find:
         for name, content in FILES.items():
-            place = find(name)
-            assert place is not None
-            assert whole[place[0] : place[0] + place[1]] == content
+            position = find(name)
+            assert position is not None
+            assert whole[position[0] : position[0] + position[1]] == content
         assert find("four.jpg") is None
     listed = archives._table(path).stat().st_mtime_ns
     with archives.tar_lookup(path):

@@ -1,4 +1,4 @@
-"""Results are held against the config by what they say of themselves (the rest: tests/versions)."""
+"""Results are compared with the config by their own records (other such tests: tests/versions)."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from workflow.plan.audit import check
 def test_an_encoder_of_other_tokens_is_named(
     tokenised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their tokenizer's settings are not in its run."""
+    """The tokenizer's settings are not part of the encoder's run."""
     monkeypatch.chdir(tmp_path)
     shards = tmp_path / "data/shards/tiny"
     shutil.copytree(tokenised, shards, symlinks=True)

@@ -55,7 +55,7 @@ def scene(split: str, number: int, depths: list[float]) -> Scene:
 
 
 def official(raw: Path, scenes: dict[str, list[Scene]]) -> dict[str, bytes]:
-    """Write the official folders; the bytes of each image come back by its file name."""
+    """Write the official folders; returns the bytes of each image by its file name."""
     contents = {}
     for split, listed in scenes.items():
         folder = raw / "CLEVR_v1.0" / "images" / split
@@ -127,11 +127,11 @@ def test_folders_unpacked_by_hand_need_no_archive(tmp_path: Path) -> None:
 
 def test_what_a_person_must_bring_is_listed(tmp_path: Path) -> None:
     official(tmp_path, {"train": TRAIN})
-    (told,) = source.missing(dataset(), tmp_path)
-    assert "CLEVR_v1.0.zip (18 GB, from https://" in told
-    assert "images/val" in told
-    assert "CLEVR_val_scenes.json" in told
-    assert "train" not in told
+    (line,) = source.missing(dataset(), tmp_path)
+    assert "CLEVR_v1.0.zip (18 GB, from https://" in line
+    assert "images/val" in line
+    assert "CLEVR_val_scenes.json" in line
+    assert "train" not in line
     with pytest.raises(UserError, match=r"CLEVR is missing: bring .*CLEVR_v1\.0\.zip"):
         source.fetch(dataset(), tmp_path)
 
@@ -161,7 +161,7 @@ def test_the_label_of_a_count_starts_at_three_objects(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: s[1].update(objects=[]), r"scene 1 \(.*\): it has 0 objects, not 3 to 10"),
         (lambda s: s[1].pop("objects"), r"scene 1 .*it has 0 objects"),
@@ -183,13 +183,13 @@ def test_the_label_of_a_count_starts_at_three_objects(count: int) -> None:
     ],
 )
 def test_a_scene_that_cannot_be_used_is_named(
-    change: Callable[[list[Any]], object], told: str, tmp_path: Path
+    change: Callable[[list[Any]], object], message: str, tmp_path: Path
 ) -> None:
     official(tmp_path, {"train": TRAIN})
     scenes: list[Any] = json.loads(json.dumps(TRAIN))
     change(scenes)
     write_scenes(tmp_path, "train", scenes)
-    with pytest.raises(UserError, match=rf"CLEVR_train_scenes\.json.*{told}"):
+    with pytest.raises(UserError, match=rf"CLEVR_train_scenes\.json.*{message}"):
         list(source.entries(dataset(), tmp_path, "train"))
 
 
@@ -258,7 +258,7 @@ def test_seeds_and_splits_and_numbers_give_other_scenes() -> None:
 
 
 def test_pixels_are_those_of_every_machine() -> None:
-    """Recorded 2026-11-22 on an AMD EPYC, the same with code for a processor without AVX."""
+    """Recorded 2026-11-22 on an AMD EPYC; code for a processor without AVX gives the same hash."""
     pixels = raytracer.render(*clevr.sample_scene(0, "train", 0, 96, 64), 96, 64)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == (
         "242e2bf0335754c9034c7da23c707e68d48d501d4656a5f403a78c610941f4b2"
@@ -268,8 +268,8 @@ def test_pixels_are_those_of_every_machine() -> None:
 def test_an_interrupted_generation_keeps_its_images(generated: Path, tmp_path: Path) -> None:
     generate.generate(SMALL, tmp_path)
     images = tmp_path / "CLEVR_v1.0" / "images"
-    kept = images / "train" / "CLEVR_train_000001.png"
-    written = kept.stat().st_mtime_ns
+    finished = images / "train" / "CLEVR_train_000001.png"
+    written = finished.stat().st_mtime_ns
     (tmp_path / "CLEVR_v1.0" / "scenes" / "CLEVR_train_scenes.json").unlink()
     (images / "train" / "CLEVR_train_000004.png").rename(
         images / "train" / "CLEVR_train_000004.part"
@@ -277,7 +277,7 @@ def test_an_interrupted_generation_keeps_its_images(generated: Path, tmp_path: P
     (images / "val" / "CLEVR_val_000000.png").unlink()
     generate.generate(SMALL, tmp_path)
     assert content(tmp_path) == content(generated)
-    assert kept.stat().st_mtime_ns == written
+    assert finished.stat().st_mtime_ns == written
 
 
 def test_images_of_other_settings_or_origin_are_not_mixed_with_new_ones(
@@ -303,7 +303,7 @@ def test_the_reader_generates_what_its_options_say(generated: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"generator": {}}, r"clevr\.options has 'generator'"),
         (
@@ -313,8 +313,8 @@ def test_the_reader_generates_what_its_options_say(generated: Path, tmp_path: Pa
         ({"generate": {"width": 0}}, r"clevr\.options\.generate\.width: .*given: 0"),
     ],
 )
-def test_a_wrong_option_is_named(options: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_option_is_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         source.fetch(dataset(options=options), tmp_path)
 
 
@@ -328,13 +328,13 @@ def test_scenes_keep_the_rules_of_clevr() -> None:
         assert (
             geometry.visible_pixels(objects, camera, 320, 213).min() >= 180
         )  # 200, on another grid
-        places = np.stack([objects["x"], objects["y"]], axis=1)
-        assert (np.abs(places) <= 3).all()
+        positions = np.stack([objects["x"], objects["y"]], axis=1)
+        assert (np.abs(positions) <= 3).all()
         right = np.array(camera.right[:2])
         footprint = np.where(objects["size"] == 0, 0.7, 0.35)
         for i in range(len(objects)):
             for j in range(i):
-                apart = places[i] - places[j]
+                apart = positions[i] - positions[j]
                 assert math.hypot(*apart) >= footprint[i] + footprint[j] + 0.25
                 assert abs(apart @ right) >= 0.4
                 assert abs(apart @ (right[1], -right[0])) >= 0.4
@@ -383,9 +383,9 @@ def test_relationships_name_the_objects_on_each_side() -> None:
     related, items = described["relationships"], described["objects"]
     for i in range(len(items)):
         others = set(range(len(items))) - {i}
-        for one, opposite in (("left", "right"), ("front", "behind")):
-            assert set(related[one][i]) | set(related[opposite][i]) == others
-            assert all(i in related[opposite][j] for j in related[one][i])
+        for side, opposite in (("left", "right"), ("front", "behind")):
+            assert set(related[side][i]) | set(related[opposite][i]) == others
+            assert all(i in related[opposite][j] for j in related[side][i])
         for j in related["front"][i]:
             assert items[j]["pixel_coords"][2] < items[i]["pixel_coords"][2]
         for j in related["left"][i]:
@@ -403,18 +403,18 @@ def test_rays_enter_objects_where_their_insides_begin(shape: str) -> None:
         aim = rng.uniform(-1, 1, 3) + np.array([thing["x"], thing["y"], thing["z"]]) - origin
         steps = np.linspace(0, 2, 20_001)
         inside = is_inside(thing, origin + steps[:, None] * aim)
-        found = geometry.distance_to(thing, tuple(origin), tuple(aim))
+        distance = geometry.distance_to(thing, tuple(origin), tuple(aim))
         if inside[0]:
             continue
         if inside.any():
             hits += 1
-            assert found == pytest.approx(steps[inside.argmax()], abs=2e-4)
-            surface = origin + found * aim
+            assert distance == pytest.approx(steps[inside.argmax()], abs=2e-4)
+            surface = origin + distance * aim
             normal = np.array(geometry.normal_at(thing, tuple(surface)))
             assert is_inside(thing, surface - 1e-4 * normal)
             assert not is_inside(thing, surface + 1e-4 * normal)
         else:
-            assert found > 1.99 or math.isinf(found)
+            assert distance > 1.99 or math.isinf(distance)
     assert hits > 10
 
 
@@ -459,9 +459,9 @@ def test_the_foremost_objects_are_those_that_the_rays_of_all_pixels_meet_first()
         for y in range(height):
             for x in range(width):
                 ray = geometry.ray_through(camera, x + 0.5, y + 0.5, width, height)
-                found, distance = geometry.nearest(objects, camera.place, ray)
-                assert numbers[y, x] == found
-                assert distances[y, x] == (distance if found >= 0 else math.inf)
+                hit, distance = geometry.nearest(objects, camera.place, ray)
+                assert numbers[y, x] == hit
+                assert distances[y, x] == (distance if hit >= 0 else math.inf)
 
 
 def test_objects_that_are_not_searched_for_shadows_cast_none() -> None:
@@ -471,8 +471,8 @@ def test_objects_that_are_not_searched_for_shadows_cast_none() -> None:
         objects, _, lights = clevr.sample_scene(0, "train", number, 96, 64)
         for _ in range(60):
             middle = rng.uniform((-4, -4, 0), (4, 4, 1.5))
-            found = raytracer.shaders(objects, lights, tuple(middle), 0.4)
-            searched, total = searched + found.bit_count(), total + 3 * len(objects)
+            shaders = raytracer.shaders(objects, lights, tuple(middle), 0.4)
+            searched, total = searched + shaders.bit_count(), total + 3 * len(objects)
             for light, edge in enumerate(raytracer.LIGHT_SIZES):
                 point = middle + rng.uniform(-0.4, 0.4, 3) / math.sqrt(3)
                 sample = (
@@ -481,7 +481,7 @@ def test_objects_that_are_not_searched_for_shadows_cast_none() -> None:
                     edge,
                     *map(int, rng.integers(2, size=2)),
                 )
-                candidates = found >> raytracer.BITS * light
+                candidates = shaders >> raytracer.BITS * light
                 assert raytracer.unshadowed(objects, candidates, *sample) == raytracer.unshadowed(
                     objects, -1, *sample
                 )

@@ -25,7 +25,7 @@ Bits = NDArray[np.bool_]
 
 
 def result(correct: Bits | None = None, **other: Any) -> dict[str, Any]:
-    """What ``python -m evals knn`` writes, as far as a comparison reads it."""
+    """Result as ``python -m evals knn`` writes it, as far as a comparison reads it."""
     made: dict[str, Any] = {
         "evaluation": "knn",
         "dataset": "tiny",
@@ -87,7 +87,7 @@ def test_of_several_seeds_the_p_value_is_the_share_of_all_signs(changes: list[in
         abs(sum(sign * change for sign, change in zip(signs, changes, strict=True)))
         for signs in itertools.product((-1, 1), repeat=len(changes))
     ]
-    expected = np.mean([one >= abs(sum(changes)) for one in sums])
+    expected = np.mean([total >= abs(sum(changes)) for total in sums])
     assert noise.sign_test(np.array(changes)) == pytest.approx(expected, abs=1e-9)
 
 
@@ -96,13 +96,13 @@ def test_holm_corrects_the_smallest_most() -> None:
     assert noise.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["paired", "unpaired"])
+@pytest.mark.parametrize("paired", [True, False], ids=["paired", "unpaired"])
 @pytest.mark.parametrize(("n", "hard"), [(400, 0.4), (60, 0.1)], ids=["many", "few"])
 def test_without_a_difference_a_comparison_errs_at_most_as_often_as_alpha(
-    kept: bool, n: int, hard: float, monkeypatch: pytest.MonkeyPatch
+    paired: bool, n: int, hard: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of eight evaluations together; the images that are hard are right by chance."""
-    monkeypatch.setattr(noise, "RESAMPLES", 1)  # of the interval, which no verdict is made from
+    """Eight evaluations are compared together; the images that are hard are right by chance."""
+    monkeypatch.setattr(noise, "RESAMPLES", 1)  # for the interval, on which no verdict depends
     random = np.random.default_rng(0)
     alarms, times, alpha = 0, 300, 0.1
     for _ in range(times):
@@ -110,20 +110,20 @@ def test_without_a_difference_a_comparison_errs_at_most_as_often_as_alpha(
         new: Results = {}
         for number in range(8):
             easy = random.random(n) > hard
-            for one in (old, new):
+            for results in (old, new):
                 made = result(easy | (random.random(n) < 0.5))
-                made = made if kept else {key: made[key] for key in made if key != "correct"}
-                one["ijepa", 0, f"knn{number}"] = made
+                made = made if paired else {key: made[key] for key in made if key != "correct"}
+                results["ijepa", 0, f"knn{number}"] = made
         rows = compare(old, new, alpha)
         alarms += any(row.verdict in ("worse", "better") for row in rows)
     assert alarms / times <= alpha + 2 * (alpha * (1 - alpha) / times) ** 0.5
 
 
 def test_seeds_of_the_same_images_are_no_more_images() -> None:
-    """Five seeds that err alike say what one of them says."""
-    one = {("mae", 0, "knn"): result(share(500))}, {("mae", 0, "knn"): result(share(490))}
-    five = [{("mae", s, "knn"): each["mae", 0, "knn"] for s in range(5)} for each in one]
-    (single,), (pooled,) = compare(*one), compare(five[0], five[1])
+    """Five seeds with the same errors have the verdict of one of them."""
+    one_seed = {("mae", 0, "knn"): result(share(500))}, {("mae", 0, "knn"): result(share(490))}
+    five_seeds = [{("mae", s, "knn"): each["mae", 0, "knn"] for s in range(5)} for each in one_seed]
+    (single,), (pooled,) = compare(*one_seed), compare(five_seeds[0], five_seeds[1])
     assert pooled.seeds == "0 1 2 3 4"
     assert (pooled.difference, pooled.p) == pytest.approx((single.difference, single.p))
     assert (pooled.low, pooled.high) == pytest.approx((single.low, single.high))
@@ -151,8 +151,10 @@ def test_worse_is_1_and_better_or_the_same_is_0(
     a, b = write(tmp_path / "a", old), write(tmp_path / "b", new)
     assert run(monkeypatch, a, b, "--csv", tmp_path / "rows.csv") == 1
     lines = capsys.readouterr().out.splitlines()
-    found = [next(n for n, line in enumerate(lines) if name in line) for name in ("mae", "ijepa")]
-    assert found == sorted(found)
+    line_numbers = [
+        next(n for n, line in enumerate(lines) if name in line) for name in ("mae", "ijepa")
+    ]
+    assert line_numbers == sorted(line_numbers)
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["run"], r["verdict"], float(r["difference"])) for r in rows] == [
@@ -179,7 +181,7 @@ def test_two_runs_of_one_set_are_compared_as_a_pair(
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"protocol": {"num_neighbours": 10}}, "protocol.num_neighbours 20 -> 10"),
         ({"protocol": {"num_neighbours": 20}}, "protocol.crop.flip 0.5 -> absent"),
@@ -189,14 +191,14 @@ def test_two_runs_of_one_set_are_compared_as_a_pair(
         ({"n": 999, "value": 0.5}, "n 1000 -> 999"),
     ],
 )
-def test_what_different_protocols_or_data_made_is_not_compared(
-    other: dict[str, Any], told: str
+def test_results_of_different_protocols_or_data_are_not_compared(
+    other: dict[str, Any], message: str
 ) -> None:
     a = {("mae", seed, "knn"): result(share(500)) for seed in (0, 1)}
     b = a | {("mae", 0, "knn"): result(share(100)) | other}
     rows = {row.seeds: row for row in compare(a, b)}
     assert (rows["0"].verdict, rows["0"].difference) == ("not comparable", None)
-    assert told in rows["0"].note
+    assert message in rows["0"].note
     assert (rows["1"].verdict, rows["1"].difference) == ("within noise", 0)
 
 
@@ -227,7 +229,7 @@ def test_a_metric_that_is_not_top1_is_shown_without_a_judgement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         ({"value": float("nan")}, r"mae/seed0/knn.json of .*: value is nan, no finite number"),
         ({"value": "high"}, "mae/seed0/knn.json of .*: evaluate it anew"),
@@ -242,7 +244,7 @@ def test_a_metric_that_is_not_top1_is_shown_without_a_judgement() -> None:
 )
 def test_a_damaged_result_is_named(
     damage: dict[str, Any],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -251,12 +253,12 @@ def test_a_damaged_result_is_named(
     b = write(tmp_path / "b", {"mae/seed0/knn": result(share(500)) | damage})
     assert run(monkeypatch, a, b) == 2
     error = capsys.readouterr().err
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         raise UserError(error)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["{a}", "nowhere"], "'nowhere' is no folder, no git revision"),
         (["{a}", "{empty}"], "has no evaluations/RUN/seedN/NAME.json"),
@@ -270,19 +272,19 @@ def test_a_damaged_result_is_named(
 )
 def test_wrong_usage_is_2_and_never_1(
     words: list[str],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = {f"{name}/seed0/knn": result(share(500)) for name in ("ijepa", "mae")}
-    places = {
+    folders = {
         "a": write(tmp_path / "a", made),
         "other": write(tmp_path / "other", {"mae/seed0/knn": result(share(500), label="count")}),
         "empty": tmp_path,
     }
-    assert run(monkeypatch, *(word.format(**places) for word in words)) == 2
-    assert told in capsys.readouterr().err
+    assert run(monkeypatch, *(word.format(**folders) for word in words)) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_set_is_read_from_a_revision_and_from_an_experiment(
@@ -309,8 +311,8 @@ def test_a_set_is_read_from_a_revision_and_from_an_experiment(
     write(tmp_path / "results" / "mini", {"mae/seed0/knn": result(share(450))})
     (tmp_path / "results" / "sub").mkdir()
 
-    for place in (tmp_path, tmp_path / "results" / "sub"):
-        monkeypatch.chdir(place)
+    for folder in (tmp_path, tmp_path / "results" / "sub"):
+        monkeypatch.chdir(folder)
         assert run(monkeypatch, "v0", "v1:results/mini", "--json") == 1
         assert values() == (50, 40)
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,11 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("vit.mlp_ratio", 0, r"mlp_ratio is 0\.0: it must be above 0"),
         ("vit", "base", r"run\.vit: 'base' must be keys and values"),
         ("recipe.optim.batch_size", 129, r"batch_size: 129 is more than the 128 training images"),
-        ("checkpoint_every", 0, r"checkpoint_every is 0"),
+        (
+            "checkpoint_every",
+            0,
+            r"run\.checkpoint_every: .*greater than or equal to 1 \(given: 0\)",
+        ),
     ],
 )
 def test_a_mistake_is_refused_with_its_path_the_value_and_what_is_allowed(
@@ -61,7 +65,9 @@ def test_a_mistake_is_refused_with_its_path_the_value_and_what_is_allowed(
         parse_run(changed(raw_run, path, value))
 
 
-def test_what_is_left_out_is_the_published_recipe(raw_run: dict[str, Any]) -> None:
+def test_keys_that_are_left_out_have_the_values_of_the_published_recipe(
+    raw_run: dict[str, Any],
+) -> None:
     recipe = parse_run(raw_run).recipe
     assert isinstance(recipe, ijepa.Config)
     assert (recipe.optim.epochs, recipe.optim.lr) == (2, 1e-3)
@@ -97,14 +103,14 @@ def recipes(name: str) -> dict[str, dict[str, Any]]:
     """Each run of a config without its length."""
     runs = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["runs"]
     for run in runs:
-        del run["recipe"]["optim"]["epochs"], run["recipe"]["optim"]["warmup_epochs"]
+        run["recipe"].pop("optim", None)
     return {run["name"]: run for run in runs}
 
 
 def test_longer_configs_have_the_runs_of_shorter_ones_with_more_time() -> None:
     assert recipes("mini").items() <= recipes("hour").items()
     assert recipes("hour") == recipes("hours")
-    assert recipes("hour").keys() == set(method_names())
+    assert recipes("hour").keys() <= set(method_names())
 
 
 @pytest.mark.usefixtures("real_register")
@@ -226,7 +232,7 @@ def test_a_tokenizer_must_be_written_out() -> None:
     (cae,) = (run for run in benchmark["runs"] if run["name"] == "cae")
     del cae["recipe"]["tokenizer"]
     with pytest.raises(
-        UserError, match=r"runs\.cae\.recipe\.tokenizer: write the default, 'dalle'"
+        UserError, match=r"runs\.cae\.recipe\.tokenizer: write the default, 'small'"
     ):
         check(read_benchmark(benchmark))
 
@@ -236,6 +242,6 @@ def test_every_config_has_the_shape_that_the_workflow_asks_for(path: Path) -> No
     raw, benchmark = read_files([path])
     assert benchmark.name == path.stem
     assert {table["name"] for table in raw["tables"]} == {table.name for table in benchmark.tables}
-    # What the plan's config.yaml says is the same config.
+    # The plan's config.yaml holds the same config.
     again = read_benchmark(as_plain(benchmark))
     assert again == benchmark

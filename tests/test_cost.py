@@ -24,7 +24,7 @@ from workflow.plan.benchmark import read_files
 from workflow.plan.check import planned
 from workflow.plan.cost import main
 
-# Forecasts are of the project's own data sets, whatever other tests have put in their place.
+# Predictions are of the project's own data sets, even if other tests have replaced the register.
 pytestmark = pytest.mark.usefixtures("real_register")
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,9 @@ TOY = {"image_size": 32, "patch_size": 4, "dim": 64, "depth": 2, "num_heads": 2}
 
 def run(method: str = "ijepa", vit: Any = TOY, **recipe: Any) -> RunConfig:
     raw = {"method": method, "dataset": "cifar10", "vit": vit}
-    return config.parse_run({**raw, "recipe": {"optim": OPTIM, **RECIPES[method], **recipe}})
+    return config.parse_run(
+        {**raw, "recipe": {"optim": OPTIM, **RECIPES.get(method, {}), **recipe}}
+    )
 
 
 def of_paper(*names: str, **differs: Any) -> dict[str, cost.Planned]:
@@ -57,7 +59,7 @@ def forward(vit: ViTConfig, tokens: int) -> float:
 @pytest.mark.parametrize(("size", "patch"), [("base", 8), ("huge", 14), ("giant", 16)])
 def test_a_step_of_mae_costs_three_forward_passes_by_the_closed_form(size: str, patch: int) -> None:
     """Over 5 s: a huge network is counted, each operation by torch in Python."""
-    one = config.parse_run(
+    mae = config.parse_run(
         {
             "method": "mae",
             "dataset": "imagenet",
@@ -65,12 +67,12 @@ def test_a_step_of_mae_costs_three_forward_passes_by_the_closed_form(size: str, 
             "recipe": {"optim": {"batch_size": 2}},
         }
     )
-    N = one.vit.grid[0] ** 2
+    N = mae.vit.grid[0] ** 2
     decoder = ViTConfig(dim=512, depth=8, num_heads=16)
-    embed = 2 * (N // 4 + 1) * one.vit.dim * 512 + 2 * (N + 1) * 512 * 3 * patch**2
+    embed = 2 * (N // 4 + 1) * mae.vit.dim * 512 + 2 * (N + 1) * 512 * 3 * patch**2
     blocks = forward(decoder, N + 1) - 2 * 196 * 3 * 16**2 * 512
-    expected = 3 * (forward(one.vit, N // 4 + 1) + blocks + embed)
-    assert counting.size(one, 2).flops == pytest.approx(expected, rel=0.01)
+    expected = 3 * (forward(mae.vit, N // 4 + 1) + blocks + embed)
+    assert counting.size(mae, 2).flops == pytest.approx(expected, rel=0.01)
 
 
 def test_a_target_encoder_costs_one_forward_pass() -> None:
@@ -87,22 +89,22 @@ def test_a_target_encoder_costs_one_forward_pass() -> None:
 
 @pytest.mark.parametrize("method", method_names())
 def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
-    one = run(method)
-    batch = one.recipe.optim.batch_size
-    real = load_method(method).Method(one.recipe, one.vit)
-    on_meta = load_method(method).Method(one.recipe, one.vit).to("meta")
-    flops, saved = counting._count(on_meta, one, batch, True, 0)
+    parsed = run(method)
+    batch = parsed.recipe.optim.batch_size
+    real = load_method(method).Method(parsed.recipe, parsed.vit)
+    on_meta = load_method(method).Method(parsed.recipe, parsed.vit).to("meta")
+    flops, saved = counting._count(on_meta, parsed, batch, True, 0)
 
-    kept: dict[int, Tensor] = {}
+    storages: dict[int, Tensor] = {}
     weights = {p.untyped_storage().data_ptr() for p in real.parameters()}
 
     def keep(x: Tensor) -> Tensor:
         matrix = x.shape[-2:] == (65, 65)  # a CPU's flash kernel knows no data2vec's positions
         if x.is_floating_point() and not matrix and x.untyped_storage().data_ptr() not in weights:
-            kept[x.untyped_storage().data_ptr()] = x
+            storages[x.untyped_storage().data_ptr()] = x
         return x
 
-    noise = counting.batch_of_noise(one, batch, 0, torch.device("cpu"))
+    noise = counting.batch_of_noise(parsed, batch, 0, torch.device("cpu"))
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)
     math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with counter, math:
@@ -110,7 +112,9 @@ def test_sizes_alone_cost_what_a_real_network_costs(method: str) -> None:
     assert flops == counter.get_total_flops() > 0
     with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(keep, lambda x: x):
         _loss = real(noise)["loss"]
-    assert saved == pytest.approx(sum(x.untyped_storage().nbytes() for x in kept.values()), rel=0.1)
+    assert saved == pytest.approx(
+        sum(x.untyped_storage().nbytes() for x in storages.values()), rel=0.1
+    )
 
 
 def test_the_matrix_of_attention_is_not_kept() -> None:
@@ -134,32 +138,33 @@ def test_checkpointing_takes_more_flops_and_less_memory() -> None:
 def test_more_gpus_and_accumulation_take_memory_from_each() -> None:
     def gb(gpus: int, accumulate: int) -> float:
         optim = {"batch_size": 64, "epochs": 1, "warmup_epochs": 0, "accumulate": accumulate}
-        one = run("mae", optim=optim)
-        return cost.cost("one", one, 50_000, gpus, A100).gb_per_gpu
+        parsed = run("mae", optim=optim)
+        return cost.cost("one", parsed, 50_000, gpus, A100).gb_per_gpu
 
     assert gb(1, 1) > gb(2, 1) > gb(2, 2)
 
 
 def test_hours_are_flops_over_what_the_card_does() -> None:
-    (one,) = cost.predict(of_paper("mae_vitb16"), A100, 0.5)
-    flops = one.images * one.gflop_per_image * 1e9
-    assert one.steps == 1600 * (1_281_167 // 4096)
-    assert one.gpu_hours == pytest.approx(flops / (312e12 * 0.5) / 3600)
-    assert one.hours == pytest.approx(one.gpu_hours / 16)
-    assert one.kwh == pytest.approx(one.gpu_hours * 0.4)
+    (prediction,) = cost.predict(of_paper("mae_vitb16"), A100, 0.5)
+    flops = prediction.images * prediction.gflop_per_image * 1e9
+    assert prediction.steps == 1600 * (1_281_167 // 4096)
+    assert prediction.gpu_hours == pytest.approx(flops / (312e12 * 0.5) / 3600)
+    assert prediction.hours == pytest.approx(prediction.gpu_hours / 16)
+    assert prediction.kwh == pytest.approx(prediction.gpu_hours * 0.4)
     (slow,) = cost.predict(of_paper("mae_vitb16"), GPUS["v100-32gb"], 0.5)
-    assert slow.gpu_hours == pytest.approx(one.gpu_hours * 312 / 15.7, rel=0.01)  # no bfloat16
+    # A V100 has no bfloat16.
+    assert slow.gpu_hours == pytest.approx(prediction.gpu_hours * 312 / 15.7, rel=0.01)
 
 
 def test_the_utilisation_is_that_of_the_papers_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 5 s: four networks of a paper's size are counted, each operation by torch in Python."""
-    cost.predict(of_paper("ijepa_vith14"), A100)  # of all draws, which other tests need as well
-    # Of 8 draws iBOT's FLOPs are those of 32, within 0.03 %.
+    cost.predict(of_paper("ijepa_vith14"), A100)  # with all draws, which other tests need as well
+    # With 8 draws iBOT's FLOPs are those of 32 draws, within 0.03 %.
     monkeypatch.setattr(counting, "NUM_DRAWS", 8)
     pairs = cost.held_against_published()
     ratios = {row["method"]: c.gpu_hours / float(row["gpu_hours"]) for row, c in pairs}
     assert ratios["ijepa"] == pytest.approx(1, abs=0.03)
-    # What the docstring says of V100.
+    # The share of V100 hours that the docstring states.
     assert all(0.45 < ratios[name] < 0.55 for name in ("mae", "dino", "ibot"))
 
 
@@ -171,39 +176,39 @@ def test_published_hours_stand_beside_the_run_scaled_to_its_epochs() -> None:
 
 
 def test_on_a_cpu_a_prediction_is_of_images_and_their_speed() -> None:
-    one = cost.cost("one", run("mae"), 50_000, 1, None, speed=10)
-    assert one.hours == one.images / 10 / 3600
-    assert one.kwh is None
+    prediction = cost.cost("one", run("mae"), 50_000, 1, None, speed=10)
+    assert prediction.hours == prediction.images / 10 / 3600
+    assert prediction.kwh is None
 
 
 def test_a_card_of_unknown_peak_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many of it as there are, where a run asks for more.
+    """A run that asks for more cards than there are gets all of them.
 
     Over 5 s: MAE is counted for two and for four cards, each operation by torch in Python.
     """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     names = {"NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA GeForce RTX 4090": "cpu"}
-    for told, name in names.items():
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda told=told: told)
+    for card, name in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda card=card: card)
         assert cost.card_here() == name
     runs = of_paper("mae_vitb16", gpus=4)
-    (one,) = cost.predict(runs, None, speeds={"mae_vitb16": 10.0}, here=True)
-    assert one.gpus == cost.predict(runs, A100, here=True)[0].gpus == 2
+    (prediction,) = cost.predict(runs, None, speeds={"mae_vitb16": 10.0}, here=True)
+    assert prediction.gpus == cost.predict(runs, A100, here=True)[0].gpus == 2
     assert cost.predict(runs, A100)[0].gpus == 4
-    assert one.hours == one.images / 20 / 3600 == one.gpu_hours / 2
+    assert prediction.hours == prediction.images / 20 / 3600 == prediction.gpu_hours / 2
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"dataset": "imagenet22k"}, "--images imagenet22k="),
         ({"gpus": 3}, "gpus: 3"),
         ({"vit": {"size": "vast"}}, "mae_vitb16.vit.size: 'vast' is unknown"),
     ],
 )
-def test_a_config_that_cannot_be_predicted_is_refused(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_config_that_cannot_be_predicted_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         cost.predict(of_paper("mae_vitb16", **change), A100)
 
 
@@ -225,13 +230,13 @@ def test_all_numbers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert float(row["gpu_hours"]) == predicted.gpu_hours > 0
 
 
-def test_the_readme_shows_what_the_command_says() -> None:
+def test_the_documentation_shows_what_the_command_says() -> None:
     """Over 5 s: five networks of that size are counted, each operation by torch in Python."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "costs.md").read_text()
     (shown,) = re.findall(r"--markdown -->\n(.*?)<!-- end -->", text, re.DOTALL)
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in shown.splitlines()[2:]}
     assert list(rows) == [run.name for run in PAPER.runs]
-    # Of one encoder each, because all take a minute.
+    # A sample with one run of each encoder, because all runs take a minute.
     sample = ("ijepa_vith14", "ijepa_vitb16_block", "mae_vitl16", "cae_vitb16", "ibot_vitb16")
     lines = cost.markdown(cost.predict(of_paper(*sample), A100, num_images=IN22K)).splitlines()
     assert lines[:2] == shown.splitlines()[:2]

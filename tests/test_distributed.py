@@ -15,7 +15,7 @@ from ijepa.data.loader import Images, Steps, TrainingViews, View, training_batch
 from ijepa.data.transforms import Crop
 from tests.conftest import Trained, raw_run_of
 from tests.test_methods import METHODS, batch, distance, make, part
-from tests.test_train import state, told, wait_for_checkpoint, weights
+from tests.test_train import log_of, state, wait_for_checkpoint, weights
 
 ROOT = Path(__file__).parents[1]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -33,7 +33,7 @@ def write(raw: dict[str, Any], folder: Path) -> Path:
 
 
 def command(data: Path, folder: Path) -> list[str]:
-    """What a user types for two processes."""
+    """Command that a user types for two processes."""
     files = [str(folder / "run.yaml"), "--data", str(data), "--work", str(folder / "work")]
     out = str(folder / "out" / "encoder.safetensors")
     return [*TWO, "-m", "ijepa.train", *files, "--out", out]
@@ -42,7 +42,7 @@ def command(data: Path, folder: Path) -> list[str]:
 def test_two_processes_with_half_the_batch_each_train_what_one_process_does(
     tokenised: Path, trained: Trained, tmp_path: Path
 ) -> None:
-    """Every method, 8 steps of plain gradient descent: loss and weights.
+    """Loss and weights of every method agree, after 8 steps of plain gradient descent.
 
     Over 5 s: the default tier's one start of torchrun, whose processes import torch.
     """
@@ -55,7 +55,7 @@ def test_two_processes_with_half_the_batch_each_train_what_one_process_does(
         shared = tmp_path / name / "out" / "encoder.safetensors"
         alone = trained(name, descent=True)
         assert distance(weights(shared), weights(alone)) < 1e-5, name
-        for ours, theirs in zip(told(shared), told(alone), strict=True):
+        for ours, theirs in zip(log_of(shared), log_of(alone), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5), name
 
 
@@ -63,7 +63,7 @@ def test_two_processes_with_half_the_batch_each_train_what_one_process_does(
 def test_two_processes_that_are_killed_end_like_two_undisturbed_ones(
     tokenised: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of all, with loader workers; the same command again.
+    """Two processes and their loader workers get kill -9; then the same command runs again.
 
     Over 5 s: torchrun and its processes start Python three times.
     """
@@ -87,7 +87,7 @@ def test_two_processes_that_are_killed_end_like_two_undisturbed_ones(
 
 
 def kill_stray_workers(folder: Path) -> None:
-    """torchrun's workers have sessions of their own: kill them too."""
+    """Kill torchrun's workers too: they have sessions of their own."""
     subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
 
 
@@ -123,7 +123,7 @@ def test_groups_of_masks_do_not_depend_on_the_division_of_the_batch() -> None:
 def test_ranks_and_workers_share_an_epoch_without_losses_or_duplicates(
     ranks: int, num_workers: int, data: Path
 ) -> None:
-    """128 images in shards of 48, 48 and 32, in batches of 120 or less: what is left is told."""
+    """128 images lie in shards of 48, 48 and 32; an epoch uses 120 of them or less."""
     batch_size = 40 // ranks * ranks
     per_epoch = 128 // batch_size
     views = TrainingViews(Images(data, "train"), [View(8, Crop(scale=(0.9, 1.0)))], seed=0)

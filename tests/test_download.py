@@ -22,7 +22,7 @@ HALF = 150_000
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """One file; the fields say how badly it is served, and what was asked for."""
+    """A server of one file; its fields say how badly it serves, and which ranges were requested."""
 
     content = CONTENT
     marks: tuple[str, ...] = ("ETag",)
@@ -34,7 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.served = 0
-        self.asked: list[str | None] = []
+        self.requested_ranges: list[str | None] = []
 
     @property
     def address(self) -> str:
@@ -46,8 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server, content = self.server, self.server.content
-        asked = self.headers["Range"]
-        server.asked.append(asked)
+        requested = self.headers["Range"]
+        server.requested_ranges.append(requested)
         if self.path not in ("/weights.pth", "/mirror.pth"):
             return self.send_error(404)
         sum_ = hashlib.md5(content).hexdigest()
@@ -59,8 +59,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         condition = self.headers["If-Range"]
         start = 0
         unchanged = condition is None or condition in marks.values()
-        if asked and server.ranges and (unchanged or not server.heeds_if_range):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested and server.ranges and (unchanged or not server.heeds_if_range):
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
         if start and start >= len(content):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -130,7 +130,7 @@ def interrupt(server: Server, path: Path, end: int = HALF) -> None:
     assert part_of(path).read_bytes() == server.content[:end]
     server.breaks = iter(())
     server.served = 0
-    server.asked.clear()
+    server.requested_ranges.clear()
 
 
 def test_licence_and_address_are_printed_before_the_first_byte(
@@ -153,7 +153,7 @@ def test_a_broken_connection_is_continued_where_it_broke(
     server.breaks = iter([HALF])
     fetch(server, path)
     assert_alone(path)
-    assert server.asked == [None, f"bytes={HALF}-"]
+    assert server.requested_ranges == [None, f"bytes={HALF}-"]
     assert server.served == len(CONTENT)
 
 
@@ -171,7 +171,7 @@ def test_a_connection_that_brings_nothing_more_is_given_up_and_the_next_call_con
     with pytest.raises(UserError, match=r"150,000 bytes are there.*same command.*continues") as e:
         fetch(server, path)
     assert server.address in str(e.value)
-    assert len(server.asked) == 1 + len(download.PAUSES)
+    assert len(server.requested_ranges) == 1 + len(download.PAUSES)
     assert not path.exists()
     assert part_of(path).read_bytes() == CONTENT[:HALF]
     server.breaks = iter(())
@@ -193,7 +193,7 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(server: Server, 
     server.breaks = iter([HALF, *[HALF - 1] * 99])
     with pytest.raises(UserError, match=r"149,999 bytes"):
         fetch(server, path)
-    assert len(server.asked) == 1 + len(download.PAUSES)
+    assert len(server.requested_ranges) == 1 + len(download.PAUSES)
 
 
 @pytest.mark.parametrize("marks", [("ETag",), ("Last-Modified",)])
@@ -206,7 +206,7 @@ def test_a_file_that_changed_is_never_glued_to_its_old_beginning(
     server.content = OTHER
     fetch(server, path, OTHER)
     assert_alone(path, OTHER)
-    assert server.asked == [f"bytes={HALF}-"] + ([] if heeds_if_range else [None])
+    assert server.requested_ranges == [f"bytes={HALF}-"] + ([] if heeds_if_range else [None])
 
 
 def test_a_file_that_became_shorter_is_fetched_anew(server: Server, path: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_beginning_from_another_address_is_not_used(server: Server, path: Pa
     server.content = OTHER
     mirror = server.address.replace("weights", "mirror")
     download.download(mirror, path, sha256(OTHER), "none")
-    assert server.asked == [None]
+    assert server.requested_ranges == [None]
     assert_alone(path, OTHER)
 
 
@@ -239,7 +239,7 @@ def test_a_wrong_file_is_refused_and_the_right_one_accepted_next(
     server.content = CONTENT
     fetch(server, path)
     assert_alone(path)
-    assert server.asked == [None, None]
+    assert server.requested_ranges == [None, None]
 
 
 def test_a_complete_file_causes_no_request_and_is_not_written(server: Server, path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_complete_file_causes_no_request_and_is_not_written(server: Server, pa
     path.write_bytes(CONTENT)
     before = path.stat()
     fetch(server, path)
-    assert server.asked == []
+    assert server.requested_ranges == []
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert_alone(path)
 
@@ -257,7 +257,7 @@ def test_another_file_in_its_place_is_refused_and_kept(server: Server, path: Pat
     path.write_bytes(OTHER)
     with pytest.raises(UserError, match="move it away"):
         fetch(server, path)
-    assert server.asked == []
+    assert server.requested_ranges == []
     assert_alone(path, OTHER)
 
 
@@ -265,7 +265,7 @@ def test_a_complete_part_needs_no_request(server: Server, path: Path) -> None:
     path.parent.mkdir()
     part_of(path).write_bytes(CONTENT)
     fetch(server, path)
-    assert server.asked == []
+    assert server.requested_ranges == []
     assert_alone(path)
 
 
@@ -276,7 +276,7 @@ def test_an_http_error_names_address_and_remedy_and_is_not_retried(
     with pytest.raises(UserError, match=rf"{re.escape(address)}: HTTP Error 404.*check") as error:
         download.download(address, path, sha256(CONTENT), "none")
     assert "\n" not in str(error.value)
-    assert len(server.asked) == 1
+    assert len(server.requested_ranges) == 1
     assert list(path.parent.iterdir()) == []
 
 
@@ -305,10 +305,10 @@ def test_a_process_that_is_killed_is_continued_by_the_same_command(
     server.stall = None
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "licence: CC BY-NC 4.0" in done.stdout
-    assert server.asked == [None, f"bytes={there}-"]
+    assert server.requested_ranges == [None, f"bytes={there}-"]
     assert_alone(path)
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    assert len(server.asked) == 2
+    assert len(server.requested_ranges) == 2
 
 
 def test_a_copy_on_this_machine_serves_as_well_and_stays(tmp_path: Path, path: Path) -> None:

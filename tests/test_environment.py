@@ -16,9 +16,9 @@ def test_the_conda_environment_has_the_pins_of_the_lock() -> None:
 
 def test_the_lock_pins_everything_that_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
+    requirements = project["dependencies"] + project["optional-dependencies"]["dev"]
     pinned = set(re.findall(r"^([\w.-]+)==", LOCK, re.MULTILINE))
-    assert {re.split(r"[><=]", name)[0] for name in asked} <= pinned
+    assert {re.split(r"[><=]", name)[0] for name in requirements} <= pinned
 
 
 def test_the_lock_names_no_index() -> None:

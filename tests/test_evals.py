@@ -82,7 +82,7 @@ UNEQUAL = 10.0 ** torch.linspace(-2, 3, 8)
 
 
 def arrays(subject: Made, split: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """What an independent implementation gets: the last layer and the labels."""
+    """The last layer and the labels, as an independent implementation takes them."""
     return subject.features(split)[:, -1].double().numpy(), subject.labels(split).numpy()
 
 
@@ -107,13 +107,13 @@ def test_an_unknown_evaluation_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "known"), [(1024, 32_768), (7, 30)], ids=["at once", "in chunks"]
+    ("queries", "stored"), [(1024, 32_768), (7, 30)], ids=["at once", "in chunks"]
 )
 def test_knn_agrees_with_a_loop_over_all_pairs(
-    asked: int, known: int, monkeypatch: pytest.MonkeyPatch
+    queries: int, stored: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knn, "ASKED", asked)
-    monkeypatch.setattr(knn, "KNOWN", known)
+    monkeypatch.setattr(knn, "ASKED", queries)
+    monkeypatch.setattr(knn, "KNOWN", stored)
     subject = clouds(200, 50)
     result = knn.evaluate(knn.Config(num_neighbours=7, temperature=0.2), subject)
     right = 0
@@ -133,14 +133,14 @@ def test_neighbours_are_found_in_mapped_float16_as_in_float32(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     random = torch.Generator().manual_seed(0)
-    known = torch.randn(100, 6, generator=random).half()
-    np.save(tmp_path / "train.npy", known.numpy())
+    stored = torch.randn(100, 6, generator=random).half()
+    np.save(tmp_path / "train.npy", stored.numpy())
     mapped = torch.from_numpy(np.load(tmp_path / "train.npy", mmap_mode="c"))
     monkeypatch.setattr(knn, "ASKED", 4)
     monkeypatch.setattr(knn, "KNOWN", 13)
-    found = knn.neighbours(mapped, known[:10].float(), 3)
-    similarities, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-    unit = torch.nn.functional.normalize(known.float(), dim=1)
+    chunks = knn.neighbours(mapped, stored[:10].float(), 3)
+    similarities, indices = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    unit = torch.nn.functional.normalize(stored.float(), dim=1)
     expected = (unit[:10] @ unit.T).topk(3)
     torch.testing.assert_close(similarities, expected.values)
     assert indices.tolist() == expected.indices.tolist()
@@ -201,7 +201,7 @@ def test_the_penalty_is_chosen_without_the_test_images() -> None:
     assert chosen[0] == chosen[1]
 
 
-def test_what_is_said_of_a_test_image_does_not_depend_on_the_others() -> None:
+def test_the_prediction_of_a_test_image_does_not_depend_on_the_others() -> None:
     subject = clouds(scales=UNEQUAL)
     head = logistic_regression.fit(
         logistic_regression.Config(), subject.x["train"], subject.y["train"]
@@ -333,19 +333,19 @@ def test_which_images_were_right_is_kept_in_a_bit_each(n: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [3, 100, 101])
-def test_what_was_taken_for_what_is_counted_as_scikit_learn_counts_it(classes: int) -> None:
-    """The last class is nobody's, neither in truth nor by prediction."""
+def test_the_confusion_matrix_agrees_with_scikit_learn(classes: int) -> None:
+    """No image has the last class, neither as its label nor as its prediction."""
     random = torch.Generator().manual_seed(0)
     y, predicted = (torch.randint(classes - 1, (500,), generator=random) for _ in range(2))
     result = top1(predicted, y, classes, {})
-    told, expected = result.classes, confusion_matrix(y, predicted, labels=range(classes))
-    assert told is not None
-    assert numbers(told["images"]) == expected.sum(1).tolist()
-    assert numbers(told["right"]) == expected.diagonal().tolist()
-    assert sum(numbers(told["right"])) == round(500 * result.value)
-    assert ("confusion" in told) == (classes <= 100)
-    if "confusion" in told:
-        assert [numbers(row) for row in told["confusion"]] == expected.tolist()
+    counts, expected = result.classes, confusion_matrix(y, predicted, labels=range(classes))
+    assert counts is not None
+    assert numbers(counts["images"]) == expected.sum(1).tolist()
+    assert numbers(counts["right"]) == expected.diagonal().tolist()
+    assert sum(numbers(counts["right"])) == round(500 * result.value)
+    assert ("confusion" in counts) == (classes <= 100)
+    if "confusion" in counts:
+        assert [numbers(row) for row in counts["confusion"]] == expected.tolist()
 
 
 def numbers(text: str) -> list[int]:
@@ -397,7 +397,7 @@ def test_features_stand_in_the_order_of_their_labels(data: Path, tmp_path: Path)
 def test_an_interrupted_extraction_goes_on_where_it_was(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads the images that were left, and ends with the same bytes."""
+    """It reads only the images that were left, and ends with the same bytes."""
     extract(None, data, 32, tmp_path / "whole" / "about.json")
     monkeypatch.setattr(features, "BATCH_SIZE", 16)
     monkeypatch.setattr(features, "SECONDS_BETWEEN_NOTES", 0)
@@ -442,8 +442,8 @@ def test_features_of_another_encoder_or_data_set_are_refused(
     subject = Subject(data, "class", encoder=other, features_of=about)
     with pytest.raises(UserError, match=r"has features of encoder \w+, but .* is another one"):
         evaluate("low_shot", {"per_class": 1}, subject, tmp_path / "out.json")
-    told = json.loads(about.read_text())
-    about.write_text(json.dumps(told | {"data_version": "0" * 12}))
+    record = json.loads(about.read_text())
+    about.write_text(json.dumps(record | {"data_version": "0" * 12}))
     with pytest.raises(UserError, match=r"has features of tiny 000000000000, but .* is tiny"):
         evaluate("knn", {}, Subject(data, "class", features_of=about), tmp_path / "out.json")
 
@@ -456,11 +456,11 @@ def test_features_of_fewer_images_than_asked_for_are_refused(data: Path, tmp_pat
         Subject(data, "class", features_of=tmp_path / "about.json").features("train")
 
 
-@pytest.mark.parametrize("kept", [5, 200])
-def test_features_whose_file_is_damaged_are_refused(kept: int, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [5, 200])
+def test_features_whose_file_is_damaged_are_refused(size: int, data: Path, tmp_path: Path) -> None:
     extract(None, data, 32, tmp_path / "about.json")
     file = tmp_path / "train.npy"
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(UserError, match=r"train.npy is damaged .* extract the features again"):
         Subject(data, "class", features_of=tmp_path / "about.json").features("train")
 
@@ -484,15 +484,15 @@ def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
         (["knn", "--features", "{features}", "--config", "{list}"], "must hold keys and values"),
     ],
 )
-def test_what_the_command_cannot_evaluate_is_one_clear_error(
+def test_wrong_options_of_the_command_are_one_clear_error(
     given: list[str], message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = {"features": tmp_path / "about.json", "encoder": tmp_path / "encoder.safetensors"}
-    for path in places.values():
+    paths = {"features": tmp_path / "about.json", "encoder": tmp_path / "encoder.safetensors"}
+    for path in paths.values():
         path.touch()
     (tmp_path / "list.yaml").write_text("[]")
-    places["list"] = tmp_path / "list.yaml"
-    arguments = [argument.format(**places) for argument in given]
+    paths["list"] = tmp_path / "list.yaml"
+    arguments = [argument.format(**paths) for argument in given]
     out = ["--data", str(data), "--out", str(tmp_path / "out.json")]
     monkeypatch.setattr("sys.argv", ["evals", *arguments, *out])
     with pytest.raises(UserError, match=message):

@@ -12,7 +12,7 @@ from ijepa.files import read_json, write_text, written_whole
 def test_a_writer_on_another_machine_is_not_disturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of its process is nobody's here."""
+    """No process of this machine has its process number."""
     path = tmp_path / "note.json"
     with monkeypatch.context() as elsewhere, written_whole(path) as part:
         part.write_text("theirs")
@@ -23,7 +23,7 @@ def test_a_writer_on_another_machine_is_not_disturbed(
     assert path.read_text() == "theirs"
 
 
-def test_what_a_killed_process_of_this_machine_left_is_removed(
+def test_the_partial_file_of_a_killed_process_of_this_machine_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "note.json"
@@ -35,7 +35,7 @@ def test_what_a_killed_process_of_this_machine_left_is_removed(
             killed.setattr(Path, "replace", lambda *_given: None)
     assert part.exists()
     write_text(path, "whole")
-    assert [one.name for one in tmp_path.iterdir()] == ["note.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
 
 
 @pytest.mark.parametrize("left", [b"", b'{"job": "7", "gp', b"\x00\x00\xff"])

@@ -48,7 +48,7 @@ def assert_identical(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
 def test_each_parameter_learns_at_the_rate_of_its_layer(tmp_path: Path, positions: Any) -> None:
     at = subject(tmp_path, variant=Variant(class_token=True, positions=positions))
     model = classifier(SMALL, at)
-    found = {
+    settings = {
         id(parameter): (group["lr_scale"], group["weight_decay"])
         for group in groups(SMALL, model)
         for parameter in group["params"]
@@ -56,7 +56,7 @@ def test_each_parameter_learns_at_the_rate_of_its_layer(tmp_path: Path, position
     depth = 3
     for name, parameter in model.named_parameters():
         if positions == "sincos" and name == "encoder.pos_embed":
-            assert id(parameter) not in found, "fixed positions stay fixed"
+            assert id(parameter) not in settings, "fixed positions stay fixed"
             continue
         part = name.removeprefix("encoder.").split(".")
         layer = depth + 1
@@ -65,10 +65,10 @@ def test_each_parameter_learns_at_the_rate_of_its_layer(tmp_path: Path, position
         elif part[0] == "blocks":
             layer = int(part[1]) + 1
         decayed = parameter.ndim > 1 and part[0] not in ("cls_token", "pos_embed")
-        scale, decay = found.pop(id(parameter))
+        scale, decay = settings.pop(id(parameter))
         assert scale == pytest.approx(0.75 ** (depth + 1 - layer)), name
         assert decay == (SMALL.weight_decay if decayed else 0), name
-    assert not found
+    assert not settings
 
 
 def test_the_head_starts_from_the_encoder_that_was_given(tmp_path: Path) -> None:
@@ -102,17 +102,17 @@ def test_only_the_given_images_are_learned_and_each_answer_is_an_image_asked_for
 ) -> None:
     labels = subject(tmp_path).labels("train")
     two = (labels != 2).nonzero().flatten()
-    asked = {
+    queries = {
         "unseen": ("train", (labels == 2).nonzero().flatten()),
         "seen": ("train", two[:5]),
         "new": ("test", torch.tensor([0, 3, 1, 4, 2])),
         "none": ("test", torch.tensor([], dtype=torch.int64)),
     }
     config = replace(PLAIN, epochs=20, weight_decay=0.0, label_smoothing=0.0)
-    answers = fine_tune(config, subject(tmp_path), two, asked)
+    answers = fine_tune(config, subject(tmp_path), two, queries)
     right = {
         name: (answers[name] == subject(tmp_path).labels(split)[which]).tolist()
-        for name, (split, which) in asked.items()
+        for name, (split, which) in queries.items()
     }
     assert right == {
         "unseen": [False] * 8,
@@ -132,13 +132,13 @@ def test_a_killed_training_ends_bit_identical(
     with pytest.raises(Killed):
         evaluate(SMALL, subject(tmp_path / "killed", lives=steps))
     second = subject(tmp_path / "killed")
-    told = evaluate(SMALL, second)
+    result = evaluate(SMALL, second)
     assert second.checkpoints == list(range(steps + 1, 10))
     assert_identical(second.weights(), whole)
-    assert told == evaluate(SMALL, subject(tmp_path / "whole"))
+    assert result == evaluate(SMALL, subject(tmp_path / "whole"))
 
 
-def test_what_another_training_left_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_not_used(tmp_path: Path) -> None:
     fresh = weights_after(PLAIN, subject(tmp_path / "fresh"))
     fine_tune(PLAIN, subject(tmp_path / "used"), torch.arange(16), {})
     assert_identical(weights_after(PLAIN, subject(tmp_path / "used")), fresh)
@@ -190,9 +190,9 @@ def test_a_batch_in_parts_teaches_what_the_whole_one_does(tmp_path: Path) -> Non
 
 
 def test_fewer_images_than_a_batch_are_one_batch_at_its_rate(tmp_path: Path) -> None:
-    told = evaluate(replace(PLAIN, batch_size=512, epochs=1), subject(tmp_path)).chosen
-    assert told["batch_size"] == 24
-    assert told["lr"] == pytest.approx(0.1 * 24 / 256)
+    chosen = evaluate(replace(PLAIN, batch_size=512, epochs=1), subject(tmp_path)).chosen
+    assert chosen["batch_size"] == 24
+    assert chosen["lr"] == pytest.approx(0.1 * 24 / 256)
 
 
 def test_the_first_rate_is_zero_and_warm_up_leads_to_the_base_rate() -> None:
@@ -235,7 +235,7 @@ def test_a_bad_setting_is_refused(change: dict[str, Any], message: str) -> None:
         replace(Config(), **change)
 
 
-def test_what_cannot_be_trained_on_is_said_before(
+def test_images_that_cannot_be_trained_on_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"colours: 1 training images are too few .* pair them"):

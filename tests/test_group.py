@@ -37,7 +37,7 @@ def test_a_changed_evaluation_is_made_again_alone(data: Path, tmp_path: Path) ->
     before = results(tmp_path)
     assert before.keys() == {"knn", "statistics"}
     group([KNN, STATISTICS], data, tmp_path)
-    assert results(tmp_path) == before  # nothing: their times are in them
+    assert results(tmp_path) == before  # nothing was made again: results have their times
 
     group([Item("knn", "knn", config={"num_neighbours": 7}), STATISTICS], data, tmp_path)
     after = results(tmp_path)

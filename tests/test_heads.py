@@ -13,7 +13,7 @@ from evals.heads import Head, Heads, Optimizer, Stack, Whitening
 LAYERS, DIM, CLASSES, BATCH = 3, 6, 5, 20
 RATES, DECAYS = (0.5, 0.02), (0.0, 0.03)
 FACTORS = (1.0, 1.0, 0.1, 0.1)
-"""What multiplies the rates in each of the steps."""
+"""Factors of the rates in each of the steps."""
 
 Name = Literal["lars", "sgd"]
 
@@ -21,7 +21,8 @@ Name = Literal["lars", "sgd"]
 def batches() -> list[tuple[Tensor, Tensor]]:
     """Features whose mean is far from 0 and whose scales differ.
 
-    In double precision: a step at a high rate makes of a last digit more than the tolerance.
+    In double precision: a step at a high rate would turn a rounding error into more than the
+    tolerance.
     """
     random = torch.Generator().manual_seed(0)
     scale = 4.0 ** torch.arange(-2, DIM - 2)

@@ -1,4 +1,4 @@
-"""What is particular to I-JEPA and what the loop cannot see."""
+"""Tests of the parts of I-JEPA that no other method has and that the loop cannot see."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_the_target_encoder_moves_a_little_towards_the_context_encoder() -> None
     with torch.no_grad():
         method.context_encoder.get_parameter("norm.bias").add_(1.0)
     moved = method.target_encoder.get_parameter("norm.bias")
-    for progress in (0.0, 1.0):  # the second momentum is 1: nothing moves any more
+    for progress in (0.0, 1.0):  # the second momentum is 1, so nothing moves any more
         method.after_step(progress)
         torch.testing.assert_close(moved, torch.full((32,), 0.1))
     assert method.encoder is method.target_encoder

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from workflow.__main__ import COMMANDS as DOORS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,7 +26,7 @@ COMMANDS = sorted(
 
 NETWORKS, FIGURES = ["torch", "timm", "sklearn"], ["matplotlib"]
 NOT_IMPORTED = {
-    # Jobs without a network, and what plans jobs or reads their results.
+    # Modules of jobs without a network, and modules that plan jobs or read their results.
     "ijepa.released.download": NETWORKS,
     "ijepa.data.shards": NETWORKS,
     "ijepa.cluster.launch": NETWORKS,
@@ -41,12 +43,12 @@ NOT_IMPORTED = {
     "workflow.plan.estimate": NETWORKS,
     "workflow.plan.grid": NETWORKS,
     "workflow.reproduce": NETWORKS,
-    # They build no ViT, or only where features are missing.
+    # Modules that build no ViT, or only if features are missing.
     "ijepa.data.tokens": ["timm"],
     "evals.group": ["timm"],
     "evals.run": ["timm"],
 }
-"""Packages that a module must not import, neither at its top nor through another module's."""
+"""Packages that a module must not import, neither at its top nor through another module."""
 
 HELP = """
 import contextlib, runpy, sys
@@ -68,6 +70,10 @@ def python(code: str, word: str) -> subprocess.CompletedProcess[str]:
     """Run code with one argument in a fresh interpreter."""
     command = [sys.executable, "-c", code, word]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_one_door_leads_to_every_command() -> None:
+    assert sorted(module for module, _ in DOORS.values()) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

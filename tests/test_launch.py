@@ -31,8 +31,8 @@ from ijepa.cluster.slurm import Request, minutes
 from ijepa.cluster.staging import staged
 from ijepa.errors import UserError
 from ijepa.files import write_json
-from tests.conftest import eventually, raw_run_of
-from tests.test_train import run, told, weights
+from tests.conftest import raw_run_of, wait_until
+from tests.test_train import log_of, run, weights
 
 ROOT = Path(__file__).parents[1]
 ONE = Request(None, None, 1440, 1, 8, 10, 55)
@@ -53,12 +53,12 @@ def launched(raw: dict[str, Any], data: Path, folder: Path, cluster: str = "loca
     return Launch(path, data, folder / "work", out, cluster, ONE)
 
 
-def start(asked: Launch) -> subprocess.Popen[bytes]:
+def start(task: Launch) -> subprocess.Popen[bytes]:
     """The launcher in a process group of its own, as a shell starts it."""
-    files = [str(asked.run), "--data", str(asked.data), "--work", str(asked.work)]
-    with (asked.work.parent / "log").open("ab") as log:
+    files = [str(task.run), "--data", str(task.data), "--work", str(task.work)]
+    with (task.work.parent / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "ijepa.cluster.launch", *files, "--out", str(asked.out)],
+            [sys.executable, "-m", "ijepa.cluster.launch", *files, "--out", str(task.out)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=log,
@@ -67,44 +67,44 @@ def start(asked: Launch) -> subprocess.Popen[bytes]:
         )
 
 
-def steps_of(asked: Launch) -> str:
-    """What the job under way has logged."""
-    return "".join(path.read_text() for path in asked.state.glob("*/train.jsonl"))
+def steps_of(task: Launch) -> str:
+    """Lines that the running job has logged."""
+    return "".join(path.read_text() for path in task.state.glob("*/train.jsonl"))
 
 
-def processes(asked: Launch) -> list[int]:
+def processes(task: Launch) -> list[int]:
     """Processes of this machine that work on a run."""
-    state = str(asked.state)
-    found = psutil.process_iter(["cmdline", "status"])
+    state = str(task.state)
+    candidates = psutil.process_iter(["cmdline", "status"])
     return [
         p.pid
-        for p in found
+        for p in candidates
         if state in " ".join(p.info["cmdline"] or []) and p.info["status"] != "zombie"
     ]
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a job in this process changes is put back."""
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore everything that a job changes in this process."""
     for name in distributed.VARIABLES:
         monkeypatch.setenv(name, "0")
-    kept = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)}
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    for number, handler in kept.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("restored")
 def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: Path) -> None:
     raw = raw_run_of("mae")
-    asked = launched(raw, data, tmp_path / "launched", "debug")
-    pretrain(asked)
+    task = launched(raw, data, tmp_path / "launched", "debug")
+    pretrain(task)
     alone = run(raw, data, tmp_path / "alone")
-    assert told(asked.out) == told(alone)
-    assert all(w.equal(weights(alone)[k]) for k, w in weights(asked.out).items())
-    record = json.loads(asked.record.read_text())
+    assert log_of(task.out) == log_of(alone)
+    assert all(w.equal(weights(alone)[k]) for k, w in weights(task.out).items())
+    record = json.loads(task.record.read_text())
     assert [job["cluster"] for job in record["jobs"]] == ["debug"]
     (attempt,) = record["attempts"]
     assert attempt["ended"] > attempt["begun"]
@@ -112,7 +112,7 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """This process computes as launched ones do: two threads add in another order."""
+    """Compute with one thread, as launched processes do: two threads add in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -126,19 +126,19 @@ def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
 ) -> None:
     """Over 5 s: three launchers and their job each start Python, and the job trains 300 steps."""
     raw = lasting()
-    asked = launched(raw, data, tmp_path / "killed")
-    first = start(asked)
-    eventually(lambda: steps_of(asked))
+    task = launched(raw, data, tmp_path / "killed")
+    first = start(task)
+    wait_until(lambda: steps_of(task))
     first.kill()
     first.wait()
-    second, third = start(asked), start(asked)
+    second, third = start(task), start(task)
     assert (second.wait(120), third.wait(120)) == (0, 0)
-    said = (asked.work.parent / "log").read_text()
-    assert "works on this run: waiting for it" in said
-    assert "waits for the same run: waiting for it" in said
-    assert len(json.loads(asked.record.read_text())["jobs"]) == 1
+    log = (task.work.parent / "log").read_text()
+    assert "works on this run: waiting for it" in log
+    assert "waits for the same run: waiting for it" in log
+    assert len(json.loads(task.record.read_text())["jobs"]) == 1
     alone = run(raw, data, tmp_path / "alone")
-    assert all(w.equal(weights(alone)[k]) for k, w in weights(asked.out).items())
+    assert all(w.equal(weights(alone)[k]) for k, w in weights(task.out).items())
 
 
 @pytest.mark.processes
@@ -146,43 +146,43 @@ def test_ctrl_c_saves_and_ends_the_job_and_the_next_start_goes_on(
     data: Path, tmp_path: Path
 ) -> None:
     """Over 5 s: a launcher and its job start Python twice, and train a while before each end."""
-    asked = launched(lasting(2000), data, tmp_path / "stopped")
-    launcher = start(asked)
-    eventually(lambda: steps_of(asked))
+    task = launched(lasting(2000), data, tmp_path / "stopped")
+    launcher = start(task)
+    wait_until(lambda: steps_of(task))
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(60) == 130
-    assert not processes(asked)
-    done = len(steps_of(asked).splitlines())
-    assert list(asked.state.glob("*/checkpoint.pt"))
+    assert not processes(task)
+    done = len(steps_of(task).splitlines())
+    assert list(task.state.glob("*/checkpoint.pt"))
 
-    launcher = start(asked)
-    eventually(lambda: len(steps_of(asked).splitlines()) > done)
+    launcher = start(task)
+    wait_until(lambda: len(steps_of(task).splitlines()) > done)
     launcher.terminate()
     assert launcher.wait(60) == 143
-    assert not processes(asked)
-    assert [json.loads(line)["step"] for line in steps_of(asked).splitlines()][:5] == [
+    assert not processes(task)
+    assert [json.loads(line)["step"] for line in steps_of(task).splitlines()][:5] == [
         1, 2, 3, 4, 5,
     ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("place")
-def test_what_a_job_has_made_while_nobody_waited_is_brought_without_a_new_one(
+@pytest.mark.usefixtures("restored")
+def test_the_encoder_of_a_job_that_nobody_waited_for_is_delivered_without_a_new_job(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     with monkeypatch.context() as patch:
         patch.setattr(launch, "deliver", lambda _launch: None)
-        pretrain(asked)
-    assert not asked.out.exists()
+        pretrain(task)
+    assert not task.out.exists()
     with monkeypatch.context() as patch:
         patch.setattr(launch, "submit", lambda _launch: pytest.fail("a second job"))
-        pretrain(asked)
-    assert asked.out.exists()
+        pretrain(task)
+    assert task.out.exists()
 
 
 def test_another_run_and_other_shards_have_files_of_their_own(data: Path, tmp_path: Path) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run")
-    name = asked.name
+    task = launched(raw_run_of("mae"), data, tmp_path / "run")
+    name = task.name
     assert launched(raw_run_of("mae"), data, tmp_path / "run").name == name
     assert launched({**raw_run_of("mae"), "seed": 1}, data, tmp_path / "run").name != name
 
@@ -203,48 +203,48 @@ def test_other_tokens_are_another_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_path: Path) -> None:
-    one, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
-    assert one.name == other.name
-    assert one.mark != other.mark
-    assert submission.parameters(one, 0).keys().isdisjoint({"slurm_comment"})
+    first, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
+    assert first.name == other.name
+    assert first.mark != other.mark
+    assert submission.parameters(first, 0).keys().isdisjoint({"slurm_comment"})
     on_slurm = launched(raw_run_of("mae"), data, tmp_path / "a", "slurm")
-    assert submission.parameters(on_slurm, 0)["slurm_comment"] == one.mark
+    assert submission.parameters(on_slurm, 0)["slurm_comment"] == first.mark
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
-def test_what_is_finished_is_brought_where_its_job_cannot_be_asked(
+def test_a_finished_encoder_is_delivered_even_if_its_job_cannot_be_queried(
     cluster: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine without Slurm, or another one; what is not finished may be under way there."""
+    """The launcher has no Slurm or is on another machine, where the run may still be going on."""
     monkeypatch.setattr(slurm, "here", lambda: False)
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run")
-    told = {"cluster": cluster, "number": "7", "host": "elsewhere"}
-    write_json(asked.state / "jobs.json", [told])
+    task = launched(raw_run_of("mae"), data, tmp_path / "run")
+    job = {"cluster": cluster, "number": "7", "host": "elsewhere"}
+    write_json(task.state / "jobs.json", [job])
     with pytest.raises(UserError, match=r"(job|process) 7, started on elsewhere: go on there"):
-        pretrain(asked)
+        pretrain(task)
     for name in ("encoder.safetensors", "train.jsonl"):
-        (asked.state / name).write_text("made")
-    pretrain(asked)
-    assert asked.out.read_text() == "made"
+        (task.state / name).write_text("made")
+    pretrain(task)
+    assert task.out.read_text() == "made"
 
 
 def test_a_run_that_an_earlier_version_began_is_taken_over_once_its_job_has_ended(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That version named a run's folder by all bytes of its file."""
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run")
-    earlier = asked.earlier().state
-    assert earlier != asked.state
+    """The earlier version named a run's folder by all bytes of its file."""
+    task = launched(raw_run_of("mae"), data, tmp_path / "run")
+    earlier = task.earlier().state
+    assert earlier != task.state
     earlier.mkdir(parents=True)
     for name in ("encoder.safetensors", "train.jsonl"):
         (earlier / name).write_text("made")
-    at_work = submission.LocalJob(asked.earlier(), "7")
+    at_work = submission.LocalJob(task.earlier(), "7")
     monkeypatch.setattr(launch, "live", lambda of: at_work if of.state == earlier else None)
     with pytest.raises(UserError, match="job 7 of an earlier version works on this run"):
-        pretrain(asked)
+        pretrain(task)
     monkeypatch.setattr(launch, "live", lambda of: None)
-    pretrain(asked)
-    assert asked.out.read_text() == "made"
+    pretrain(task)
+    assert task.out.read_text() == "made"
     assert not earlier.exists()
 
 
@@ -281,7 +281,7 @@ def test_slurms_limits_are_read() -> None:
     ]  # fmt: skip
 
 
-def test_ends_that_say_nothing_against_a_run_let_it_go_on() -> None:
+def test_a_run_goes_on_after_an_end_that_is_not_its_own_fault() -> None:
     go_on = ["PREEMPTED", "TIMEOUT", "NODE_FAIL"]
     assert all(launch.may_go_on(slurm.State(name)) for name in go_on)
     assert launch.may_go_on(slurm.State("FAILED", signal.SIGUSR2))
@@ -291,44 +291,44 @@ def test_ends_that_say_nothing_against_a_run_let_it_go_on() -> None:
     assert not launch.may_go_on(slurm.State("CANCELLED", signal.SIGTERM))
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("restored")
 def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
-    lost = ["NODE_FAIL"] * launch.MOST_IDLE
-    for ends in (["TIMEOUT"], lost, ["NODE_FAIL", "TIMEOUT"]):
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    failures = ["NODE_FAIL"] * launch.MOST_IDLE
+    for ends in (["TIMEOUT"], failures, ["NODE_FAIL", "TIMEOUT"]):
         left = iter(ends)
-        monkeypatch.setattr(launch, "submit", lambda it: submission.LocalJob(it, "1"))
-        monkeypatch.setattr(launch, "wait", lambda _it, _job, left=left: slurm.State(next(left)))
+        monkeypatch.setattr(launch, "submit", lambda task: submission.LocalJob(task, "1"))
+        monkeypatch.setattr(launch, "wait", lambda _task, _job, left=left: slurm.State(next(left)))
         with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
-            pretrain(asked)
+            pretrain(task)
         assert not list(left)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("restored")
 def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may lack the file that its launcher was killed before it had written."""
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    """The job may lack a file, because its launcher was killed before it had written it."""
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     wait = launch.wait
-    monkeypatch.setattr(launch, "attached", lambda it: submission.LocalJob(it, "77"))
+    monkeypatch.setattr(launch, "attached", lambda task: submission.LocalJob(task, "77"))
     monkeypatch.setattr(
         launch,
         "wait",
-        lambda it, job: slurm.State("FAILED") if job.number == "77" else wait(it, job),
+        lambda task, job: slurm.State("FAILED") if job.number == "77" else wait(task, job),
     )
-    pretrain(asked)
-    assert asked.out.exists()
+    pretrain(task)
+    assert task.out.exists()
 
 
 def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without accounting: it may have ended long ago, and another is submitted."""
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
-    submission.note(asked, "slurm", "5")
+    """Without accounting, the job may have ended long ago: another one is submitted."""
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    submission.note(task, "slurm", "5")
     waited = []
 
     def wait(_: Launch, job: submission.Job) -> slurm.State:
@@ -339,23 +339,24 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
     monkeypatch.setattr(slurm, "here", lambda: True)
     monkeypatch.setattr(slurm, "find", lambda _mark: None)
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State(slurm.FORGOTTEN))
-    monkeypatch.setattr(launch, "submit", lambda it: submission.SlurmJob(it, "6"))
+    monkeypatch.setattr(launch, "submit", lambda task: submission.SlurmJob(task, "6"))
     monkeypatch.setattr(launch, "wait", wait)
     with pytest.raises(UserError, match="job 6 ended as FAILED"):
-        pretrain(asked)
+        pretrain(task)
     assert waited == ["5", "6"]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("accepted", ["", "CANCELLED", "FAILED"])
-def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
+def test_a_job_that_slurm_does_not_accept_now_is_submitted_later_and_never_twice(
     accepted: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a submit limit nothing is submitted; a controller that is slow to answer may have it.
+    """A submit limit refuses the job; a controller that is slow to answer may have taken it.
 
-    That one may lack what submitit writes after the answer; whoever cancels it means it.
+    Such a job may lack the file that submitit writes after the answer. A cancelled one was
+    cancelled on purpose.
     """
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     errors = ["sbatch: error: QOSMaxSubmitJobPerUserLimit", "Socket timed out on send/recv"]
     submit, left = submitit.AutoExecutor.submit, iter(errors)
 
@@ -364,34 +365,34 @@ def test_what_slurm_does_not_take_now_is_submitted_later_and_never_twice(
             raise submitit.core.utils.FailedJobError(error)
         return submit(*arguments)
 
-    found = iter([None] * 3 + [submission.LocalJob(asked, "77") if accepted else None, None])
+    queue = iter([None] * 3 + [submission.LocalJob(task, "77") if accepted else None, None])
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
-    monkeypatch.setattr(launch, "queued", lambda _: next(found))
+    monkeypatch.setattr(launch, "queued", lambda _: next(queue))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
     wait = launch.wait
     monkeypatch.setattr(
         launch,
         "wait",
-        lambda it, job: slurm.State(accepted) if job.number == "77" else wait(it, job),
+        lambda task, job: slurm.State(accepted) if job.number == "77" else wait(task, job),
     )
     if accepted == "CANCELLED":
         with pytest.raises(UserError, match="job 77 was cancelled"):
-            pretrain(asked)
-        assert not submission.jobs(asked)
+            pretrain(task)
+        assert not submission.jobs(task)
     else:
-        pretrain(asked)
-        assert asked.out.exists()
+        pretrain(task)
+        assert task.out.exists()
     assert not list(left)
 
 
 def test_why_a_job_waits_is_said_once_for_each_reason(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     states = ["Priority", "Priority", "", "JobHeldUser"]
     left = iter([slurm.State("PENDING", reason=reason) for reason in states])
     monkeypatch.setattr(slurm, "state", lambda _job: next(left))
-    job = submission.SlurmJob(asked, "5")
+    job = submission.SlurmJob(task, "5")
     assert [job.ended() for _ in states] == [None] * len(states)
     assert capsys.readouterr().out == "job 5 waits: Priority\njob 5 waits: JobHeldUser\n"
 
@@ -401,17 +402,17 @@ def test_a_job_of_other_settings_that_still_works_is_named(
 ) -> None:
     for seed in (5, 6):
         raw = {**raw_run_of("mae"), "seed": seed}
-        asked = launched(raw, data, tmp_path / "run", "slurm")
-        submission.note(asked, "slurm", str(seed))
+        task = launched(raw, data, tmp_path / "run", "slurm")
+        submission.note(task, "slurm", str(seed))
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State("RUNNING"))
-    launch.tell_of_others(asked)
+    launch.tell_of_others(task)
     assert "job 5 still works on this run with other settings" in capsys.readouterr().out
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State("COMPLETED"))
-    launch.tell_of_others(asked)
+    launch.tell_of_others(task)
     assert not capsys.readouterr().out
 
 
-def test_what_slurm_will_never_take_is_said_at_once(
+def test_a_job_that_slurm_will_never_accept_is_an_error_at_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any) -> Any:
@@ -423,11 +424,11 @@ def test_what_slurm_will_never_take_is_said_at_once(
 
 
 def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Path) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     extra = "--reservation=r --exclusive --mail-user='a b'"
-    given = submission.parameters(replace(asked, request=replace(ONE, extra=extra)), gpus=1)
-    told = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
-    assert given["slurm_additional_parameters"] == told
+    given = submission.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
+    expected = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
+    assert given["slurm_additional_parameters"] == expected
     with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
         replace(ONE, extra="-w n1").extras()
     with pytest.raises(UserError, match='slurm_extra: "--comment=\'a": No closing quotation'):
@@ -437,7 +438,7 @@ def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Pat
 def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And nothing else: not a later one, another folder's, an array's task, or pretraining's."""
+    """It ends no other job: no later one, no other folder's, no array's task, no pretraining."""
     knn = "rule_evaluate_wildcards_mae_0_knn"
     queue = [
         ["7", "RUNNING", "/here", "1", knn],
@@ -452,42 +453,42 @@ def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
     monkeypatch.setattr(slurm, "_queue", lambda _columns: queue)
     assert slurm.leftovers("/here", "10") == ["8"]
     assert slurm.leftovers("/here", "11") == ["8", "10"]
-    assert slurm.leftovers("/here", "15") == []  # not in the queue: nothing is known of it
+    assert slurm.leftovers("/here", "15") == []  # not in the queue, so nothing is known of it
     assert slurm.leftovers("/here", "7") == []
     assert slurm.leftovers("/here") == ["7", "8", "9", "10", "11"]
 
 
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
-    asked = replace(asked, request=replace(ONE, qos="long", constraint="a100&ib"))
-    given = submission.parameters(asked, gpus=1)
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    task = replace(task, request=replace(ONE, qos="long", constraint="a100&ib"))
+    given = submission.parameters(task, gpus=1)
     assert (given["slurm_qos"], given["slurm_constraint"]) == ("long", "a100&ib")
     assert (
         not {"slurm_qos", "slurm_constraint"}
-        & submission.parameters(replace(asked, request=ONE), gpus=1).keys()
+        & submission.parameters(replace(task, request=ONE), gpus=1).keys()
     )
 
 
 def test_a_signal_during_a_submission_is_heard_when_there_is_a_job_to_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
-    told: list[str] = []
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
+    events: list[str] = []
 
     def submit(*_: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        told.append("submitted")
+        events.append("submitted")
         return SimpleNamespace(job_id="77")
 
     class Job:
         def cancel(self) -> None:
-            told.append("cancelled")
+            events.append("cancelled")
 
     monkeypatch.setattr(submitit.AutoExecutor, "submit", submit)
-    monkeypatch.setattr(launch, "live", lambda _: Job() if told else None)
+    monkeypatch.setattr(launch, "live", lambda _: Job() if events else None)
     with pytest.raises(SystemExit) as end:
-        pretrain(asked)
-    assert (end.value.code, told) == (130, ["submitted", "cancelled"])
+        pretrain(task)
+    assert (end.value.code, events) == (130, ["submitted", "cancelled"])
 
 
 def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> None:
@@ -507,20 +508,20 @@ def test_shards_are_copied_to_a_nodes_disk_once(data: Path, tmp_path: Path) -> N
 def test_a_process_that_is_lost_before_the_first_step_is_told_from_a_fault_of_this_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While processes find one another, or wait for the copy of the shards."""
+    """Processes are still finding one another, or wait for the copy of the shards."""
 
-    def gone() -> Any:
+    def fail() -> Any:
         raise torch.distributed.DistNetworkError("Connection closed by peer")
 
-    monkeypatch.setattr(distributed, "joined", gone)
+    monkeypatch.setattr(distributed, "joined", fail)
     waits: list[float] = []
     monkeypatch.setattr("ijepa.cluster.job.time.sleep", waits.append)
     threads = torch.get_num_threads()
     work = Pretraining(tmp_path / "run.yaml", data, tmp_path, tmp_path, threads, gpus=2)
     environment = SimpleNamespace(num_tasks=2, cluster="slurm")
-    asked: Any = SimpleNamespace(stop=lambda: False)
+    signals: Any = SimpleNamespace(stop=lambda: False)
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
-        work._finished(environment, asked)
+        work._finished(environment, signals)
     assert waits == [SECONDS_FOR_THE_CAUSE]
     assert "another process of this job is gone" in capsys.readouterr().err
 

@@ -86,7 +86,7 @@ def test_the_probe_agrees_with_logistic_regression() -> None:
     assert ours.n == 8000
 
 
-def test_what_is_chosen_does_not_depend_on_the_test_labels() -> None:
+def test_the_chosen_head_does_not_depend_on_the_test_labels() -> None:
     subject = clouds(400, 200, layers=2)
     result = evaluate(SHORT, subject)
     wrong = {**subject.y, "test": (subject.y["test"] + 1) % CLASSES}
@@ -143,10 +143,10 @@ def test_an_image_is_classified_by_itself() -> None:
 
 def test_held_out_images_are_a_small_part_of_all() -> None:
     subject = clouds(400, 10)
-    held_out, kept = divide(SHORT, subject)
-    assert torch.cat([held_out, kept]).sort().values.equal(torch.arange(400))
+    held_out, training = divide(SHORT, subject)
+    assert torch.cat([held_out, training]).sort().values.equal(torch.arange(400))
     assert len(held_out) == 40
-    seen = torch.cat(epoch_batches(kept, 32, SHORT.seed, epoch=1))
+    seen = torch.cat(epoch_batches(training, 32, SHORT.seed, epoch=1))
     assert len(seen.unique()) == len(seen) == 360 // 32 * 32
     assert not torch.isin(seen, held_out).any()
     assert len(divide(dataclasses.replace(SHORT, max_held_out=7), subject)[0]) == 7

@@ -1,4 +1,4 @@
-"""Classification from few images: which images count, which head counts, and what is told."""
+"""Classification from few images: which images count, which head, and what the result says."""
 
 import dataclasses
 from pathlib import Path
@@ -28,15 +28,18 @@ def few(subject: Made, **settings: Any) -> Tensor:
 def fake_fine_tuning(
     monkeypatch: pytest.MonkeyPatch, held_out: float, test: float
 ) -> list[dict[str, Any]]:
-    """Fine-tuning that is right on the first so large a share of the images; and its calls."""
+    """Replace fine-tuning by one that is right on a share of the images; returns its calls."""
     calls = []
 
     def fine_tune(
-        config: FineTuning, subject: Subject, numbers: Tensor, asked: dict[str, tuple[str, Tensor]]
+        config: FineTuning,
+        subject: Subject,
+        numbers: Tensor,
+        queries: dict[str, tuple[str, Tensor]],
     ) -> dict[str, Tensor]:
-        calls.append({"config": config, "numbers": numbers, "asked": asked})
+        calls.append({"config": config, "numbers": numbers, "queries": queries})
         predicted = {}
-        for name, (split, which) in asked.items():
+        for name, (split, which) in queries.items():
             share = {"held_out": held_out, "test": test}[name]
             wrong = torch.arange(len(which)) >= share * len(which)
             predicted[name] = (subject.labels(split)[which] + wrong) % subject.num_classes
@@ -170,14 +173,14 @@ def test_both_heads_learn_from_the_subset_and_are_asked_about_the_same_images(
     subject = dataclasses.replace(clouds(), encoder=ENCODER)
     low_shot.evaluate(Config(per_class=5), subject)
     [call] = calls
-    numbers, asked = call["numbers"], call["asked"]
+    numbers, queries = call["numbers"], call["queries"]
     assert numbers.tolist() == few(subject, per_class=5).tolist()
-    split, held_out = asked["held_out"]
+    split, held_out = queries["held_out"]
     assert split == "train"
     assert len(set(held_out.tolist())) == 100
     assert not set(held_out.tolist()) & set(numbers.tolist())
-    assert asked["test"][0] == "test"
-    assert asked["test"][1].tolist() == list(range(300))
+    assert queries["test"][0] == "test"
+    assert queries["test"][1].tolist() == list(range(300))
 
 
 def test_fine_tuning_counts_where_nothing_is_outside_the_subset(

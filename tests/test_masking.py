@@ -285,7 +285,7 @@ def test_more_patches_than_the_grid_has_cannot_be_hidden(count: int) -> None:
 
 
 def hidden_neighbours(hidden_BN: Tensor, grid: tuple[int, int]) -> float:
-    """How many of its up to 4 neighbours are hidden too, mean over hidden patches."""
+    """Mean number of hidden neighbours, of up to 4, over hidden patches."""
     hidden_BHW = hidden_BN.view(-1, *grid)
     pairs = (hidden_BHW[:, 1:] & hidden_BHW[:, :-1]).sum()
     pairs += (hidden_BHW[:, :, 1:] & hidden_BHW[:, :, :-1]).sum()
@@ -304,8 +304,9 @@ def hidden_neighbours(hidden_BN: Tensor, grid: tuple[int, int]) -> float:
 def test_block_wise_masks_are_as_clumped_as_those_of_beit(
     grid: tuple[int, int], count: int, min_patches: int, expected: float
 ) -> None:
-    """Expected: 1500 images of BEiT's algorithm written as its loop over draws (14x14, 120:
-    119.6 hidden on average); random masks have at most 2.3 hidden neighbours.
+    """Expected are 1500 images of BEiT's algorithm, written as its loop over draws.
+
+    Of 120 on 14x14 it hides 119.6 on average. Random masks have at most 2.3 hidden neighbours.
     """
     counts_B, generator = torch.full((800,), count), torch.Generator().manual_seed(0)
     clumped = hidden_neighbours(block_wise(counts_B, grid, generator, min_patches), grid)

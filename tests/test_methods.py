@@ -1,4 +1,4 @@
-"""What every method promises the loop: each is found by listing the folder."""
+"""Promises of every method to the loop; methods are found by listing their folder."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ijepa.optim import Optim
 from ijepa.precision import kernels, precision
 from tests.conftest import RECIPES, Trained, raw_run_of
 from tests.several_runs import sgd
-from tests.test_train import run, told, weights
+from tests.test_train import log_of, run, weights
 
 METHODS = method_names()
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -54,14 +54,14 @@ def part(whole: Batch, first: int, last: int) -> Batch:
 
 
 def test_the_six_methods_of_the_comparison_are_there() -> None:
-    assert METHODS == ["cae", "data2vec", "dino", "ibot", "ijepa", "mae"]
-    assert set(RECIPES) == set(METHODS)
+    assert {"cae", "data2vec", "dino", "ibot", "ijepa", "mae"} <= {*METHODS}
+    assert {*RECIPES} <= {*METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_and_its_encoder_can_be_loaded(name: str, trained: Trained) -> None:
     out = trained(name)
-    records = told(out)
+    records = log_of(out)
     assert len(records) == 8
     assert records[-1].keys() >= {"loss", "lr", "feature_std", "rankme"}
     encoder, header = load_encoder(out)
@@ -73,7 +73,7 @@ def test_a_method_trains_and_its_encoder_can_be_loaded(name: str, trained: Train
 
 @pytest.mark.parametrize("name", METHODS)
 def test_updates_lower_the_loss_of_the_same_batch(name: str) -> None:
-    """With the teacher at rest: DINO's own loss may rise while the teacher sharpens."""
+    """The teacher is at rest: DINO's own loss may rise while the teacher sharpens."""
     method, same = make(name), batch(name)
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
     losses = []
@@ -108,16 +108,16 @@ def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         run(raw, tokenised, tmp_path / "cut")
     monkeypatch.undo()
-    torch.rand(7)  # the global generator is elsewhere, as in a new process
+    torch.rand(7)  # moves the global generator, as another process would
     resumed = run(raw, tokenised, tmp_path / "cut")
-    assert told(resumed) == told(whole)
+    assert log_of(resumed) == log_of(whole)
     expected = weights(whole)
     assert all(expected[key].equal(value) for key, value in weights(resumed).items())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
-    """Stochastic depth, masks and groups included: what is drawn does not see the division."""
+    """Stochastic depth, masks and groups included: random draws do not depend on the division."""
     method, whole = make(name), batch(name)
     expected = method(whole)
     halves = [method(part(whole, first, first + 4)) for first in (0, 4)]
@@ -135,7 +135,7 @@ def test_accumulated_gradients_train_the_same_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = weights(trained(name, descent=True))
-    monkeypatch.setattr(train, "adamw", sgd)  # AdamW would forgive gradients of another scale
+    monkeypatch.setattr(train, "adamw", sgd)  # AdamW would hide gradients of another scale
     raw = raw_run_of(name)
     raw["recipe"]["optim"]["accumulate"] = 4
     parts = weights(run(raw, tokenised, tmp_path / "parts"))
@@ -203,8 +203,8 @@ def test_published_recipes_have_their_rates_and_batches() -> None:
     }
     for name, values in expected.items():
         optim: Optim = load_method(name).Config().optim
-        told = (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.lr)
-        assert (*told, *optim.weight_decay, optim.clip) == pytest.approx(values), name
+        settings = (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.lr)
+        assert (*settings, *optim.weight_decay, optim.clip) == pytest.approx(values), name
 
 
 @pytest.mark.parametrize(

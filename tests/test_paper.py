@@ -1,4 +1,4 @@
-"""config/paper.yaml is the paper's: its tables, their rows in order, each with the recipe told."""
+"""config/paper.yaml has the paper's tables, their rows in order, each with the stated recipe."""
 
 import csv
 import re
@@ -30,7 +30,7 @@ with (ROOT / "results" / "published" / "paper_tables.csv").open(newline="") as f
 DATASETS = {"in1k": "imagenet", "in22k": "imagenet22k"}
 IMAGES = {"imagenet": 1_281_167, "imagenet22k": 14_197_122}
 ENCODERS = {"B": "base", "L": "large", "H": "huge", "G": "giant"}
-"""What the paper calls ViT-G has the dimensions of ViT-g."""
+"""The paper's ViT-G has the dimensions of ViT-g."""
 
 NOT_EXPRESSIBLE = [
     {"table": "table15", "method": "mae"},
@@ -88,7 +88,7 @@ STATED: dict[str, dict[str, Any]] = {
         "mask_ratio": (0.1, 0.5),
     },
 }
-"""What the papers tell of all their encoders; and in the next, of one size, and of one row."""
+"""Settings that the papers state for all their encoders; below, for one size and for one row."""
 STATED_OF: dict[str, dict[str, Any]] = {
     "ijepa ViT-B": {"predictor_depth": 6},
     "ijepa ViT-L": {"predictor_depth": 12},
@@ -134,8 +134,8 @@ def rows_of(table: str) -> list[dict[str, str]]:
     """The encoders of a table of the paper that can be had here, in its order."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in PUBLISHED:
-        told = any(part.items() <= row.items() for part in NOT_EXPRESSIBLE)
-        if row["table"] == table and row["method"] in method_names() and not told:
+        excluded = any(part.items() <= row.items() for part in NOT_EXPRESSIBLE)
+        if row["table"] == table and row["method"] in method_names() and not excluded:
             key = tuple(row[name] for name in ("method", "arch", "pretrain_data", "note"))
             rows.setdefault(key, row)
     return list(rows.values())
@@ -149,7 +149,7 @@ def encoder_of(row: dict[str, str]) -> ViTConfig:
 
 
 def recipe_of(row: dict[str, str]) -> dict[str, Any]:
-    """What the papers tell of the recipe of a row."""
+    """Settings of a row's recipe that the papers state."""
     stated = STATED[row["method"]] | STATED_OF.get(f"{row['method']} {row['arch'][:5]}", {})
     name, _, value = row["note"].partition("=")
     if name in ABLATED:
@@ -218,7 +218,7 @@ def test_the_plan_is_complete_and_names_all_that_a_person_must_bring(
         for run in table["runs"]:
             for evaluation in table["evaluations"]:
                 assert f"results/paper/evaluations/{run}/seed0/{evaluation}.json" in grid.wanted
-    raw = dict(told.split("=") for told in grid.missing_raw())
+    raw = dict(entry.split("=") for entry in grid.missing_raw())
     lines = [line for name, folder in raw.items() for line in missing(name, Path(folder))]
     message = "\n".join([*lines, *grid.missing_weights()])
     for wanted in (

@@ -1,4 +1,4 @@
-"""Where a number says that it comes from."""
+"""Origins of results and of the numbers in tables."""
 
 import csv
 import json
@@ -45,11 +45,11 @@ def mini(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_seeds_that_a_table_has_not_are_none_of_its_business(mini: Path) -> None:
-    found = trace(mini / "tables/cifar10", "mae")
+def test_seeds_that_a_table_does_not_have_are_not_traced(mini: Path) -> None:
+    origins = trace(mini / "tables/cifar10", "mae")
     shutil.copytree(mini / "evaluations/mae/seed0", mini / "evaluations/mae/seed1")
-    assert trace(mini / "tables/cifar10", "mae") == found
-    assert {one["evaluation"] for one in found} == {"linear_probe", "knn"}
+    assert trace(mini / "tables/cifar10", "mae") == origins
+    assert {origin["evaluation"] for origin in origins} == {"linear_probe", "knn"}
 
 
 def test_a_result_that_is_not_that_of_the_table_is_named(mini: Path) -> None:
@@ -62,17 +62,17 @@ def test_a_result_that_is_not_that_of_the_table_is_named(mini: Path) -> None:
 
 
 def test_a_cell_with_a_problem_leads_to_its_results_too(mini: Path) -> None:
-    """There is no number in it, and nobody needs its origin more."""
+    """The cell has no number, and nobody needs its origin more."""
     edit(mini / "tables/cifar10.csv", "mae", {"knn": ""})
-    assert "knn" in {one["evaluation"] for one in trace(mini / "tables/cifar10", "mae")}
+    assert "knn" in {origin["evaluation"] for origin in trace(mini / "tables/cifar10", "mae")}
 
 
 def test_a_result_from_outside_leads_to_its_file(mini: Path) -> None:
     for name in ("cifar10", "tidy"):
         edit(mini / f"tables/{name}.csv", "mae", {"run": "mine", "source": "elsewhere/mine.csv"})
-    found = trace(mini / "tables/cifar10", "mine")
-    assert {one["result"] for one in found} == {"elsewhere/mine.csv"}
-    assert {one["evaluation"] for one in found} >= {"linear_probe", "knn"}
+    origins = trace(mini / "tables/cifar10", "mine")
+    assert {origin["result"] for origin in origins} == {"elsewhere/mine.csv"}
+    assert {origin["evaluation"] for origin in origins} >= {"linear_probe", "knn"}
 
 
 def edit(path: Path, run: str, new: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""A reproduction is told from one that went wrong, by the noise of training again."""
+"""A right reproduction is told from a wrong one by the noise of repeated training."""
 
 import json
 import shutil
@@ -39,21 +39,21 @@ def reference() -> Results:
     """Five runs of three seeds, which lie half a point apart, and the untrained network."""
     random = np.random.default_rng(0)
     runs = {f"run{number}": 0.3 + 0.05 * number for number in range(5)}
-    found = {
+    results = {
         (run, seed, "knn"): result(value + 0.005 * float(random.standard_normal()))
         for run, value in runs.items()
         for seed in range(3)
     }
-    return found | {("random_init", 0, "knn"): result(0.25)}
+    return results | {("random_init", 0, "knn"): result(0.25)}
 
 
-def test_what_was_rounded_differently_agrees_and_a_wrong_result_is_named(
+def test_rounding_differences_agree_and_a_wrong_result_is_named(
     reference: Results,
 ) -> None:
     random = np.random.default_rng(1)
     own = {
-        key: result(told["value"] + 0.005 * float(random.standard_normal()))
-        for key, told in reference.items()
+        key: result(entry["value"] + 0.005 * float(random.standard_normal()))
+        for key, entry in reference.items()
         if key[1] == 0
     }
     verdict = judge(own, reference)
@@ -92,14 +92,14 @@ def test_the_noise_between_seeds_is_pooled_over_runs_and_not_of_controls(
 
 
 def test_a_reference_of_one_seed_says_the_noise_of_the_test_images(reference: Results) -> None:
-    one = {key: told for key, told in reference.items() if key[1] == 0}
-    near = {key: result(told["value"] + 0.01) for key, told in one.items()}
-    assert judge(near, one).agrees
-    far = {key: result(told["value"] + 0.06) for key, told in one.items()}
-    assert len(judge(far, one).wrong) == 6
+    one_seed = {key: entry for key, entry in reference.items() if key[1] == 0}
+    near = {key: result(entry["value"] + 0.01) for key, entry in one_seed.items()}
+    assert judge(near, one_seed).agrees
+    far = {key: result(entry["value"] + 0.06) for key, entry in one_seed.items()}
+    assert len(judge(far, one_seed).wrong) == 6
 
 
-def test_what_is_of_other_settings_is_not_compared(reference: Results) -> None:
+def test_results_of_other_settings_are_not_compared(reference: Results) -> None:
     own = {("run0", 0, "knn"): result(0.9, protocol={"num_neighbours": 7})}
     own["elsewhere", 0, "knn"] = result(0.5)
     verdict = judge(own, reference)
@@ -110,10 +110,10 @@ def test_what_is_of_other_settings_is_not_compared(reference: Results) -> None:
 
 
 def write(folder: Path, results: Results) -> None:
-    for (run, seed, name), told in results.items():
+    for (run, seed, name), content in results.items():
         path = folder / "evaluations" / run / f"seed{seed}" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(content))
 
 
 PLAN = ReportPlan("mini", "cifar10", [TableSpec("any", "Any", ["knn"], titles={"knn": "k-NN"})])
@@ -127,7 +127,7 @@ def test_the_end_of_a_run_says_that_it_agrees_or_names_what_was_changed_by_hand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mine = Path("results/mini")
-    write(mine, {key: told for key, told in reference.items() if key[1] == 0})
+    write(mine, {key: entry for key, entry in reference.items() if key[1] == 0})
     show(mine, PLAN)
     assert "git has no results of mini to compare with" in capsys.readouterr().out
     shutil.copytree(mine, "results/reference/mini")
@@ -141,14 +141,14 @@ def test_the_end_of_a_run_says_that_it_agrees_or_names_what_was_changed_by_hand(
     out = capsys.readouterr().out
     assert "mini DISAGREES with the published results beyond noise (1 of 6):" in out
     assert "run3/seed0/knn: 90.00 here" in out
-    # With what it says of each image, it contradicts itself.
+    # The result contradicts its own record of each image.
     bits = packed(torch.zeros(N, dtype=torch.bool))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"correct": bits}))
     with pytest.raises(UserError, match=r"run3/seed0/knn\.json .* correct has 0 of 5000 images"):
         show(mine, PLAN)
 
 
-def test_what_is_published_is_what_a_run_made_without_encoders_and_features(
+def test_published_results_are_those_of_a_run_without_encoders_and_features(
     reference: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

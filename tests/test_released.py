@@ -139,12 +139,12 @@ def dinov2_file(w: Weights, other: Weights) -> Any:
 
 
 def transformers_vit(w: Weights, other: Weights) -> Any:
-    """As ViTMAEForPreTraining names them."""
+    """Weights as ViTMAEForPreTraining names them."""
     return {**under("vit.", hugging_face(w)), "decoder.mask_token": torch.ones(1, 1, 32)}
 
 
 def transformers_dinov2(w: Weights, other: Weights) -> Any:
-    """As Dinov2Model names them."""
+    """Weights as Dinov2Model names them."""
     theirs = {"layernorm_before": "norm1", "layernorm_after": "norm2"}
     theirs |= {"intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"}
     weights = {}
@@ -172,15 +172,15 @@ def hugging_face(w: Weights) -> Weights:
         if name.startswith("blocks."):
             _, number, rest = name.split(".", 2)
             part, _, kind = rest.rpartition(".")
-            place = f"encoder.layer.{number}."
+            prefix = f"encoder.layer.{number}."
             if part == "attn.qkv":
                 for third, which in enumerate(("query", "key", "value")):
                     rows = value[third * 48 : third * 48 + 48]
-                    out[f"{place}attention.attention.{which}.{kind}"] = rows
+                    out[f"{prefix}attention.attention.{which}.{kind}"] = rows
             elif rest in inner:
-                out[place + inner[rest]] = value
+                out[prefix + inner[rest]] = value
             else:
-                out[f"{place}{inner[part]}.{kind}"] = value
+                out[f"{prefix}{inner[part]}.{kind}"] = value
         elif name.startswith("norm."):
             out[f"layer{name}"] = value
         elif name == "pos_embed":
@@ -218,7 +218,7 @@ FILES: dict[str, tuple[str, Variant, Callable[[Weights, Weights], Any]]] = {
 
 
 def fabricate(kind: str, path: Path) -> tuple[ViT, ViT]:
-    """A published file at ``path``; the network in it, and that of its other tower."""
+    """Write a published file to ``path``; returns its network, and that of its other tower."""
     _, variant, build = FILES[kind]
     nets = network(variant), network(variant, seed=1)
     torch.save(build(*(net.state_dict() for net in nets)), path)
@@ -227,8 +227,8 @@ def fabricate(kind: str, path: Path) -> tuple[ViT, ViT]:
 
 def features(path: Path, images: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = load_encoder(path)[0](images)
-        return found
+        outputs: Tensor = load_encoder(path)[0](images)
+        return outputs
 
 
 def images(size: int = 32) -> Tensor:
@@ -304,10 +304,10 @@ def test_the_recorded_encoders_of_ijepa_give_the_recorded_features(tmp_path: Pat
     for tower, key in (("target", "target_all_patches"), ("context", "encoder_all_patches")):
         out = tmp_path / f"{tower}.safetensors"
         import_encoder(tmp_path / "file.pth.tar", out, tower=tower, num_heads=3)
-        found = features(out, file["images"])
-        if tower == "target" and not torch.allclose(found, file[key], atol=1e-3):
-            found = F.layer_norm(found, found.shape[-1:])
-        torch.testing.assert_close(found, file[key], rtol=1e-4, atol=1e-4)
+        outputs = features(out, file["images"])
+        if tower == "target" and not torch.allclose(outputs, file[key], atol=1e-3):
+            outputs = F.layer_norm(outputs, outputs.shape[-1:])
+        torch.testing.assert_close(outputs, file[key], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mae", "data2vec", "cae"])
@@ -325,14 +325,14 @@ def test_recorded_weights_give_what_the_method_gives(name: str, tmp_path: Path) 
         "data2vec": data2vec.Config(drop_path=0, top_layers=2),
         "cae": cae.Config(vocabulary=64, regressor_depth=2, decoder_depth=2, drop_path=0),
     }
-    module = load_method(name)
-    method = module.Method(configs[name], VIT)
+    method = load_method(name).Method(configs[name], VIT)
+    names = {"mae": mae, "data2vec": data2vec, "cae": cae}[name].RELEASED
     weights = {key.replace("/", "."): value for key, value in before.items()}
-    method.load_state_dict(released.rename(weights, module.RELEASED))
+    method.load_state_dict(released.rename(weights, names))
     with torch.no_grad():
         expected = method.encoder.eval()(file["images"])
-    found = features(tmp_path / "ours.safetensors", file["images"])
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    outputs = features(tmp_path / "ours.safetensors", file["images"])
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("scale", [None, 1e-5])
@@ -349,7 +349,7 @@ def test_timms_own_network_gives_the_same_features(scale: float | None, tmp_path
         )
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", sorted({*method_names()} & {*LAYOUTS}))
 def test_a_layout_has_the_variant_of_our_method(name: str) -> None:
     module = load_method(name)
     with torch.device("meta"):
@@ -370,8 +370,8 @@ def test_published_sizes_are_read_from_the_shapes(size: str, patch: int, image: 
         shapes = {name: value.shape for name, value in ViT(vit).state_dict().items()}
     tensors = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
     tensors["pos_embed"] = sincos_positions(vit.dim, vit.grid)
-    found = released.encoder(under("target_encoder.module.", tensors), "file")
-    assert ViTConfig(**found.shape) == vit
+    reading = released.encoder(under("target_encoder.module.", tensors), "file")
+    assert ViTConfig(**reading.shape) == vit
 
 
 @given(dim=st.integers(1, 2048), hidden=st.integers(1, 8192))
@@ -462,7 +462,7 @@ def test_every_tensor_that_is_missing_or_unknown_is_named(kind: str, tmp_path: P
 def test_a_file_of_another_kind_than_its_layout_is_refused(kind: str, tmp_path: Path) -> None:
     fabricate(kind, tmp_path / "file.pth")
     tensors = read_tensors(tmp_path / "file.pth")
-    fits = [one.layout for one in released.readings(tensors) if not one.problems]
+    fits = [reading.layout for reading in released.readings(tensors) if not reading.problems]
     assert fits[0] == FILES[kind][0]
     for other in LAYOUTS.keys() - set(fits):
         with pytest.raises(UserError, match=f"say --layout {fits[0]}"):
@@ -567,8 +567,8 @@ def test_a_file_whose_bytes_were_changed_is_read_or_refused(zipped: bool, tmp_pa
         changed = bytearray(
             whole[: random.integers(1, len(whole))] if random.random() < 0.3 else whole
         )
-        for place in random.integers(0, min(len(changed), 1500), 3):
-            changed[place] = random.integers(256)
+        for position in random.integers(0, min(len(changed), 1500), 3):
+            changed[position] = random.integers(256)
         path.write_bytes(changed)
         try:
             read_tensors(path)

@@ -48,7 +48,7 @@ def results(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         },
         "log_every": 1,
     }
-    # Left by another config: none of this report's business.
+    # Left by another config: the report must ignore it.
     (folder / "runs" / "abandoned" / "seed0").mkdir(parents=True)
     untrained = {"epochs": 0, "warmup_epochs": 0, "batch_size": 32}
     for name, epochs in (("ijepa", run["recipe"]["optim"]), ("random_init", untrained)):  # type: ignore[index]
@@ -77,15 +77,15 @@ def seeded(results: Path, folder: Path, values: list[float]) -> pd.DataFrame:
         path = folder / "evaluations" / "ijepa" / f"seed{seed}" / "knn.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({**result, "value": value}))
-    return read_results(found(folder))
+    return read_results(result_paths(folder))
 
 
-def found(folder: Path) -> list[Path]:
+def result_paths(folder: Path) -> list[Path]:
     return list(folder.glob("evaluations/*/*/*.json"))
 
 
 def test_a_table_has_every_run_and_then_the_two_controls(results: Path) -> None:
-    table = tabulate(read_results(found(results)), SPEC).rows
+    table = tabulate(read_results(result_paths(results)), SPEC).rows
     assert table["run"].tolist() == ["ijepa", "random_init", "pixels"]
     result = json.loads((results / "evaluations/ijepa/seed0/knn.json").read_text())
     assert table["knn"][0] == pytest.approx(100 * result["value"])
@@ -93,7 +93,7 @@ def test_a_table_has_every_run_and_then_the_two_controls(results: Path) -> None:
 
 
 def test_a_table_that_names_its_runs_has_no_others_and_no_gains(results: Path) -> None:
-    tidy = read_results(found(results))
+    tidy = read_results(result_paths(results))
     table = tabulate(tidy, replace(SPEC, runs=["ijepa"]))
     assert table.rows["run"].tolist() == ["ijepa"]
     assert "gain" not in markdown(table)
@@ -106,16 +106,16 @@ def test_an_evaluation_that_an_encoder_does_not_have_is_a_dash(
     """Raw pixels cannot be fine-tuned."""
     shutil.copytree(results / "evaluations", tmp_path / "evaluations")
     (tmp_path / "evaluations" / "pixels" / "seed0" / "linear_probe.json").unlink()
-    table = tabulate(read_results(found(tmp_path)), SPEC)
+    table = tabulate(read_results(result_paths(tmp_path)), SPEC)
     assert "| pixels (no network) | - |  |" in markdown(table)
 
 
-def test_what_is_no_accuracy_is_shown_as_it_is(results: Path, tmp_path: Path) -> None:
+def test_a_value_that_is_no_accuracy_is_not_shown_in_percent(results: Path, tmp_path: Path) -> None:
     shutil.copytree(results / "evaluations", tmp_path / "evaluations")
     for path in (tmp_path / "evaluations").glob("*/*/knn.json"):
         result = json.loads(path.read_text())
         path.write_text(json.dumps(result | {"metric": "rankme", "value": 12.5}))
-    text = markdown(tabulate(read_results(found(tmp_path)), SPEC))
+    text = markdown(tabulate(read_results(result_paths(tmp_path)), SPEC))
     assert "| knn, RankMe |" in text
     assert "| 12.50 [" in text
 
@@ -133,7 +133,7 @@ def test_mixed_commits_and_uncommitted_code_are_flagged(results: Path, tmp_path:
         text = path.read_text()
         commit = json.loads(text)["commit"]
         path.write_text(text.replace(f'"{commit}"', '"aaaa"' if number else '"bbbb+"'))
-    first, *_, last = tabulate(read_results(found(tmp_path)), SPEC).problems
+    first, *_, last = tabulate(read_results(result_paths(tmp_path)), SPEC).problems
     assert first.startswith("mixed commits: not all rows were made by the same code (aaaa: ")
     assert last == 'uncommitted code: "+" marks a commit that it differed from (bbbb+)'
 
@@ -160,7 +160,7 @@ def page_file(results: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(seeds / "seed0", seeds / "seed1")
     file = folder / "report.html"
     spec = TableSpec("tiny", SPEC.title, EVALUATIONS, encoders=["ijepa"], seeds=[0, 1])
-    report(folder, found(folder), data, ReportPlan("tiny", "tiny", [spec]), file)
+    report(folder, result_paths(folder), data, ReportPlan("tiny", "tiny", [spec]), file)
     return file
 
 
@@ -255,13 +255,15 @@ def test_a_number_leads_by_keyboard_to_where_it_comes_from(
     number.focus()
     page.keyboard.press("Enter")
     shown = page.locator(".provenance:visible")
-    told = json.loads((page_file.parent / "evaluations/ijepa/seed0/linear_probe.json").read_text())
+    result = json.loads(
+        (page_file.parent / "evaluations/ijepa/seed0/linear_probe.json").read_text()
+    )
     for text in (
         "ijepa: linear probe",
-        told["about"]["encoder"],
-        told["about"]["data_version"],
-        told["commit"],
-        told["machine"],
+        result["about"]["encoder"],
+        result["about"]["data_version"],
+        result["commit"],
+        result["machine"],
         "GPU-hours",
         "evaluations/ijepa/seed1/linear_probe.json",
     ):

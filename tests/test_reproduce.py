@@ -1,4 +1,4 @@
-"""What a person sees of a run: the time it takes, each finished job, why one failed, the end."""
+"""Text that a person sees of a run: its time, each finished job, why one failed, the end."""
 
 import io
 import os
@@ -85,11 +85,11 @@ def test_a_failed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
     shown, out = view()
     shown.take(info(1, "pretrain", 0.0, log, run="mae", seed="0"))
     shown.take({"event": "job_error", "jobid": 1, "time": 3.0})
-    said = out.getvalue()
-    assert "pretrain mae 0" in said
-    assert "error: no [red] disk" in said
-    assert "step 3" in said
-    assert "step 1" not in said
+    text = out.getvalue()
+    assert "pretrain mae 0" in text
+    assert "error: no [red] disk" in text
+    assert "step 3" in text
+    assert "step 1" not in text
     assert len(last_lines(log)) <= 12
     assert last_lines(tmp_path / "none") == ["(it has none)"]
 
@@ -124,17 +124,20 @@ def test_minutes_and_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacking", "told"),
+    ("lacking", "message"),
     [
         ({"which": lambda name, **_: None if name == "git" else "/bin"}, "git is not installed"),
         ({"disk_usage": lambda _: SimpleNamespace(free=5e9)}, "5.0 GB of disk left, 12 are needed"),
         ({"memory": lambda: 2e9}, "2.0 GB of memory, 4 are needed"),
-        ({"uv": lambda: None, "right_python": lambda: False}, "there is no Python 3.11 here"),
+        (
+            {"uv": lambda: None, "right_python": lambda: False},
+            "there is no Python 3.11, 3.12, 3.13 here",
+        ),
         ({"network": lambda: False}, "the package index cannot be reached"),
     ],
 )
 def test_what_a_machine_lacks_is_one_line_with_the_remedy(
-    lacking: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    lacking: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enough = {
         "which": lambda name, **_: f"/bin/{name}",
@@ -144,11 +147,11 @@ def test_what_a_machine_lacks_is_one_line_with_the_remedy(
     }
     for name, value in (enough | lacking).items():
         monkeypatch.setattr(shutil if hasattr(shutil, name) else preflight, name, value)
-    said = preflight.fault("install")
-    assert said is not None
-    assert told in said
-    assert "\n" not in said
-    assert ":" in said
+    line = preflight.fault("install")
+    assert line is not None
+    assert message in line
+    assert "\n" not in line
+    assert ":" in line
 
 
 @pytest.mark.processes

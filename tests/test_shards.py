@@ -1,4 +1,4 @@
-"""From raw files to shards, and back to images."""
+"""Shards are made from raw files, and images are read from shards."""
 
 import http.server
 import io
@@ -119,9 +119,9 @@ def test_a_damaged_or_missing_index_is_an_error_that_a_build_mends(tiny: Path, c
 
 
 def test_an_image_that_cannot_be_decoded_is_named(copy: Path) -> None:
-    place, size = shards.read_shard(copy / "train-00001.tar").places[3]
+    offset, size = shards.read_shard(copy / "train-00001.tar").places[3]
     content = bytearray((copy / "train-00001.tar").read_bytes())
-    content[place : place + size] = bytes(size)
+    content[offset : offset + size] = bytes(size)
     (copy / "train-00001.tar").write_bytes(content)
     with pytest.raises(UserError, match=r"image 51 in .*train-00001\.tar cannot be decoded"):
         Images(copy, "train")[51]
@@ -164,7 +164,7 @@ def test_corrupt_images_are_left_out_and_listed(photographs: Path) -> None:
     assert (report["images"], report["corrupt"], len(report["list"])) == (60, 10, 10)
     assert {fault["split"] for fault in report["list"]} == {"train"}
     torn = {Path(fault["image"]).stem for fault in report["list"]}
-    assert torn == {f"{10 * ten + one:04d}" for ten in range(1, 6) for one in range(2)}
+    assert torn == {f"{10 * ten + unit:04d}" for ten in range(1, 6) for unit in range(2)}
     images = Images(photographs / "out", "train")
     assert len(images) == 50
     assert [images[n].size for n in (0, 49)] == [(60, 40)] * 2
@@ -183,9 +183,9 @@ def test_original_bytes_are_kept_unless_resizing_is_asked_for(photographs: Path)
     for name in ("photographs", "shrunk"):
         build_shards(name, photographs / "raw", photographs / name, num_workers=1)
     first = (photographs / "raw" / "train" / "even" / "0000.jpg").read_bytes()
-    place, size = shards.read_shard(photographs / "photographs" / "train-00000.tar").places[0]
+    offset, size = shards.read_shard(photographs / "photographs" / "train-00000.tar").places[0]
     tar = (photographs / "photographs" / "train-00000.tar").read_bytes()
-    assert tar[place : place + size] == first
+    assert tar[offset : offset + size] == first
     assert Images(photographs / "shrunk", "train")[0].size == (30, 20)
 
 
@@ -198,17 +198,17 @@ def test_one_core_or_several_give_the_same_bytes(photographs: Path) -> None:
 
 
 def test_a_tar_is_what_webdataset_writes(data: Path, tmp_path: Path) -> None:
-    """The same bytes, so that data versions did not change when the writer became our own."""
+    """Our own writer makes the same bytes, so that data versions did not change with it."""
     images = Images(data, "test")
     with webdataset.TarWriter(str(tmp_path / "by.tar"), encoder=False, mtime=0) as writer:
-        for number, (place, size) in enumerate(images.places[0].tolist()):
-            content = images.paths[0].read_bytes()[place : place + size]
+        for number, (offset, size) in enumerate(images.places[0].tolist()):
+            content = images.paths[0].read_bytes()[offset : offset + size]
             label = str(images.labels["class"][number]).encode()
             writer.write({"__key__": f"{number:08d}", "cls": label, "png": content})
     assert (tmp_path / "by.tar").read_bytes() == images.paths[0].read_bytes()
 
 
-def test_what_was_compared_once_is_not_read_again(copy: Path) -> None:
+def test_a_verified_shard_is_not_read_again(copy: Path) -> None:
     """A flipped byte under the old time shows that only size and time are looked at."""
     shards.verify(copy)
     path = copy / "train-00000.tar"
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny: Path, tmp_path: 
 
 @pytest.fixture
 def archive(tiny: Path, tmp_path: Path) -> Iterator[str]:
-    """The official archive's layout, served on this machine; the address."""
+    """Address of an archive in the official layout, served on this machine."""
     with tarfile.open(tmp_path / "tiny.tar.gz", "w:gz") as tar:
         for path in (tiny / "raw").iterdir():
             tar.add(path, f"cifar-10-batches-bin/{path.name}")
@@ -273,9 +273,9 @@ def archive(tiny: Path, tmp_path: Path) -> Iterator[str]:
 def test_the_original_archive_is_fetched_where_a_first_address_fails(
     archive: str, tiny: Path, tmp_path: Path
 ) -> None:
-    gone = archive.replace("tiny.tar", "gone.tar")
+    missing = archive.replace("tiny.tar", "gone.tar")
     dataset = register.load_dataset("tiny").model_copy(
-        update={"origins": [{"archive": gone}, {"archive": archive}]}
+        update={"origins": [{"archive": missing}, {"archive": archive}]}
     )
     sources.load_source("cifar").fetch(dataset, tmp_path / "raw")
     for path in (tiny / "raw").iterdir():

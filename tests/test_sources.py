@@ -115,7 +115,7 @@ def python2_pickle(labels: dict[str, list[int]], pixels: np.ndarray) -> bytes:
 
 
 def cifar_archive(path: Path, kind: int, python: bool) -> str:
-    """The official archive's layout; its MD5."""
+    """Write an archive in the official layout; returns its MD5."""
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = ["labels"] if kind == 10 else ["coarse_labels", "fine_labels"]
     folder = f"cifar-{kind}-{'python' if python else 'binary'}"
@@ -164,9 +164,9 @@ def test_both_versions_of_both_cifars_give_the_same_records(
         rows = np.concatenate(
             [r for n, r in records(kind).items() if (n[:4] == "test") == (split == "test")]
         )
-        found = list(cifar.entries(tiny, tmp_path, split))
-        assert b"".join(map(content, found)) == rows.tobytes()
-        labels = [[e.labels[label] for label in LABELS[kind]] for e in found]
+        entries = list(cifar.entries(tiny, tmp_path, split))
+        assert b"".join(map(content, entries)) == rows.tobytes()
+        labels = [[e.labels[label] for label in LABELS[kind]] for e in entries]
         assert labels == rows[:, : len(LABELS[kind])].tolist()
 
 
@@ -276,7 +276,7 @@ IDX_LABELS = np.arange(5) % 3
 
 
 def idx_folder(folder: Path, zipped: bool = True) -> dict[str, str]:
-    """The four files; the checksums of their unpacked bytes."""
+    """Write the four files; returns the checksums of their unpacked bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
     for prefix, count in (("train", 5), ("t10k", 2)):
@@ -296,10 +296,10 @@ def test_idx_images_come_back_with_their_labels(tmp_path: Path) -> None:
     tiny = idx_entry(checksums=idx_folder(tmp_path))
     assert idx.missing(tiny, tmp_path) == []
     idx.fetch(tiny, tmp_path)
-    found = list(idx.entries(tiny, tmp_path, "train"))
-    assert [e.labels["class"] for e in found] == IDX_LABELS.tolist()
+    entries = list(idx.entries(tiny, tmp_path, "train"))
+    assert [e.labels["class"] for e in entries] == IDX_LABELS.tolist()
     assert len(list(idx.entries(tiny, tmp_path, "test"))) == 2
-    for entry, expected in zip(found, IDX_IMAGES, strict=True):
+    for entry, expected in zip(entries, IDX_IMAGES, strict=True):
         with Image.open(io.BytesIO(idx.encode(tiny, content(entry)))) as image:
             assert (image.format, image.mode) == ("PNG", "L")
             assert (np.asarray(image) == expected).all()
@@ -390,13 +390,15 @@ def test_an_image_folder_has_the_classes_of_its_training_folders(tmp_path: Path)
     (tmp_path / "train/dog/._b.jpg").write_bytes(b"")
     tiny = dataset("image_folder", **CLASSES)
     image_folder.fetch(tiny, tmp_path)
-    found = list(image_folder.entries(tiny, tmp_path, "train"))
-    assert [(e.name, e.labels["class"]) for e in found] == [
+    entries = list(image_folder.entries(tiny, tmp_path, "train"))
+    assert [(e.name, e.labels["class"]) for e in entries] == [
         ("train/cat/1.webp", 0),
         ("train/dog/a/z.png", 1),
         ("train/dog/b.JPG", 1),
     ]
-    assert image_folder.encode(tiny, content(found[0])) == (tmp_path / found[0].name).read_bytes()
+    assert (
+        image_folder.encode(tiny, content(entries[0])) == (tmp_path / entries[0].name).read_bytes()
+    )
     (test,) = image_folder.entries(tiny, tmp_path, "test")
     assert (test.name, test.labels) == ("val/dog/1.png", {"class": 1})
 
@@ -404,8 +406,8 @@ def test_an_image_folder_has_the_classes_of_its_training_folders(tmp_path: Path)
 def test_listed_classes_keep_their_order(tmp_path: Path) -> None:
     tree(tmp_path, "train/dog/1.png", "train/cat/1.png")
     tiny = dataset("image_folder", labels={"animal": ["dog", "cat"]})
-    found = [e.labels for e in image_folder.entries(tiny, tmp_path, "train")]
-    assert found == [{"animal": 0}, {"animal": 1}]
+    labels = [e.labels for e in image_folder.entries(tiny, tmp_path, "train")]
+    assert labels == [{"animal": 0}, {"animal": 1}]
 
 
 def test_faults_of_an_image_folder_are_named(tmp_path: Path) -> None:
@@ -436,8 +438,8 @@ def test_a_flat_folder_gives_every_image_once(tmp_path: Path) -> None:
     tree(tmp_path, "b/2.png", "b/1.jpg", "a.png", "held/out/1.png")
     tiny = dataset("flat_folder", splits={"train": None})
     flat_folder.fetch(tiny, tmp_path)
-    found = [(e.name, e.labels) for e in flat_folder.entries(tiny, tmp_path, "train")]
-    assert found == [(n, {}) for n in ("a.png", "b/1.jpg", "b/2.png", "held/out/1.png")]
+    entries = [(e.name, e.labels) for e in flat_folder.entries(tiny, tmp_path, "train")]
+    assert entries == [(n, {}) for n in ("a.png", "b/1.jpg", "b/2.png", "held/out/1.png")]
     tiny = dataset("flat_folder", options={"test": "held"})
     assert [e.name for e in flat_folder.entries(tiny, tmp_path, "train")] == [
         "a.png",
@@ -498,10 +500,10 @@ def test_ready_made_shards_are_read_in_place(tmp_path: Path) -> None:
     shard(tmp_path / "s-01.tar", SHARD[2:])
     tiny = shards("s-{00..01}.tar")
     webdataset.fetch(tiny, tmp_path)
-    found = list(webdataset.entries(tiny, tmp_path, "train"))
-    assert [content(e) for e in found] == [SHARD[0][1], SHARD[3][1], SHARD[3][1]]
-    assert [e.labels["class"] for e in found] == [2, 0, 0]
-    assert found[0].name == "s-00.tar: dir/0"
+    entries = list(webdataset.entries(tiny, tmp_path, "train"))
+    assert [content(e) for e in entries] == [SHARD[0][1], SHARD[3][1], SHARD[3][1]]
+    assert [e.labels["class"] for e in entries] == [2, 0, 0]
+    assert entries[0].name == "s-00.tar: dir/0"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-00.tar", "s-01.tar"]
 
 

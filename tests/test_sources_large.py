@@ -285,7 +285,7 @@ def test_listed_images_that_are_not_there_are_counted_and_named(folders: Path) -
 def test_official_archives_become_shards_that_know_their_subset(
     official: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: archives as they were downloaded, shards, images with labels by number."""
+    """The test goes the whole way: downloaded archives, shards, images with labels by number."""
     write_list(official, "1percent.txt", [names[1] for names in TRAIN.values()])
     entry = IMAGENET.model_dump(exclude={"name"}) | {"shard_size": 4}
     (official / "datasets.yaml").write_text(json.dumps({"miniature": entry}))
@@ -297,17 +297,17 @@ def test_official_archives_become_shards_that_know_their_subset(
     (few,) = images.subsets.values()
     listed = {picture(names[1]) for names in TRAIN.values()}
     tars = [path.read_bytes() for path in images.paths]
-    starts = [place for places in images.places for place in places.tolist()]
+    starts = [position for positions in images.places for position in positions.tolist()]
     owner = [0] * 4 + [1] * 2
     assert {tars[owner[n]][starts[n][0] :][: starts[n][1]] for n in few.tolist()} == listed
     assert read_index(official / "out").labels == {"class": 3}
 
 
 def test_a_list_that_the_register_asks_for_is_missed_in_time(official: Path) -> None:
-    """Before pretraining, not after it."""
+    """The list must be missed before pretraining, not after it."""
     dataset = make("imagenet", 3, options={"subsets": ["1pct"]})
-    (told,) = IMAGENET_SOURCE.missing(dataset, official)
-    assert "1percent.txt (the official list" in told
+    (line,) = IMAGENET_SOURCE.missing(dataset, official)
+    assert "1percent.txt (the official list" in line
     write_list(official, "1percent.txt", [names[0] for names in TRAIN.values()])
     assert IMAGENET_SOURCE.missing(dataset, official) == []
 
@@ -330,8 +330,8 @@ def test_each_tar_of_imagenet22k_is_a_class(tars: Path) -> None:
 
 
 def test_an_imagenet22k_without_tars_says_where_they_come_from(tmp_path: Path) -> None:
-    (asked,) = sources.load_source("imagenet22k").missing(IMAGENET22K, tmp_path)
-    assert "n*.tar (one tar a class: fall11_whole.tar" in asked
+    (line,) = sources.load_source("imagenet22k").missing(IMAGENET22K, tmp_path)
+    assert "n*.tar (one tar a class: fall11_whole.tar" in line
     with pytest.raises(UserError, match=r"n\*\.tar"):
         sources.load_source("imagenet22k").fetch(IMAGENET22K, tmp_path)
 
@@ -503,8 +503,8 @@ def test_an_unpacked_inaturalist_needs_no_archives(inaturalist: Path) -> None:
 
 
 def test_inaturalist_says_at_once_all_that_is_missing(tmp_path: Path, inaturalist: Path) -> None:
-    asked = sources.load_source("inaturalist").missing(INATURALIST, tmp_path)
-    assert [Path(path.split(" ")[0]).name for path in asked] == [
+    lines = sources.load_source("inaturalist").missing(INATURALIST, tmp_path)
+    assert [Path(path.split(" ")[0]).name for path in lines] == [
         "train_val2018.tar.gz",
         "train2018.json.tar.gz",
         "val2018.json.tar.gz",

@@ -14,15 +14,15 @@ from tests.conftest import raw_run_of
 def test_a_speed_is_the_images_of_a_step_by_its_seconds_once_warm(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the log of a run that was trained and then forgotten; here it ends by itself."""
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: Kept(kept))
+    """The speed comes from the log of a run that is trained and deleted; here it ends by itself."""
+    folder = tmp_path / "kept"
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: Kept(folder))
     run = config.parse_run(raw_run_of("ijepa"))
-    found = speed._measure(run, data, seconds=60)
-    (log,) = kept.glob("*/train.jsonl")
+    measured = speed._measure(run, data, seconds=60)
+    (log,) = folder.glob("*/train.jsonl")
     seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
     assert len(seconds) == 8
-    assert found == pytest.approx(32 * 3 / sum(seconds[5:]))
+    assert measured == pytest.approx(32 * 3 / sum(seconds[5:]))
 
 
 def test_a_run_of_no_epochs_takes_no_time(data: Path) -> None:
@@ -47,7 +47,7 @@ class Kept:
 
 @pytest.mark.processes
 def test_every_run_is_measured_for_a_while(data: Path, tmp_path: Path) -> None:
-    """In processes of their own, and of one that would take days too.
+    """Each run is measured in a process of its own, even one that would take days.
 
     Over 5 s: these processes import torch.
     """
@@ -55,8 +55,8 @@ def test_every_run_is_measured_for_a_while(data: Path, tmp_path: Path) -> None:
     endless = raw_run_of("mae")
     endless["recipe"]["optim"]["epochs"] = 10_000
     runs = {"ijepa": raw_run_of("ijepa"), "endless": endless}
-    found = speed.images_per_second(
+    speeds = speed.images_per_second(
         {name: config.parse_run(run) for name, run in runs.items()}, tmp_path, 1, seconds=0.2
     )
-    assert list(found) == ["ijepa", "endless"]
-    assert all(value > 0 for value in found.values())
+    assert list(speeds) == ["ijepa", "endless"]
+    assert all(value > 0 for value in speeds.values())

@@ -43,7 +43,7 @@ MINI: dict[str, Any] = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text(
 pytestmark = pytest.mark.usefixtures("real_register")
 
 
-def one(run: str, seed: int, evaluation: str, value: float, **differs: Any) -> dict[str, Any]:
+def entry(run: str, seed: int, evaluation: str, value: float, **differs: Any) -> dict[str, Any]:
     """A tidy result."""
     return {
         **dict.fromkeys(results.TEXTS, ""),
@@ -79,13 +79,13 @@ def check_config(config: dict[str, Any]) -> None:
     check(read_benchmark(config))
 
 
-def of_paper(name: str, found: pd.DataFrame) -> tabulate.Table:
+def of_paper(name: str, frame: pd.DataFrame) -> tabulate.Table:
     specs = [table for table in PAPER["tables"] if table["name"] == name]
-    return tables.tables_of(plan_of({**PAPER, "tables": specs}), found)[name]
+    return tables.tables_of(plan_of({**PAPER, "tables": specs}), frame)[name]
 
 
 SPEC = TableSpec("own", "Own", ["knn"], seeds=[0, 1])
-PAIR = [one(run, seed, "knn", 50 + seed) for run in ("a", "b") for seed in (0, 1)]
+PAIR = [entry(run, seed, "knn", 50 + seed) for run in ("a", "b") for seed in (0, 1)]
 
 
 @given(
@@ -99,12 +99,14 @@ def test_a_table_of_random_results_is_their_pivot(
     values: dict[tuple[str, int, str], float],
 ) -> None:
     """Over 5 s: a hundred random tables, each summarised by pandas in two ways."""
-    found = tidy(*(one(*key, value) for key, value in values.items()))
+    frame = tidy(*(entry(*key, value) for key, value in values.items()))
     spec = TableSpec("any", "Any", ["x", "y"])
-    rows = tabulate.tabulate(found, spec).rows.set_index("run")
-    how: Literal["mean", "std"]
-    for name, how in (("", "mean"), ("_std", "std")):
-        pivot = found.pivot_table(index="run", columns="evaluation", values="value", aggfunc=how)
+    rows = tabulate.tabulate(frame, spec).rows.set_index("run")
+    statistic: Literal["mean", "std"]
+    for name, statistic in (("", "mean"), ("_std", "std")):
+        pivot = frame.pivot_table(
+            index="run", columns="evaluation", values="value", aggfunc=statistic
+        )
         for evaluation in pivot:
             expected = pivot[evaluation].dropna()
             got = rows[f"{evaluation}{name}"].dropna()
@@ -119,8 +121,8 @@ def test_every_published_number_is_in_its_table_without_any_result(name: str) ->
     shown = shapes.view(table)
     columns = [i for i, header in enumerate(shown.headers) if header.text.endswith(", paper")]
     columns = [i for i in columns if "GPU" not in shown.headers[i].text]
-    found = sorted(row[i].text for row in shown.rows for i in columns)
-    assert found == sorted(f"{value:.1f}" for value in numbers["value"])
+    texts = sorted(row[i].text for row in shown.rows for i in columns)
+    assert texts == sorted(f"{value:.1f}" for value in numbers["value"])
     measured = [cell.text for row in shown.rows for cell in row if cell.kind == "measured"]
     assert len(measured) == len(numbers)
     assert set(measured) == {"-"}
@@ -129,9 +131,11 @@ def test_every_published_number_is_in_its_table_without_any_result(name: str) ->
 
 
 def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
-    found = tidy(one("ijepa_vith14", 0, "in1k_linear", 79.6, n=50_000, gpu_hours=1000, epochs=300))
+    frame = tidy(
+        entry("ijepa_vith14", 0, "in1k_linear", 79.6, n=50_000, gpu_hours=1000, epochs=300)
+    )
     (line,) = [
-        line for line in shapes.markdown(of_paper("table1", found)).splitlines() if "79.6" in line
+        line for line in shapes.markdown(of_paper("table1", frame)).splitlines() if "79.6" in line
     ]
     assert line == (
         "| ijepa | ViT-H/14 | 300 | no | *79.3* | 79.60 [78.6, 80.6] | +0.30 | 50,000 | *<1152* "
@@ -156,8 +160,8 @@ def test_a_run_that_fills_no_row_stands_below_the_published_ones() -> None:
     config["runs"].append({**config["runs"][0], "name": "mine"})
     config["tables"][0]["runs"]["mine"] = {}
     check_config(config)
-    found = tidy(one("mine", 0, "in1k_linear", 60, method="ijepa"))
-    last = shapes.view(tables.tables_of(plan_of(config), found)["table1"]).rows[-1]
+    frame = tidy(entry("mine", 0, "in1k_linear", 60, method="ijepa"))
+    last = shapes.view(tables.tables_of(plan_of(config), frame)["table1"]).rows[-1]
     assert [cell.text for cell in last[:5]] == ["ijepa", "-", "-", "-", "-"]
     assert last[5].text == "60.00 [59.0, 61.0]"
 
@@ -197,8 +201,8 @@ def test_small_images_are_never_put_beside_the_papers() -> None:
         UserError, match="in1k_linear is on cifar10, the published numbers are on im"
     ):
         check_config(config)
-    found = tidy(one("ijepa_vith14", 0, "in1k_linear", 43, dataset="cifar10"))
-    table = of_paper("table1", found)
+    frame = tidy(entry("ijepa_vith14", 0, "in1k_linear", 43, dataset="cifar10"))
+    table = of_paper("table1", frame)
     assert (
         "ImageNet-1k, linear of ijepa_vith14: it is on cifar10, the paper's is on imagenet"
         in table.problems
@@ -223,13 +227,17 @@ def faulty(row: dict[str, Any], *more: dict[str, Any]) -> tabulate.Table:
 @pytest.mark.parametrize(
     ("table", "problem", "shown"),
     [
-        (faulty(one("b", 1, "knn", math.nan)), "knn of b: seed 1 is nan, not a number", "- (!)"),
-        (faulty(one("b", 1, "knn", math.inf)), "knn of b: seed 1 is inf, not a number", "- (!)"),
-        (faulty(one("b", 1, "knn", 101)), "seed 1 is 101 %, not between 0 and 100", "- (!)"),
-        (faulty(PAIR[3], one("b", 1, "knn", 90)), "2 results of seed 1 (51.00, 90.00)", "- (!)"),
-        (faulty(one("b", 1, "knn", 51, data_version="d2")), "different versions", "- (!)"),
-        (faulty(one("b", 1, "knn", 51, protocol='{"epochs": 1}')), "different protocols", "- (!)"),
-        (faulty(one("b", 1, "knn", 9, metric="rankme")), "of different metrics", "- (!)"),
+        (faulty(entry("b", 1, "knn", math.nan)), "knn of b: seed 1 is nan, not a number", "- (!)"),
+        (faulty(entry("b", 1, "knn", math.inf)), "knn of b: seed 1 is inf, not a number", "- (!)"),
+        (faulty(entry("b", 1, "knn", 101)), "seed 1 is 101 %, not between 0 and 100", "- (!)"),
+        (faulty(PAIR[3], entry("b", 1, "knn", 90)), "2 results of seed 1 (51.00, 90.00)", "- (!)"),
+        (faulty(entry("b", 1, "knn", 51, data_version="d2")), "different versions", "- (!)"),
+        (
+            faulty(entry("b", 1, "knn", 51, protocol='{"epochs": 1}')),
+            "different protocols",
+            "- (!)",
+        ),
+        (faulty(entry("b", 1, "knn", 9, metric="rankme")), "of different metrics", "- (!)"),
         (
             tabulate.tabulate(tidy(*PAIR[:3]), SPEC),
             "knn of b: seed 1 is missing",
@@ -250,7 +258,7 @@ def test_bad_input_is_marked_and_listed_and_never_averaged(
 
 def test_runs_of_another_protocol_or_data_version_are_named_with_what_differs() -> None:
     other = json.dumps({"epochs": 28, "finetune": {"lr": 2}})
-    rows = [one(run, seed, "knn", 50) for run in "abc" for seed in (0, 1)]
+    rows = [entry(run, seed, "knn", 50) for run in "abc" for seed in (0, 1)]
     odd = [
         row | {"protocol": other, "data_version": "d2"} if row["run"] == "c" else row
         for row in rows
@@ -261,21 +269,21 @@ def test_runs_of_another_protocol_or_data_version_are_named_with_what_differs() 
         "knn: different versions of the data in one column (d1 of a, b; d2 of c)",
     ]
     assert "| c | 50.00 +- 0.00 (!) |" in shapes.markdown(table)
-    # What the config itself asks of a run is no fault.
+    # A setting that the config itself asks for is no fault.
     agreed = tabulate.tabulate(tidy(*odd), replace(SPEC, differs={"knn": ["c"]}))
     assert [text for text in agreed.problems if "protocol" in text] == []
     by_seed = [row | {"protocol": other} if row["seed"] == 1 else row for row in rows]
-    told = "(finetune.lr 1 of a seed 0, b seed 0, c seed 0; 2 of a seed 1, b seed 1, c seed 1)"
-    assert any(told in text for text in tabulate.tabulate(tidy(*by_seed), SPEC).problems)
+    message = "(finetune.lr 1 of a seed 0, b seed 0, c seed 0; 2 of a seed 1, b seed 1, c seed 1)"
+    assert any(message in text for text in tabulate.tabulate(tidy(*by_seed), SPEC).problems)
 
 
 def test_metrics_have_no_mean_of_what_has_no_number() -> None:
-    rows = [*PAIR[:3], one("b", 1, "knn", math.nan), one("b", 0, "linear_probe", 60)]
+    rows = [*PAIR[:3], entry("b", 1, "knn", math.nan), entry("b", 0, "linear_probe", 60)]
     assert metrics.metrics(tidy(*rows)) == {"a": {"knn": 50.5}, "b": {"linear_probe": 60.0}}
 
 
 def test_one_encoder_under_two_seeds_is_named() -> None:
-    table = faulty(one("b", 1, "knn", 51, encoder="b 0"))
+    table = faulty(entry("b", 1, "knn", 51, encoder="b 0"))
     assert table.problems == ["b seed 0, b seed 1: the same encoder, b 0"]
 
 
@@ -445,8 +453,8 @@ def test_the_command_makes_tables_of_what_is_there(
     assert made == {f"{name}.{kind}" for name in names for kind in kinds} | {"tidy.csv"}
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, table: tabulate.Table) -> list[tuple[Any, Any]]:
-    """What a figure of accuracies places: (cost or place, point)."""
+def marks_of(monkeypatch: pytest.MonkeyPatch, table: tabulate.Table) -> list[tuple[Any, Any]]:
+    """Marks that a figure of accuracies places: (cost or place, point)."""
     placed: list[tuple[Any, Any]] = []
     monkeypatch.setattr(figures, "_mark", lambda axis, x, point, look: placed.append((x, point)))
     figures.accuracy(table)
@@ -456,15 +464,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch, table: tabulate.Table) -> list[tuple[
 def test_the_figure_has_a_mark_for_each_published_and_measured_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = tidy(one("mae_vith14", 0, "in1k_linear", 76.0, gpu_hours=9000))
-    placed = drawn(monkeypatch, of_paper("table1", found))
+    frame = tidy(entry("mae_vith14", 0, "in1k_linear", 76.0, gpu_hours=9000))
+    placed = marks_of(monkeypatch, of_paper("table1", frame))
     measured = [(x, point) for x, point in placed if not point.published]
     assert [(x, point.method, point.size, point.value) for x, point in measured] == [
         (9000, "mae", "H/14", 76.0)
     ]
     hollow = [point.value for _, point in placed if point.published]
     assert sorted(hollow) == sorted(published.rows_of("table1")["in1k_linear"])
-    # Of one alone a cost is published; no other is given one.
+    # Only one row has a published cost; no other row gets one.
     assert [x for x, point in placed if point.published and point.bound] == [1152]
     assert {x for x, point in placed if point.published and not point.bound} == {0, 1, 2}
 
@@ -472,20 +480,20 @@ def test_the_figure_has_a_mark_for_each_published_and_measured_row(
 def test_a_control_is_a_line_also_where_its_job_cost_something(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = tidy(
-        one("a", 0, "knn", 50, gpu_hours=2), one("random_init", 0, "knn", 40, gpu_hours=0.01)
+    frame = tidy(
+        entry("a", 0, "knn", 50, gpu_hours=2), entry("random_init", 0, "knn", 40, gpu_hours=0.01)
     )
-    placed = drawn(monkeypatch, tabulate.tabulate(found, SPEC))
+    placed = marks_of(monkeypatch, tabulate.tabulate(frame, SPEC))
     assert [(x, point.run) for x, point in placed] == [(2, "a")]
 
 
 def test_cost_is_told_as_predicted_measured_and_published() -> None:
     """Two seeds of half the predicted images, in 30 minutes on average, on two cards."""
     shared = {"machine": "2 x A100", "images_seen": 36e5, "gpu_hours": 1.0}
-    found = tidy(
-        one("a", 0, "knn", 50, train_minutes=40, **shared),
-        one("a", 0, "linear_probe", 50, train_minutes=40, **shared),
-        one("a", 1, "knn", 50, train_minutes=20, **shared),
+    measured = tidy(
+        entry("a", 0, "knn", 50, train_minutes=40, **shared),
+        entry("a", 0, "linear_probe", 50, train_minutes=40, **shared),
+        entry("a", 1, "knn", 50, train_minutes=20, **shared),
     )
     predicted = {
         "arch": "ViT-H/14", "gpus": 2, "gflop_per_image": 700.0, "images": 72e5, "hours": 0.5,
@@ -496,7 +504,7 @@ def test_cost_is_told_as_predicted_measured_and_published() -> None:
             {"run": "b", **predicted, "of_reference": 2.3, "published": math.nan},
         ]
     )
-    shown = costs.view(frame, found)
+    shown = costs.view(frame, measured)
     rows = [
         dict(zip([h.text for h in shown.headers], [c.text for c in row], strict=True))
         for row in shown.rows
@@ -519,7 +527,7 @@ def test_cost_is_told_as_predicted_measured_and_published() -> None:
     unmeasured = ("images/s per device", "hours, measured", "ratio", "GPU-hours", "machine")
     assert {rows[1][name] for name in (*unmeasured, "GPU-hours, published")} == {"-"}
     frame["of_reference"] = math.nan  # a config without that network
-    headers = [header.text for header in costs.view(frame, found).headers]
+    headers = [header.text for header in costs.view(frame, measured).headers]
     assert headers == [name for name in rows[0] if "I-JEPA" not in name]
     assert len(costs.of_papers().rows) == len(published.costs())
 
@@ -528,8 +536,8 @@ def test_the_least_cost_to_reach_an_accuracy_is_of_the_cheapest_row_that_is_so_g
     made = [
         ("a", 50.0, 4.0), ("b", 71.0, 90.0), ("c", 62.0, 9.0), ("random_init", 99.0, 0.0),
     ]  # fmt: skip
-    found = tidy(*(one(run, 0, "knn", value, gpu_hours=cost) for run, value, cost in made))
-    reach = costs.to_reach(tabulate.tabulate(found, SPEC))
+    frame = tidy(*(entry(run, 0, "knn", value, gpu_hours=cost) for run, value, cost in made))
+    reach = costs.to_reach(tabulate.tabulate(frame, SPEC))
     assert reach is not None
     titles = [header.text for header in reach.headers]
     assert titles == ["method", "50 %", "55 %", "60 %", "65 %", "70 %"]
@@ -542,19 +550,19 @@ def test_the_least_cost_to_reach_an_accuracy_is_of_the_cheapest_row_that_is_so_g
 
 
 def test_of_the_paper_s_rows_the_cheapest_that_is_known_reaches_an_accuracy() -> None:
-    """What is told as a bound stays one; measured rows take part."""
-    found = tidy(one("mae_vith14", 0, "in1k_linear", 76.0, gpu_hours=9000))
-    reach = costs.to_reach(of_paper("table1", found))
+    """A bound stays a bound; measured rows take part."""
+    frame = tidy(entry("mae_vith14", 0, "in1k_linear", 76.0, gpu_hours=9000))
+    reach = costs.to_reach(of_paper("table1", frame))
     assert reach is not None
-    told = {
+    cells = {
         (row[0].text, h.text): c
         for row in reach.rows
         for h, c in zip(reach.headers, row, strict=True)
     }
-    assert told["ijepa", "76 %"].text == "<1,152 (H/14)"
-    assert told["ijepa", "76 %"].kind == "published"
-    assert told["mae", "76 %"].text == "9,000 (H/14)"
-    assert told["mae", "76 %"].kind == "number"
+    assert cells["ijepa", "76 %"].text == "<1,152 (H/14)"
+    assert cells["ijepa", "76 %"].kind == "published"
+    assert cells["mae", "76 %"].text == "9,000 (H/14)"
+    assert cells["mae", "76 %"].kind == "number"
 
 
 def test_nothing_is_reached_where_no_cost_is_known() -> None:
@@ -606,7 +614,7 @@ def test_a_figure_is_of_shapes_and_takes_the_page_s_colours(draw: Callable[[], s
 
 
 def test_a_name_with_dollars_is_no_formula() -> None:
-    rows = [one("a", 0, "knn", 50, method="cost $x_{$"), one("b", 0, "knn", 51)]
+    rows = [entry("a", 0, "knn", 50, method="cost $x_{$"), entry("b", 0, "knn", 51)]
     assert figures.accuracy(tabulate.tabulate(tidy(*rows), SPEC)).startswith("<svg")
 
 

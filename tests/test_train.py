@@ -1,4 +1,4 @@
-"""The loop: it resumes, it stops in time, and it tells the truth about what went wrong."""
+"""The training loop resumes, stops in time, and reports what went wrong."""
 
 import dataclasses
 import io
@@ -33,12 +33,12 @@ def run(raw: dict[str, Any], data: Path, folder: Path) -> Path:
 
 
 def state(raw: dict[str, Any], data: Path, folder: Path) -> Path:
-    """Where a run's checkpoint and log lie."""
+    """Folder of a run's checkpoint and log."""
     return folder / "work" / f"{parse_run(raw).identity()}-{read_index(data).version()}"
 
 
 def wait_for_checkpoint(log: Path, steps: int) -> None:
-    """Until a run in another process has a checkpoint and has logged so many steps."""
+    """Wait until a run in another process has a checkpoint and has logged so many steps."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (
         log.with_name("checkpoint.pt").exists() and len(log.read_text().splitlines()) >= steps
@@ -46,8 +46,8 @@ def wait_for_checkpoint(log: Path, steps: int) -> None:
         time.sleep(0.01)
 
 
-def told(out: Path) -> list[dict[str, Any]]:
-    """The log without what depends on the clock."""
+def log_of(out: Path) -> list[dict[str, Any]]:
+    """Records of a run's log, without the values that depend on the clock."""
     lines = (out.parent / "train.jsonl").read_text().splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_s")}
@@ -63,7 +63,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def test_a_run_that_is_killed_ends_like_an_undisturbed_one(
     raw_run: dict[str, Any], data: Path, tmp_path: Path, num_workers: int
 ) -> None:
-    """kill -9 after the checkpoint at step 6 of 16; steps after it are run twice and told once.
+    """kill -9 after the checkpoint at step 6 of 16; later steps run twice and are logged once.
 
     Over 5 s: the command starts Python twice. Without workers, it is the default tier's one kill.
     """
@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_ends_like_an_undisturbed_one(
     assert not out.exists(), "the run ended before it could be killed"
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
-    assert told(out) == told(whole)
+    assert log_of(out) == log_of(whole)
     expected = weights(whole)
     assert all(expected[name].equal(value) for name, value in weights(out).items())
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_ends_like_an_undisturbed_one(
 def test_the_log_tells_the_course_and_the_collapse_monitors(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    records = told(run(raw_run, data, tmp_path))
+    records = log_of(run(raw_run, data, tmp_path))
     assert [r["step"] for r in records] == list(range(1, 9))
     assert {"loss", "lr", "weight_decay", "momentum", "context_patches"} <= set(records[0])
     assert {"feature_std", "rankme"} <= set(records[-1])
@@ -112,7 +112,7 @@ def test_no_steps_leave_the_network_as_it_was_initialised(
 
 def test_training_lowers_the_loss(raw_run: dict[str, Any], data: Path, tmp_path: Path) -> None:
     raw_run["recipe"]["optim"] |= {"epochs": 10, "warmup_epochs": 1}
-    losses = [record["loss"] for record in told(run(raw_run, data, tmp_path))]
+    losses = [record["loss"] for record in log_of(run(raw_run, data, tmp_path))]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
@@ -153,12 +153,12 @@ def test_a_torn_checkpoint_is_an_error_and_not_a_new_start(
 def test_a_finished_run_that_is_asked_for_again_is_trained_again(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    """Else weights of an older code would be told as those of today's."""
+    """Otherwise weights of older code would pass for those of today's code."""
     out = run(raw_run, data, tmp_path)
     assert not (state(raw_run, data, tmp_path) / "checkpoint.pt").exists()
     first = weights(out)
     out.unlink()
-    assert len(told(run(raw_run, data, tmp_path))) == 8
+    assert len(log_of(run(raw_run, data, tmp_path))) == 8
     assert all(first[name].equal(value) for name, value in weights(out).items())
 
 
@@ -180,15 +180,15 @@ def test_a_damaged_test_shard_stops_training_too(
 
 
 def cut_off(raw: dict[str, Any], data: Path, folder: Path, steps: int) -> None:
-    """Train a run for some steps, after which it is told to stop."""
-    asked = iter(range(steps))
+    """Train a run, and stop it after some steps."""
+    steps_left = iter(range(steps))
     with pytest.raises(train.Stopped):
         train.train(
             parse_run(raw),
             data,
             folder / "work",
             folder / "out" / "encoder.safetensors",
-            stopping=lambda: next(asked) + 1 == steps,
+            stopping=lambda: next(steps_left) + 1 == steps,
         )
 
 
@@ -205,19 +205,19 @@ def test_a_run_whose_workers_or_intervals_change_goes_on_where_it_was(
     assert state(raw_run, data, tmp_path).exists()
     ended = weights(run(raw_run, data, tmp_path))
     assert all(torch.equal(ended[name], undisturbed[name]) for name in undisturbed)
-    steps = [record["step"] for record in told(tmp_path / "out" / "encoder.safetensors")]
+    steps = [record["step"] for record in log_of(tmp_path / "out" / "encoder.safetensors")]
     assert steps[:3] == [1, 2, 3]
 
 
 def test_a_run_that_an_earlier_version_began_goes_on(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    """It named folders by every key of a run, workers and intervals included."""
+    """The earlier version named folders by every key of a run, workers and intervals included."""
     cut_off(raw_run, data, tmp_path, steps=5)
     version = read_index(data).version()
     earlier = tmp_path / "work" / f"{parse_run(raw_run).earlier_identity()}-{version}"
     state(raw_run, data, tmp_path).rename(earlier)
-    records = told(run(raw_run, data, tmp_path))
+    records = log_of(run(raw_run, data, tmp_path))
     assert [record["step"] for record in records] == list(range(1, 9))
     assert not earlier.exists()
 
@@ -236,7 +236,7 @@ def test_a_changed_configuration_starts_anew(
 ) -> None:
     run(raw_run, data, tmp_path)
     raw_run["recipe"]["optim"]["lr"] = 5e-4
-    assert len(told(run(raw_run, data, tmp_path))) == 8
+    assert len(log_of(run(raw_run, data, tmp_path))) == 8
 
 
 def test_a_second_process_waits_for_the_one_that_trains_the_same_run(
@@ -267,9 +267,9 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_keeps_the_last_checkpoint(
     command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out" / "encoder")]
     monkeypatch.setattr("sys.argv", command)
     try:
-        # To exit with a text is to print it and to return 1.
-        told = r"^error: .*checkpoint\.pt cannot be written.*free some"
-        with pytest.raises(SystemExit, match=told):
+        # An exit with a text prints the text and returns 1.
+        message = r"^error: .*checkpoint\.pt cannot be written.*free some"
+        with pytest.raises(SystemExit, match=message):
             run_command(train.main)
         checkpoint = state(raw_run, data, tmp_path) / "checkpoint.pt"
         assert torch.load(checkpoint, weights_only=True)["step"] == 3
@@ -290,11 +290,11 @@ def test_a_batch_larger_than_the_data_is_refused(
         train.train(larger, data, tmp_path / "work", tmp_path / "out" / "encoder")
 
 
-@pytest.mark.parametrize("place", ["work", "out"])
+@pytest.mark.parametrize("name", ["work", "out"])
 def test_a_folder_that_cannot_be_written_is_refused_before_training(
-    raw_run: dict[str, Any], data: Path, tmp_path: Path, place: str
+    raw_run: dict[str, Any], data: Path, tmp_path: Path, name: str
 ) -> None:
-    (tmp_path / place).write_text("a file stands where the folder should be")
-    with pytest.raises(UserError, match=rf"{place}.*cannot be written"):
+    (tmp_path / name).write_text("a file stands where the folder should be")
+    with pytest.raises(UserError, match=rf"{name}.*cannot be written"):
         run(raw_run, data, tmp_path)
     assert not list(tmp_path.glob("work/*/checkpoint.pt"))

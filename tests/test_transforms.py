@@ -168,7 +168,7 @@ def test_each_jitter_is_one_of_torchvisions_within_its_strength(which: int, adju
     changes = []
     for seed in range(20):
         shown = view(seed, jitter=tuple(jitter))
-        distances = [abs(shown - one).max() for one in possible]
+        distances = [abs(shown - candidate).max() for candidate in possible]
         assert min(distances) <= 1
         changes.append(int(np.argmin(distances)))
     assert min(changes) < 100
@@ -224,7 +224,7 @@ def test_blur_is_gaussian_of_radius_a_tenth_to_two() -> None:
     which = []
     for seed in range(30):
         shown = view(seed, blur=1)
-        distances = [abs(shown - one).mean() for one in possible]
+        distances = [abs(shown - candidate).mean() for candidate in possible]
         assert min(distances) < 1
         which.append(int(np.argmin(distances)))
     assert min(which) < 40

@@ -1,6 +1,7 @@
 """The workflow plans what it should and refuses what it cannot do. (.ci/run runs it whole.)
 
-A plan is asked of workflow.plan in this process; Snakemake itself plans where the claim is its own.
+Plans are made by workflow.plan in this process. Snakemake itself is started only for claims about
+Snakemake.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ import yaml
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.errors import UserError
 from ijepa.vit import ViT
+from tests.conftest import raw_run_of
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.grid import Grid, Group
 
@@ -36,7 +38,7 @@ REGISTER = ROOT / "data" / "datasets.yaml"
 def plan(
     config: dict[str, Any], folder: Path, *more: str, register: Path = REGISTER
 ) -> subprocess.CompletedProcess[str]:
-    """What Snakemake says of a config, with all results in a folder of their own."""
+    """Output of Snakemake for a config, with all results in a folder of their own."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [*SNAKEMAKE, "--directory", str(folder), "--configfile", str(path), *more]
@@ -62,7 +64,7 @@ def hour() -> dict[str, Any]:
 def test_the_default_plan_goes_from_the_address_to_the_report(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
-    """In at most 30 jobs; evaluations of the same features are one."""
+    """The plan has at most 30 jobs; evaluations of the same features are one job."""
     done = plan(mini, tmp_path, "-n")
     assert done.returncode == 0, done.stderr
     output = done.stdout + done.stderr
@@ -108,12 +110,12 @@ def test_a_group_of_which_a_result_is_gone_is_made_again(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     assert grid.forget_incomplete() == []
-    gone = "results/mini/evaluations/mae/seed0/knn.json"
-    Path(gone).unlink()
-    assert grid.forget_incomplete() == [gone]
+    deleted = "results/mini/evaluations/mae/seed0/knn.json"
+    Path(deleted).unlink()
+    assert grid.forget_incomplete() == [deleted]
     left = [path for path in grid.evaluated if not Path(path).exists()]
     assert left == ["results/mini/evaluations/mae/seed0/cifar10.done"]
-    # Asked for by name: tables that are there need it no more.
+    # A product by name: for tables that exist, Snakemake would not make it again.
     assert set(left) <= set(grid.products)
 
 
@@ -127,7 +129,7 @@ def test_a_config_is_taken_whole_and_not_merged_with_the_default(
 
 
 def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(hour: dict[str, Any]) -> None:
-    """Neither its data nor its tokens, also for the prediction of what the others cost."""
+    """It needs neither its data nor its tokens, not even to predict the cost of the other runs."""
     hour["runs"].append({**hour["runs"][1], "name": "elsewhere", "dataset": "cifar100"})
     assert "cifar100" in Grid(read_benchmark(hour)).datasets
     assert Grid(read_benchmark(hour)).tokenizers.keys() & {
@@ -159,7 +161,7 @@ def test_a_mistake_in_a_recipe_stops_before_the_first_job(
 
 
 class Weights(NamedTuple):
-    """Where the weights are, what they should be, and how many bytes each answer sent."""
+    """Address of the weights, their expected SHA-256, and the bytes that each answer sent."""
 
     address: str
     sha256: str
@@ -239,7 +241,7 @@ def test_published_weights_come_into_the_table_without_pretraining(
 
 @pytest.fixture
 def without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All programs of this machine but Slurm's."""
+    """Put all programs of this machine but Slurm's in PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for folder in os.environ["PATH"].split(":"):
@@ -261,34 +263,34 @@ def test_without_slurm_its_profile_plans_and_else_says_one_clear_error(
     assert "slurm_partition=gpu" in done.stdout + done.stderr
     refused = plan(mini, tmp_path, "--profile", profile)
     assert refused.returncode != 0
-    said = refused.stdout + refused.stderr
-    assert "there is no Slurm on this machine (no sbatch in PATH)" in said
-    assert "Traceback" not in said
+    output = refused.stdout + refused.stderr
+    assert "there is no Slurm on this machine (no sbatch in PATH)" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.processes
 @pytest.mark.usefixtures("without_slurm")
 @pytest.mark.parametrize(
-    ("kept", "told"),
+    ("seconds", "message"),
     [
-        (300, "slurm_partition: 'gpu' is unknown here"),  # the next check: the first has passed
+        (300, "slurm_partition: 'gpu' is unknown here"),  # by the next check: this one passes
         (120, "This cluster forgets a job 120 s after its end (MinJobAge)"),
         (40, "slurm_partition: 'gpu' is unknown here"),
     ],
 )
 def test_a_cluster_that_forgets_its_jobs_too_soon_is_refused(
-    kept: int, told: str, mini: dict[str, Any], tmp_path: Path
+    seconds: int, message: str, mini: dict[str, Any], tmp_path: Path
 ) -> None:
-    """All that it answers here: how long it keeps them, that no job lives, and no partition."""
-    answers = {"sbatch": "", "squeue": "", "sinfo": "", "scontrol": f"MinJobAge = {kept} sec"}
+    """This Slurm says how long it keeps jobs, that no job lives, and that it has no partition."""
+    answers = {"sbatch": "", "squeue": "", "sinfo": "", "scontrol": f"MinJobAge = {seconds} sec"}
     for name, answer in answers.items():
         program = tmp_path / "bin" / name
         program.write_text(f"#!/bin/sh\necho '{answer}'\n")
         program.chmod(0o755)
     refused = plan(mini, tmp_path, "--profile", "slurm")
     assert refused.returncode != 0
-    assert told in refused.stdout + refused.stderr
-    assert ("slurm-init-seconds-before-status-checks: 41" in refused.stderr) == (kept == 120)
+    assert message in refused.stdout + refused.stderr
+    assert ("slurm-init-seconds-before-status-checks: 41" in refused.stderr) == (seconds == 120)
 
 
 @pytest.mark.processes
@@ -306,3 +308,46 @@ def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(mini: dict[st
     frozen = Grid(read_benchmark(mini)).runs["ijepa"].config(0)
     assert frozen == before
     assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}
+
+
+CONDA = """#!/bin/bash
+# Answers what Snakemake asks of conda, and makes environments whose python leaves a mark.
+case "$*" in
+  --version) echo "conda 24.9.1" ;;
+  "info --json") echo '{"conda_prefix": "FOLDER", "platform": "linux-64"}' ;;
+  config*) echo '{"get": {"channel_priority": "strict"}}' ;;
+  *create*)
+    while [ "$1" != --prefix ] && [[ "$1" != --prefix=* ]]; do shift; done
+    prefix=${2:-${1#--prefix=}}
+    mkdir -p "$prefix/bin"
+    printf '#!/bin/bash\\necho "$*" >>FOLDER/used\\nexec PYTHON "$@"\\n' >"$prefix/bin/python"
+    chmod +x "$prefix/bin/python" ;;
+esac
+"""
+
+
+@pytest.mark.processes
+def test_a_job_in_a_conda_environment_runs_that_environments_python(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for conda: our prefix, which comes after its activation, must not hide it."""
+    shutil.copytree(tiny / "raw", tmp_path / "data" / "raw" / "tiny")
+    (tmp_path / "bin").mkdir()
+    script = CONDA.replace("FOLDER", str(tmp_path)).replace("PYTHON", sys.executable)
+    (tmp_path / "bin" / "conda").write_text(script)
+    (tmp_path / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n')
+    (tmp_path / "bin" / "conda").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    config = {
+        "name": "conda",
+        "dataset": "tiny",
+        "seeds": [0],
+        "runs": [raw_run_of("mae") | {"name": "mae"}],
+        "evaluations": [{"name": "knn"}],
+        "tables": [{"name": "tiny", "title": "Tiny", "evaluations": ["knn"]}],
+    }
+    index = "data/shards/tiny/index.json"
+    done = plan(config, tmp_path, "--sdm", "conda", "--", index, register=tiny / "datasets.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "-m ijepa.data build tiny" in (tmp_path / "used").read_text()
+    assert (tmp_path / index).exists()

@@ -1,9 +1,10 @@
-"""The whole of a config, shown on two screens: ``python -m workflow.reproduce config/mini.yaml``.
+"""Reproduce a whole config: ``python -m workflow.reproduce config/mini.yaml``.
 
-Runs Snakemake by a profile and shows an estimate of the time, a line for each finished job, one bar
-with the time that is left, and of a job that fails the last lines of its log. Snakemake's own text
-goes to ``logs/snakemake.log``. At the end stand the results, and how they compare with those that
-git has for the same config. After a kill, the same command goes on.
+Runs Snakemake with a profile, and shows on two screens what happens: an estimate of the time, a
+line for each finished job, one bar with the time that is left, and the last lines of the log of a
+job that fails. Snakemake's own text goes to ``logs/snakemake.log``. At the end it shows the
+results, and how they compare with those that git has for the same config. After a kill, the same
+command goes on.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from workflow.plan.grid import Grid
 LOG = Path("logs/snakemake.log")
 LINES_OF_LOG = 12
 HIDDEN = {"all"}
-"""Rules that make nothing."""
+"""Rules that make nothing and are not shown."""
 PARENT_DIED = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
@@ -46,20 +47,20 @@ class Job:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """As the estimate names it."""
+        """Name of the job in the estimate: its rule and wildcards."""
         return (self.rule, *self.wildcards.values())
 
     @property
     def title(self) -> str:
-        """As a line names it."""
+        """Name of the job in a line of text."""
         return " ".join(self.key)
 
 
 @dataclass
 class View:
-    """What has happened so far, and how it is shown.
+    """Progress of a run, and the screen that shows it.
 
-    ``expected`` are seconds by job, empty until the estimate is there.
+    ``expected`` has the seconds of each job by its key; it is empty until the estimate is made.
     """
 
     console: Console
@@ -76,7 +77,7 @@ class View:
         self.bar = self.progress.add_task("starting", total=None, left="")
 
     def take(self, event: dict[str, Any]) -> None:
-        """Note one event, and show it if a job has ended by it."""
+        """Record one event, and print a line if a job has ended by it."""
         kind = event["event"]
         if kind == "run_info" and not self.total:
             self.total = sum(
@@ -107,13 +108,13 @@ class View:
                 self.console.print(f"        {line}", markup=False, highlight=False)
 
     def say(self, line: str) -> None:
-        """Print a line above the bar; where there is no bar, with how far it is."""
+        """Print a line above the bar; without a terminal and its bar, the line has the progress."""
         if not self.console.is_terminal:
             line += f"   {len(self.finished)}/{self.total}, {self.left()}"
         self.console.print(line, highlight=False)
 
     def tick(self) -> None:
-        """Move the bar: by seconds as expected, or before these are known by jobs."""
+        """Move the bar by expected seconds; until these are known, by jobs."""
         names = ", ".join(job.title for job in self.running.values())
         self.progress.update(
             self.bar,
@@ -128,22 +129,22 @@ class View:
         return self.expected.get(job.key, 1.0)
 
     def done(self) -> float:
-        """Seconds of the finished jobs as expected, and of the running ones so far."""
+        """Expected seconds of the finished jobs, and seconds of the running ones so far."""
         now = time.time()
         running = (min(now - job.begun, 0.95 * self.of(job)) for job in self.running.values())
         return sum(self.of(job) for job, _ in self.finished) + sum(running)
 
     def whole(self) -> float:
-        """Seconds of all jobs of the plan; of those that are not named yet, their mean."""
-        known = [*(job for job, _ in self.finished), *self.running.values()]
-        named = {job.key for job in known}
+        """Expected seconds of the whole plan; jobs that have not begun count by their mean."""
+        begun = [*(job for job, _ in self.finished), *self.running.values()]
+        named = {job.key for job in begun}
         rest = [value for key, value in self.expected.items() if key not in named]
-        missing = max(0, self.total - len(known))
+        missing = max(0, self.total - len(begun))
         mean = sum(sorted(rest)[-missing:]) / len(rest[:missing]) if rest and missing else 1.0
-        return sum(map(self.of, known)) + missing * mean
+        return sum(map(self.of, begun)) + missing * mean
 
     def left(self) -> str:
-        """The time that is left, in words; corrected by how long the finished jobs took."""
+        """Time that is left, in words, corrected by how long the finished jobs took."""
         if not self.expected or not self.total:
             return "time left: not known yet"
         expected = sum(self.of(job) for job, _ in self.finished)
@@ -159,39 +160,39 @@ def clock(seconds: float) -> str:
 
 
 def last_lines(path: Path) -> list[str]:
-    """The end of a job's log, its bars as they stood last."""
+    """Last lines of a job's log; a bar is shown as it stood last."""
     if not path.is_file():
         return ["(it has none)"]
-    # As bytes: text would turn what moves a bar back to its begin into the end of a line.
+    # Read as bytes: in text mode the carriage return that redraws a bar would end a line.
     text = path.read_bytes().decode("utf-8", errors="replace")
     lines = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
     return [line for line in lines if line][-LINES_OF_LOG:]
 
 
 def kept_in(log: Path) -> str:
-    """Results that a group's job left as they were, by its log (evals.run), if there are any."""
+    """Names of results that a group's job kept as they were, from its log (evals.run); or ""."""
     if not log.is_file():
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line.partition(":")[0] for line in lines if line.endswith(": there already")]
-    return f"  (kept: {', '.join(kept)})" if kept else ""
+    names = [line.partition(":")[0] for line in lines if line.endswith(": there already")]
+    return f"  (kept: {', '.join(names)})" if names else ""
 
 
 def end_with_parent() -> None:
-    """Let Snakemake end when this command is killed: nobody would see it go on."""
+    """Make Snakemake end when this command is killed, because nobody would see it go on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
 
 
 def snakemake(configs: list[Path], profile: str, more: list[str]) -> list[str]:
-    """The command that makes the whole of a config."""
-    given = ["--configfile", *map(str, configs)]
+    """Command that makes everything that a config asks for."""
+    options = ["--configfile", *map(str, configs)]
     command = [sys.executable, "-m", "snakemake", *more, "--profile", profile]
-    return [*command, "--logger", "events", *given]
+    return [*command, "--logger", "events", *options]
 
 
 def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
-    """Make all that the configs ask for; Snakemake's exit status."""
+    """Make everything that the configs ask for; returns Snakemake's exit status."""
     config, benchmark = read_files(configs)
     cores = len(os.sched_getaffinity(0))
     grid = Grid(benchmark, cores)
@@ -232,7 +233,7 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
             view = View(console, progress, max(1, cores // grid.threads) if local else 1)
             follow(making, estimating, events, view)
         if estimating is not None:
-            estimating.kill()  # what is over sooner needs none
+            estimating.kill()  # the run has ended, so nobody needs it
             estimating.wait()
     if not making.returncode and not view.total:
         console.print("Nothing to be done: all results of this config are there.")
@@ -247,7 +248,7 @@ def follow(
     events: Path,
     view: View,
 ) -> None:
-    """Show events until Snakemake has ended; Ctrl-C reaches it too, and it ends its jobs."""
+    """Show events until Snakemake has ended. Ctrl-C reaches Snakemake too, which ends its jobs."""
     with events.open(encoding="utf-8") as file:
         while True:
             try:
@@ -266,22 +267,22 @@ def follow(
 
 
 def show_estimate(estimating: subprocess.Popen[str], view: View) -> None:
-    """Say how long the whole takes on this machine."""
+    """Print how long the whole config takes on this machine."""
     out = estimating.stdout.read() if estimating.stdout else ""
     if estimating.returncode:
         view.console.print(f"no estimate of the time: see {LOG}")
         return
-    told = json.loads(out)
-    view.expected = {tuple(key): seconds for key, seconds in told["jobs"]}
+    estimate = json.loads(out)
+    view.expected = {tuple(key): seconds for key, seconds in estimate["jobs"]}
     view.console.print(
-        f"about {told['wall'] / 60:.1f} minutes from scratch on this machine "
-        f"({view.at_once} jobs at a time, {told['speed'] / 1e9:.0f} GFLOP/s each)",
+        f"about {estimate['wall'] / 60:.1f} minutes from scratch on this machine "
+        f"({view.at_once} jobs at a time, {estimate['speed'] / 1e9:.0f} GFLOP/s each)",
         highlight=False,
     )
 
 
 def tell_of_failure(console: Console, view: View) -> None:
-    """Say why it ended; of a fault before the first job, Snakemake's own words."""
+    """Print why the run failed; if no job began, the end of Snakemake's own text."""
     if not view.failed:
         for line in last_lines(LOG):
             console.print(line, markup=False, highlight=False)
@@ -298,7 +299,7 @@ def main() -> None:
         prog="python -m workflow.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="What follows -- goes to Snakemake as it is.",
+        epilog="Words after -- go to Snakemake as they are.",
     )
     parser.add_argument("configs", type=Path, nargs="+", help="config/mini.yaml, and what differs")
     parser.add_argument("--profile", default="workflow/profiles/local")
@@ -309,7 +310,7 @@ def main() -> None:
     status = reproduce(options.configs, options.profile, more)
     if status:
         sys.exit(status)
-    from evals.report.reference import show  # pandas takes a second: not before the first job
+    from evals.report.reference import show  # imported here: pandas takes a second
 
     _, benchmark = read_files(options.configs)
     grid = Grid(benchmark)

@@ -1,1 +1,1 @@
-"""The evaluations: one module each, whose file name is its name in a config (evals.protocol)."""
+"""Evaluations, one module each. A file name is the name in a config (evals.protocol)."""

@@ -24,7 +24,7 @@ USES: tuple[Uses, ...] = ("images",)
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Defaults are V-JEPA's, whose learning rate is 1e-3 for its batch of 1024."""
+    """Settings. Defaults are V-JEPA's, whose learning rate is 1e-3 for its batch of 1024."""
 
     epochs: int = 20
     warmup_epochs: float = 0
@@ -38,7 +38,7 @@ class Config(TrainingConfig):
 
 
 def evaluate(config: Config, subject: Subject) -> Result:
-    """Train the probe on all training images; top-1 of the last epoch's weights."""
+    """Train the probe on all training images; returns top-1 of the last epoch's weights."""
     model = classifier(config, subject)
     groups = param_groups_weight_decay(model, config.weight_decay)
     about = train(config, subject, None, model, groups, "attentive probe")
@@ -48,7 +48,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
 
 def classifier(config: Config, subject: Subject) -> Classifier:
-    """The frozen encoder under a fresh probe."""
+    """Classifier of the frozen encoder and a fresh probe."""
     encoder = subject.network().requires_grad_(False)
     with seeded(config.seed, "probe"):
         return Classifier(
@@ -59,15 +59,15 @@ def classifier(config: Config, subject: Subject) -> Classifier:
 def probe(dim: int, num_heads: int, num_classes: int) -> nn.Sequential:
     """Cross-attention of one learned query, with an MLP, and a linear layer: [B, N, D] to [B, K].
 
-    V-JEPA also adds the query itself to what it attends to: a constant, which the projection's bias
-    is already.
+    V-JEPA also adds the query to the output of the attention. The learned query is a constant, and
+    the projection's bias can represent it.
     """
     attention = AttentionPoolLatent(dim, num_heads=num_heads, norm_layer=norm_layer)
     assert attention.mlp is not None
     initialise(attention, "official")
     nn.init.trunc_normal_(attention.latent, std=0.02)
     with torch.no_grad():
-        # The rescaling of the first block of a network.
+        # V-JEPA rescales the initial weights as those of the first block of a network.
         attention.proj.weight.div_(2**0.5)
         attention.mlp.fc2.weight.div_(2**0.5)
     return nn.Sequential(norm_layer(dim), attention, nn.Linear(dim, num_classes))

@@ -1,4 +1,4 @@
-"""How much of their space frozen features use: RankMe, and signs of collapse.
+"""RankMe of frozen features, and signs of collapse: the part of their space that they use.
 
 Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
 Representations by Their Rank", ICML 2023, https://arxiv.org/abs/2210.02885. Labels play no part.
@@ -28,9 +28,9 @@ DEAD = 1e-6
 
 @dataclass(frozen=True)
 class Config:
-    """``images`` of the training images are drawn, as many as in the paper (section 3).
+    """Number of training ``images`` to draw, by default the paper's (section 3).
 
-    ``resamples`` of them, with replacement, give the interval.
+    ``resamples`` bootstrap samples of them give the interval.
     """
 
     images: int = 25_600
@@ -50,8 +50,8 @@ class Config:
 def evaluate(config: Config, subject: Subject) -> Result:
     """RankMe of the last layer's features of training images; other statistics are in ``chosen``.
 
-    ``n`` is the number of images. ``feature_std`` and ``norm`` are means, over features and over
-    images; ``dead_features`` is a share; ``cosine`` is the mean over all pairs of images.
+    ``n`` is the number of images. ``feature_std`` is a mean over features, ``norm`` a mean over
+    images, ``dead_features`` a share of features, ``cosine`` a mean over all pairs of images.
     """
     count = len(subject.labels("train"))
     order = torch.randperm(count, generator=generator(config.seed, "feature_statistics"))
@@ -76,11 +76,12 @@ def evaluate(config: Config, subject: Subject) -> Result:
 def rank(x_ND: Tensor, config: Config) -> tuple[float, tuple[float, float]]:
     """RankMe, and its 95 % interval by the percentiles of a bootstrap over images.
 
-    A resample keeps the principal directions of all images and takes anew how far its images lie
-    along each. One with directions of its own would have a rank that is too low, since a third of
-    the images are missing from it: 600 images with 192 features have a RankMe of 95.1, and such
-    resamples 86.8 (mean) while fresh samples of the same size have 95.2; with the directions kept
-    it is 95.1. It also takes one decomposition in place of hundreds: 1 s for 512 features.
+    A resample keeps the principal directions of all images; only the extent of its own images along
+    each direction is computed anew. A third of the images are missing from a resample, so
+    with directions of its own its rank would be too low: 600 images with 192 features have a RankMe
+    of 95.1, fresh samples of the same size 95.2, resamples with their own directions 86.8 (mean),
+    and resamples with the kept directions 95.1. Keeping them also takes one decomposition instead
+    of hundreds: 1 s for 512 features.
     """
     u_NK, singular_K, _ = torch.linalg.svd(x_ND, full_matrices=False)
     random = generator(config.seed, "feature_statistics", "bootstrap")

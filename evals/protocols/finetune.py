@@ -25,17 +25,18 @@ USES: tuple[Uses, ...] = ("images",)
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Defaults are the paper's for ViT-H/16 at 448 pixels and all of ImageNet-1k (section D).
+    """Settings. Defaults: the paper's for ViT-H/16 at 448 pixels, all of ImageNet-1k (section D).
 
     The paper gives epochs, batch, rate, weight decay, layer decay, mixup, cutmix, drop path, and
-    MAE's RandAugment. What it does not give is MAE's: warm-up, ``min_lr``, label smoothing (where
-    all labels are used), random erasing, the crop, no clipping. Its rates are taken for MAE's base
-    rates, of 256 images: for the 1 % it does not say so, and absolute ones would be half as large.
-    The evaluation view is 512 cut to 448, as in the paper's linear probe; MAE's would be 448.
+    MAE's RandAugment. The settings that it does not give are MAE's: warm-up, ``min_lr``, label
+    smoothing (if all labels are used), random erasing, the crop, no clipping. The paper's rates are
+    taken as MAE's base rates, per 256 images. It does not say so for the 1 %; if those were
+    absolute rates, they would be half as large. The evaluation view is resized to 512 pixels and
+    cut to 448, as in the paper's linear probe; MAE's would be resized to 448.
 
-    ``layer_decay``: a layer below another learns so many times as fast. ``drop_path`` rises
-    linearly from 0 to this in the last block. ``subset`` names an official list of training images,
-    null for all of them.
+    ``layer_decay`` is the rate of a layer divided by that of the layer above it. Drop path rises
+    linearly from 0 in the first block to ``drop_path`` in the last. ``subset`` names an official
+    list of training images, null for all of them.
     """
 
     epochs: int = 50
@@ -69,7 +70,7 @@ LOW_SHOT: dict[str, Any] = {
     "cutmix": 0.0,
     "drop_path": 0.0,
 }
-"""Tables 13 and 14; weight decay differs by encoder."""
+"""Settings of Tables 13 and 14; weight decay differs by encoder."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "in1k_full": {},
@@ -80,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Head(nn.Module):
-    """Average of the patches, LayerNorm, Linear of small weights: MAE's head."""
+    """MAE's head: average of the patches, LayerNorm, and a linear layer of small weights."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Head(nn.Module):
 
 
 def evaluate(config: Config, subject: Subject) -> Result:
-    """Fine-tune on the training images; top-1 of the last epoch's weights, none are chosen."""
+    """Fine-tune on the training images; returns top-1 of the last epoch, without a choice."""
     numbers = None if config.subset is None else subject.subset(config.subset)
     model, about = tuned(config, subject, numbers)
     y = subject.labels("test")
@@ -105,34 +106,34 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
 
 def fine_tune(
-    config: Config, subject: Subject, numbers: Tensor | None, asked: dict[str, tuple[str, Tensor]]
+    config: Config, subject: Subject, numbers: Tensor | None, queries: dict[str, tuple[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What images are taken for after fine-tuning on others, class numbers [images] by name.
+    """Class numbers [images] that a fine-tuned encoder predicts, by name of the query.
 
     Args:
         config: The protocol.
         subject: Encoder and data; a training that was killed goes on from its checkpoint. Give each
-            of several trainings a ``work`` of its own, or only the last one's is kept.
-        numbers: Training images to train on, None for all.
-        asked: By name, a split and the numbers of its images to classify.
+            of several trainings its own ``work``: a folder keeps only the last one's checkpoint.
+        numbers: Numbers of the images to train on, None for all.
+        queries: By name, a split and the numbers of its images to classify.
     """
     model, _ = tuned(config, subject, numbers)
     return {
-        name: classify(config, subject, model, split, which)
-        for name, (split, which) in asked.items()
+        name: classify(config, subject, model, split, indices)
+        for name, (split, indices) in queries.items()
     }
 
 
 def tuned(
     config: Config, subject: Subject, numbers: Tensor | None
 ) -> tuple[Classifier, dict[str, Any]]:
-    """The encoder and its head after training, and what ``train`` tells of it."""
+    """Fine-tuned classifier, and the facts that ``train`` returns on its training."""
     model = classifier(config, subject)
     return model, train(config, subject, numbers, model, groups(config, model), "fine-tune")
 
 
 def classifier(config: Config, subject: Subject) -> Classifier:
-    """The encoder with stochastic depth and without its final norm, under a fresh head."""
+    """Classifier of the encoder, with stochastic depth and no final norm, and a fresh head."""
     pretrained = subject.network()
     encoder = ViT(pretrained.config, replace(pretrained.variant, drop_path=config.drop_path))
     encoder.load_state_dict(pretrained.state_dict())
@@ -142,15 +143,16 @@ def classifier(config: Config, subject: Subject) -> Classifier:
 
 
 def groups(config: Config, model: Classifier) -> list[dict[str, Any]]:
-    """The optimizer's groups: layer i of depth + 2 learns at layer_decay ** (depth + 1 - i).
+    """Parameter groups of the optimizer, with the rates and weight decay of their layers.
 
-    Patches' embedding, [cls] and positions are layer 0, block i is i + 1, the head is the last. Not
-    decayed are one-dimensional parameters, [cls] and positions.
+    Layer i of depth + 2 learns at layer_decay ** (depth + 1 - i) of the rate.
+    The patch embedding, [cls] and positions are layer 0, block i is layer i + 1, the head is layer
+    depth + 1. One-dimensional parameters, [cls] and positions have no weight decay.
     """
-    made: list[dict[str, Any]] = param_groups_layer_decay(
+    parameter_groups: list[dict[str, Any]] = param_groups_layer_decay(
         model,
         config.weight_decay,
         no_weight_decay_list=[f"encoder.{name}" for name in model.encoder.no_weight_decay()],
         layer_decay=config.layer_decay,
     )
-    return made
+    return parameter_groups

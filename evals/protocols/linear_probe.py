@@ -3,8 +3,8 @@
 Assran et al., CVPR 2023, section A.2: the target encoder's patch features, averaged, of the last
 layer or of the last four together, go into a linear layer or into BatchNorm and a linear layer, and
 learning rate and weight decay are swept. The papers report the head that does best on the test
-images. Here it is chosen on a part of the training images, which no head is trained on, and the
-test images are classified once, at the end; the papers' choice stands beside it.
+images. Here the head is chosen on a part of the training images, which no head is trained on, and
+the test images are classified once, at the end. The result also has the papers' choice.
 
 Shape suffixes: B images, L layers, D features, H heads.
 """
@@ -34,7 +34,7 @@ USES: tuple[Uses, ...] = ("features", "images")
 
 @dataclass(frozen=True)
 class Config:
-    """Defaults are the paper's for ImageNet-1k (A.2): LARS, batches of 16384, 50 epochs.
+    """Settings. Defaults are the paper's for ImageNet-1k (A.2): LARS, batches of 16384, 50 epochs.
 
     The paper sweeps rates of .01, .05 and .001 without saying whether they are per 256 images.
     The config of its ViT-H/16 in VISSL (commit 04788de9) has .1 and .01 per 256. All four are swept
@@ -44,13 +44,13 @@ class Config:
     ``milestones``, in epochs; ``cosine`` goes from the full rate in the first epoch towards a
     hundredth, which would be the rate of the epoch after the last, and has no milestones.
 
-    ``whiten`` adds heads on whitened features, which the papers do not have: a linear head all the
-    same, but one that SGD brings to its optimum in a few epochs where the others' features are too
-    ill-conditioned for it. For stored features only.
+    ``whiten`` adds heads on whitened features, which the papers do not have. These heads are linear
+    too, but SGD brings them to their optimum in a few epochs even if the features are too
+    ill-conditioned for the other heads. For stored features only.
 
-    ``layers`` is how many of the last layers are concatenated, or as many as there are. ``crop`` is
-    for images only: stored features have no augmented views. ``held_out`` is the share of the
-    training images, ``max_held_out`` at most, on which the head is chosen.
+    ``layers`` is the number of last layers that are concatenated; a network with fewer gives all of
+    them. ``crop`` is for images only: stored features have no augmented views. ``held_out`` is the
+    share of the training images, ``max_held_out`` at most, on which the head is chosen.
     """
 
     optimiser: Literal["lars", "sgd"] = "lars"
@@ -95,7 +95,7 @@ class Config:
             )
 
     def factor(self, epoch: int) -> float:
-        """What multiplies ``learning_rates`` in an epoch, counted from 0."""
+        """Factor of ``learning_rates`` in an epoch, counted from 0."""
         scale = self.batch_size / 256
         if self.schedule == "cosine":
             return scale * cosine(1.0, 0.01, epoch / self.epochs)
@@ -112,7 +112,7 @@ CLEVR = {**SGD, "schedule": "cosine", "milestones": (), "crop": {"whole": True}}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "in1k": {},
-    # What VISSL's own defaults are, and I-JEPA's ViT-B, L and g were measured with.
+    # VISSL's own defaults, with which I-JEPA's ViT-B, L and g were measured.
     "in1k_vissl": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
     "cifar100": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
     "places205": {**SGD, "epochs": 14, "milestones": (4, 8, 12)},
@@ -126,16 +126,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 def evaluate(config: Config, subject: Subject) -> Result:
     """Train every head, choose one on held-out training images, classify the test images with it.
 
-    ``chosen`` has the head, and every other one with its accuracies.
+    ``chosen`` has the chosen head, and all heads with their accuracies.
     """
-    held_out, kept = divide(config, subject)
+    held_out, numbers = divide(config, subject)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source: Source
     moments = None
     if subject.features_of is not None:
         source = Stored(subject, config.layers, device)
         if config.whiten:
-            moments = source.moments(kept)
+            moments = source.moments(numbers)
     elif config.whiten:
         raise UserError(
             "whiten is true, but there are no stored features to take the covariance of: set "
@@ -154,7 +154,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
         config.seed,
         moments,
     ).to(device)
-    train(config, subject, source, heads, kept)
+    train(config, subject, source, heads, numbers)
 
     heads.eval()
     test_y = subject.labels("test")
@@ -174,7 +174,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
     ]
 
     def best(correct_HB: Tensor) -> int:
-        """The head that is right most often, the first of equals."""
+        """Number of the head that is right most often, the first of equals."""
         right = correct_HB.sum(1).tolist()
         return max((h for h in range(len(rows)) if converged[h]), key=lambda h: right[h])
 
@@ -192,50 +192,50 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
 
 def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
-    """Numbers of the training images that are held out and of those that heads are trained on.
+    """Numbers of the training images that are held out, and of those that heads are trained on.
 
-    Raises UserError where there are too few of either, or labels beyond the classes.
+    Raises UserError if there are too few of either, or if a label is outside its classes.
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
     images = len(labels)
     order = torch.randperm(images, generator=generator(config.seed, "held out"))
     count = min(int(config.held_out * images), config.max_held_out)
-    held_out, kept = order[:count].sort().values, order[count:].sort().values
+    held_out, numbers = order[:count].sort().values, order[count:].sort().values
     if not count:
         raise UserError(
             f"held_out is {config.held_out}: of {images} training images that is none; raise it"
         )
-    if len(kept) < config.batch_size:
+    if len(numbers) < config.batch_size:
         raise UserError(
-            f"batch_size is {config.batch_size}, but only {len(kept)} training images are left "
+            f"batch_size is {config.batch_size}, but only {len(numbers)} training images are left "
             f"besides {count} held-out ones: choose a smaller batch"
         )
-    return held_out, kept
+    return held_out, numbers
 
 
-def train(config: Config, subject: Subject, source: Source, heads: Heads, kept: Tensor) -> None:
-    """Train the heads on the images ``kept``, from where an interrupted evaluation stopped.
+def train(config: Config, subject: Subject, source: Source, heads: Heads, numbers: Tensor) -> None:
+    """Train the heads on the images ``numbers``, from the checkpoint of an interrupted evaluation.
 
-    Raises UserError once none of them is finite any more.
+    Raises UserError once all heads have diverged.
     """
     optimizer = Optimizer(heads, config.optimiser)
-    begun = 0
+    first_epoch = 0
     if (state := subject.resume()) is not None:
-        begun = state["epoch"]
+        first_epoch = state["epoch"]
         heads.load_state_dict(state["heads"])
         for key, momentum in state["momentum"].items():
             optimizer.momentum[key].copy_(momentum)
-    steps = len(kept) // config.batch_size
+    steps = len(numbers) // config.batch_size
     heads.train()
     with tqdm(
         total=config.epochs * steps,
-        initial=begun * steps,
+        initial=first_epoch * steps,
         desc=f"{len(heads.grid)} linear heads",
         unit="batch",
         mininterval=2,
     ) as bar:
-        for epoch in range(begun, config.epochs):
-            batches = epoch_batches(kept, config.batch_size, config.seed, epoch)
+        for epoch in range(first_epoch, config.epochs):
+            batches = epoch_batches(numbers, config.batch_size, config.seed, epoch)
             for x_BLD, y_B in source.training(batches, epoch):
                 heads.loss(x_BLD, y_B).sum().backward()
                 optimizer.step(config.factor(epoch))
@@ -256,5 +256,5 @@ def train(config: Config, subject: Subject, source: Source, heads: Heads, kept: 
 
 @torch.no_grad()
 def classify(heads: Heads, batches: Iterable[Tensor]) -> Tensor:
-    """What each head takes each image for, [H, images] int64, on the CPU."""
+    """Class that each head predicts for each image, [H, images] int64, on the CPU."""
     return torch.cat([heads.classify(x_BLD).cpu() for x_BLD in batches], 1)

@@ -11,8 +11,8 @@ regression without intercept (Cyanure) on pooled features of a centre crop, with
 to length 1; StoP standardises each feature, that of test images by the test images' own statistics,
 and rotates to the principal axes, which changes nothing here: the penalty is the same in every
 rotation. This evaluation differs in three points: the head has an intercept, the penalty is chosen,
-and test images are standardised by the training images' statistics, so that what is said of one of
-them does not depend on the others.
+and test images are standardised by the training images' statistics, so that the prediction for a
+test image does not depend on the other test images.
 
 Shape suffixes: N images, D features.
 """
@@ -39,11 +39,11 @@ USES: tuple[Uses, ...] = ("features",)
 
 @dataclass(frozen=True)
 class Config:
-    """``penalties`` weigh half the squared norm of the weights against the mean loss.
+    """Settings. A penalty weighs half the squared norm of the weights against the mean loss.
 
-    One of them is chosen on ``selection_images`` of the training images, of which a fifth of each
-    class is held out to compare. ``tolerance`` bounds the largest element of the gradient at the
-    end.
+    One of ``penalties`` is chosen on ``selection_images`` of the training images, of which a fifth
+    of each class is held out to compare them. ``tolerance`` bounds the largest element of the
+    gradient at the end.
     """
 
     penalties: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
@@ -65,7 +65,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted head, and what was chosen for it."""
+    """A fitted head, and the choices behind it."""
 
     mean: Tensor
     std: Tensor
@@ -73,8 +73,8 @@ class Head:
     chosen: dict[str, Any]
 
     def predict(self, x_ND: Tensor) -> Tensor:
-        """Class numbers, [N] int64, from features as they were extracted."""
-        if not len(x_ND):  # scikit-learn refuses to classify nothing
+        """Class numbers, [N] int64, from features that are not standardised yet."""
+        if not len(x_ND):  # scikit-learn refuses to classify no images
             return torch.empty(0, dtype=torch.int64)
         return torch.from_numpy(self.model.predict(((x_ND - self.mean) / self.std).numpy()))
 
@@ -89,10 +89,10 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
 
 def check_memory(dim: int, y: Tensor, num_classes: int) -> None:
-    """Raise UserError if the machine cannot hold what a fit takes.
+    """Raise UserError if the machine has less memory than a fit takes.
 
-    That is the features three times and the logits as often, in float32 (measured on scikit-learn
-    1.9: twice the features and 2.4 times the logits beside the features given).
+    A fit takes three times the features and three times the logits, in float32 (measured on
+    scikit-learn 1.9: twice the features and 2.4 times the logits beside the features given).
     """
     needed = 3 * 4 * len(y) * (dim + num_classes)
     if needed > (memory := physical_memory()):
@@ -104,21 +104,21 @@ def check_memory(dim: int, y: Tensor, num_classes: int) -> None:
 
 
 def physical_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def last_layer(subject: Subject, split: str, numbers: Tensor | None = None) -> Tensor:
-    """The last layer's features of all images of a split or of some, [N, D] float32."""
+    """Last layer's features of all images of a split, or of some, [N, D] float32."""
     x_ND = subject.features(split)[:, -1]
     return finite((x_ND if numbers is None else x_ND[numbers]).float())
 
 
 def fit(config: Config, x_ND: Tensor, y_N: Tensor) -> Head:
-    """A head for features [N, D] float32, its penalty chosen on a part of them, fitted on all.
+    """Head fitted on all features [N, D] float32, with a penalty that is chosen on a part of them.
 
-    Where no class has two images nothing can be held out, and the strongest penalty counts: its
-    head comes closest to comparing with the class means. Raises UserError for a single class.
+    If no class has two images, nothing can be held out, and the strongest penalty is used: its head
+    is closest to a comparison with the class means. Raises UserError for a single class.
     """
     if len(y_N.unique()) < 2:
         raise UserError(
@@ -129,17 +129,17 @@ def fit(config: Config, x_ND: Tensor, y_N: Tensor) -> Head:
     x_ND = (x_ND - mean) / std
     order = torch.randperm(len(y_N), generator=generator("logistic_regression", "selection"))
     selection = order[: config.selection_images]
-    held_out = a_fifth(y_N[selection])
-    kept, held = selection[~held_out], selection[held_out]
+    is_held_out = a_fifth(y_N[selection])
+    training, held_out = selection[~is_held_out], selection[is_held_out]
 
     penalties = sorted(config.penalties, reverse=True)
     model, accuracy, best = new_model(config), {}, penalties[0]
-    if len(held):
-        # From strong to weak, each fit starts from the last: the path takes a fraction of the
+    if len(held_out):
+        # From strong to weak, each fit is warm-started from the last, which takes a fraction of the
         # steps.
         for penalty in tqdm(penalties, desc="penalties", mininterval=2, delay=2):
-            fit_model(model, x_ND[kept], y_N[kept], penalty)
-            right = model.predict(x_ND[held].numpy()) == y_N[held].numpy()
+            fit_model(model, x_ND[training], y_N[training], penalty)
+            right = model.predict(x_ND[held_out].numpy()) == y_N[held_out].numpy()
             accuracy[penalty] = float(right.mean())
         best = max(accuracy, key=lambda penalty: accuracy[penalty])
         if len(model.classes_) < len(y_N.unique()):
@@ -156,28 +156,31 @@ def fit(config: Config, x_ND: Tensor, y_N: Tensor) -> Head:
 
 
 def new_model(config: Config) -> LogisticRegression:
-    """A model that goes on from its last fit."""
+    """Model with warm start: a fit starts from the weights of the one before."""
     return LogisticRegression(max_iter=config.max_iterations, tol=config.tolerance, warm_start=True)
 
 
 def fit_model(model: LogisticRegression, x_ND: Tensor, y_N: Tensor, penalty: float) -> None:
     """Fit the model; scikit-learn's C weighs the summed loss against half the squared norm."""
     with warnings.catch_warnings():
-        # Whether the last fit converged stands in the result.
+        # The result says whether the last fit converged.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.set_params(C=1 / (penalty * len(y_N))).fit(x_ND.numpy(), y_N.numpy())
 
 
 def a_fifth(y_N: Tensor) -> Tensor:
-    """Which images to hold out, [N] bool: the first fifth of each class, one of two to nine."""
+    """True for images to hold out, [N]: the first fifth of each class.
+
+    Of two to nine images one is held out, of a single image none.
+    """
     count_N = y_N.bincount()[y_N]
-    return (place_in_class(y_N) < (count_N // 5).clamp_min(1)) & (count_N > 1)
+    return (index_in_class(y_N) < (count_N // 5).clamp_min(1)) & (count_N > 1)
 
 
-def place_in_class(y_N: Tensor) -> Tensor:
-    """How many images of the same class come before each image, [N] int64."""
+def index_in_class(y_N: Tensor) -> Tensor:
+    """Number of images of the same class before each image, [N] int64."""
     order = y_N.argsort(stable=True)
     ends = y_N.bincount().cumsum(0)
-    place_N = torch.empty_like(order)
-    place_N[order] = torch.arange(len(y_N)) - (ends - y_N.bincount())[y_N[order]]
-    return place_N
+    index_N = torch.empty_like(order)
+    index_N[order] = torch.arange(len(y_N)) - (ends - y_N.bincount())[y_N[order]]
+    return index_N

@@ -2,10 +2,10 @@
 
 Assran et al., CVPR 2023, section 6 and Table 2: with 1 % of ImageNet's labels, 12 or 13 images per
 class, the encoder is fine-tuned or gets a linear head on frozen features, and the better of both on
-the evaluation set is reported. Here that choice, too, is made without the test images. The rest of
-the training images are labelled, and neither head is trained on them: up to 5,000 of them decide.
-This looks at more labels than the subset's, but only to choose between two heads. The papers'
-choice stands beside it in ``chosen``, with both heads' values.
+the evaluation set is reported. Here this choice, too, is made without the test images. The training
+images outside the subset have labels, and neither head is trained on them: up to 5,000 of them
+decide. They are more labels than the subset's, but they only choose between two heads. The papers'
+choice is also in ``chosen``, with both heads' values.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from evals.protocols.finetune import PRESETS as FINE_TUNING
 from evals.protocols.finetune import Config as FineTuning
 from evals.protocols.finetune import fine_tune
 from evals.protocols.logistic_regression import Config as LogisticRegression
-from evals.protocols.logistic_regression import fit, last_layer, place_in_class
+from evals.protocols.logistic_regression import fit, index_in_class, last_layer
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
 from ijepa.errors import UserError
@@ -30,23 +30,23 @@ USES: tuple[Uses, ...] = ("both", "features")
 
 PUBLISHED = "1pct"
 HELD_OUT = 5000
-"""Images that the choice between the two heads looks at: a standard error below 0.7 points."""
+"""Images that decide between the two heads: their standard error is below 0.7 points."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which training images count, and how the two heads are made of them.
+    """Choice of the labelled training images, and settings of the two heads.
 
     Args:
-        subset: Those of an official list; the paper's ``1pct`` where no other size is given.
-        per_class: So many of each class, drawn by ``seed``.
-        share: This share of each class, at least one image, drawn by ``seed``. Of one seed, a
-            smaller subset is part of a larger one.
-        seed: See above; ``finetune`` has its own.
+        subset: Name of an official list of images; the paper's ``1pct`` if no size is given.
+        per_class: Number of images of each class, drawn by ``seed``.
+        share: Share of the images of each class, at least one image, drawn by ``seed``. A smaller
+            subset is part of a larger one of the same seed.
+        seed: Seed of the drawing; ``finetune`` has its own.
         logistic: The head on frozen features. The paper gives no hyper-parameters, and few images
             need stronger penalties than many.
-        finetune: Defaults are the paper's for ViT-H (Table 14); ViT-L decays less (Table 13):
-            ``PRESETS`` has both.
+        finetune: Fine-tuning. Defaults are the paper's for ViT-H (Table 14); ViT-L has less weight
+            decay (Table 13): ``PRESETS`` has both.
     """
 
     subset: str | None = None
@@ -60,10 +60,10 @@ class Config:
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("subset", "per_class", "share")}
-        given = [f"{name} {size!r}" for name, size in sizes.items() if size is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given: give one of them")
-        if not given:
+        settings = [f"{name} {size!r}" for name, size in sizes.items() if size is not None]
+        if len(settings) > 1:
+            raise ValueError(f"{' and '.join(settings)} are given: give one of them")
+        if not settings:
             object.__setattr__(self, "subset", PUBLISHED)
         if self.per_class is not None and self.per_class < 1:
             raise ValueError(f"per_class is {self.per_class}: it must be at least 1")
@@ -79,30 +79,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 def evaluate(config: Config, subject: Subject) -> Result:
     """Top-1 of the head that does better on training images outside the subset.
 
-    Where the subset is all there is, fine-tuning counts, or on features alone the only head.
+    If there are no other training images, it is fine-tuning's, or with features alone the only
+    head's.
     """
     y, test_y = (checked_labels(subject, split) for split in ("train", "test"))
     numbers = few(config, subject, y)
     held_out = outside(numbers, len(y), config.seed)
-    asked = {"held_out": ("train", held_out), "test": ("test", torch.arange(len(test_y)))}
+    queries = {"held_out": ("train", held_out), "test": ("test", torch.arange(len(test_y)))}
 
     head = fit(config.logistic, last_layer(subject, "train", numbers), y[numbers])
     truth = {"train": y, "test": test_y}
     predicted = {
         "logistic": {
-            name: head.predict(last_layer(subject, split, which))
-            for name, (split, which) in asked.items()
+            name: head.predict(last_layer(subject, split, indices))
+            for name, (split, indices) in queries.items()
         }
     }
     if subject.encoder is not None:
-        predicted["finetune"] = fine_tune(config.finetune, subject, numbers, asked)
+        predicted["finetune"] = fine_tune(config.finetune, subject, numbers, queries)
     correct = {
-        name: {part: parts[part] == truth[split][which] for part, (split, which) in asked.items()}
+        name: {
+            part: parts[part] == truth[split][indices] for part, (split, indices) in queries.items()
+        }
         for name, parts in predicted.items()
     }
 
     def best(part: str) -> str:
-        """The head that is right most often; of equals, the last."""
+        """Name of the head that is right most often, the last of equals."""
         return max(reversed(correct), key=lambda name: int(correct[name][part].sum()))
 
     results = {
@@ -128,12 +131,12 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
 
 def rounded_mean(correct: Tensor) -> float | None:
-    """The share that is right, to four digits; None of no images."""
+    """Share of right images, to four digits; None if there are none."""
     return round(correct.float().mean().item(), 4) if len(correct) else None
 
 
 def few(config: Config, subject: Subject, y: Tensor) -> Tensor:
-    """Numbers of the training images that count, in order; raises UserError for a class of none."""
+    """Numbers of the labelled training images, in order; raises UserError if a class has none."""
     count_C = y.bincount(minlength=subject.num_classes)
     if config.subset is not None:
         numbers = subject.subset(config.subset)
@@ -150,7 +153,7 @@ def few(config: Config, subject: Subject, y: Tensor) -> Tensor:
                 f"class {c} of {subject.label} has {count_C[c]} training images, {wanted_C[c]} are "
                 "asked for: make per_class smaller, or leave more training images"
             )
-        numbers = order[place_in_class(y[order]) < wanted_C[y[order]]]
+        numbers = order[index_in_class(y[order]) < wanted_C[y[order]]]
     missing = (y[numbers].bincount(minlength=subject.num_classes) == 0).nonzero().flatten().tolist()
     if missing:
         raise UserError(
@@ -162,9 +165,9 @@ def few(config: Config, subject: Subject, y: Tensor) -> Tensor:
 
 
 def outside(numbers: Tensor, count: int, seed: int) -> Tensor:
-    """Numbers of up to HELD_OUT of ``count`` images that are none of ``numbers``, in order."""
+    """Numbers, in order, of up to HELD_OUT of ``count`` images that are not in ``numbers``."""
     is_left = torch.ones(count, dtype=torch.bool)
     is_left[numbers] = False
-    left = is_left.nonzero().flatten()
-    drawn = torch.randperm(len(left), generator=generator("low_shot", seed, "held out"))
-    return left[drawn[:HELD_OUT]].sort().values
+    others = is_left.nonzero().flatten()
+    order = torch.randperm(len(others), generator=generator("low_shot", seed, "held out"))
+    return others[order[:HELD_OUT]].sort().values

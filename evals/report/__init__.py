@@ -1,1 +1,1 @@
-"""From results to what people read: tables, figures, the page, comparisons and provenance."""
+"""Tables, figures, the page, comparisons and provenance, made from results of evaluations."""

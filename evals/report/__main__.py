@@ -1,4 +1,4 @@
-"""One self-contained page of tables and pictures: ``python -m evals.report RESULTS``."""
+"""Write one self-contained page of tables and pictures: ``python -m evals.report RESULTS``."""
 
 import argparse
 from pathlib import Path
@@ -13,27 +13,29 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     options.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
     options.add_argument("--gpu-hours", type=Path, help="CSV of evals.report.gpu_hours")
-    options.add_argument("--predicted", type=Path, help="CSV of ijepa.cost")
+    options.add_argument("--predicted", type=Path, help="CSV of workflow.plan.cost")
     options.add_argument("--out", type=Path, required=True, help="file for the page")
-    options.add_argument("--chosen", type=Path, nargs="*", required=True, help="evaluation JSON")
+    options.add_argument(
+        "--chosen", type=Path, nargs="*", required=True, help="results to show, JSON"
+    )
     return options
 
 
 def main() -> None:
     """Entry point of the command line."""
-    given = parser().parse_args()
-    # Not at the top: torch takes seconds, and --help needs none of it.
+    options = parser().parse_args()
+    # Not at the top: torch takes seconds to import, and --help does not need it.
     from evals.report.page import report
     from evals.report.plan import read_plan
 
     report(
-        given.results,
-        given.chosen,
-        given.data,
-        read_plan(given.plan),
-        given.out,
-        given.gpu_hours,
-        given.predicted,
+        options.results,
+        options.chosen,
+        options.data,
+        read_plan(options.plan),
+        options.out,
+        options.gpu_hours,
+        options.predicted,
     )
 
 

@@ -1,17 +1,17 @@
-"""What got better or worse beyond noise from one result set to another.
+"""Comparison of two result sets: results that are better or worse beyond noise.
 
-A set is a folder (results/mini), or a git revision and a folder of it (v1:results/mini); of a
-revision alone, the folder is the other set's, or results/mini. What a revision has of results/mini
-is in git, or in what DVC holds, or else it is our reference (results/reference/mini); an experiment
-of DVC goes by its name or ref.
+A set is a folder (results/mini), or a git revision and a folder of it (v1:results/mini). A revision
+alone takes the folder of the other set, or results/mini. The results of a revision are read from
+git, otherwise from what DVC holds, otherwise from the reference (results/reference/mini). A DVC
+experiment is given by its name or ref.
 
 Results are paired by run, seed and evaluation, seeds are pooled, and all rows share one error rate
 (Holm). evals/report/noise.py judges noise. Results of different protocols, data versions or images
 are listed as not comparable, never averaged.
 
 Exit status, for CI: 0 nothing is worse beyond noise; 1 something is; 2 wrong usage or input, or
-nothing that can be compared. What only one set has, or is not comparable, is told and does not
-fail.
+nothing can be compared. Results that only one set has, and results that are not comparable, are
+listed and do not fail.
 """
 
 import argparse
@@ -43,7 +43,7 @@ VERDICTS = (
 class Row:
     """One evaluation of a run in both sets; top-1 in per cent, its difference B - A in points.
 
-    Only top-1 is judged: of other metrics neither the noise nor which way is up is known here.
+    Only top-1 is judged: of other metrics neither the noise nor the better direction is known here.
     """
 
     run: str
@@ -64,7 +64,7 @@ class Row:
 
 
 def compare(a: Results, b: Results, alpha: float = 0.05) -> list[Row]:
-    """A row for every run and evaluation of either set, the worst first."""
+    """Rows of every run and evaluation of either set, the worst first."""
     rows, pooled = [], defaultdict(list)
     for key in sorted(a.keys() | b.keys()):
         run, seed, evaluation = key
@@ -73,32 +73,32 @@ def compare(a: Results, b: Results, alpha: float = 0.05) -> list[Row]:
             rows.append(Row(run, evaluation, str(seed), verdict))
         elif note := differences(a, b, key):
             rows.append(Row(run, evaluation, str(seed), "not comparable", note))
-        else:  # seeds are pooled where they are comparable with one another, too
+        else:  # seeds are pooled if they are also comparable with one another
             facts = json.dumps(what_must_agree(a[key]), sort_keys=True)
             pooled[run, evaluation, facts].append(seed)
     judged = [judge(a, b, run, name, seeds, alpha) for (run, name, _), seeds in pooled.items()]
     rows += [row for row in judged if row.p is None]
     judged = [row for row in judged if row.p is not None]
     for row, p_holm in zip(judged, noise.holm([row.p or 0.0 for row in judged]), strict=True):
-        beyond = "better" if (row.difference or 0.0) > 0 else "worse"
-        verdict = beyond if p_holm <= alpha else "within noise"
+        direction = "better" if (row.difference or 0.0) > 0 else "worse"
+        verdict = direction if p_holm <= alpha else "within noise"
         rows.append(dataclasses.replace(row, p_holm=p_holm, verdict=verdict))
     return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), row.difference or 0.0))
 
 
 def differences(a: Results, b: Results, key: tuple[str, int, str]) -> str:
-    """By what two results are not comparable, as ``protocol.num_neighbours 20 -> 10``."""
+    """Facts in which two results differ, as ``protocol.num_neighbours 20 -> 10``; "" if in none."""
     facts = [what_must_agree(results[key]) for results in (a, b)]
-    told = []
+    texts = []
     for name in sorted(facts[0].keys() | facts[1].keys()):
         old, new = (json.dumps(f[name]) if name in f else "absent" for f in facts)
         if old != new:
-            told.append(f"{name} {old} -> {new}")
-    return ", ".join(told)
+            texts.append(f"{name} {old} -> {new}")
+    return ", ".join(texts)
 
 
 def judge(a: Results, b: Results, run: str, name: str, seeds: list[int], alpha: float) -> Row:
-    """The row of seeds that are comparable; its verdict waits for the other rows' p-values."""
+    """Row of comparable seeds; its verdict is set later, with the p-values of all rows."""
     pairs = [(a[run, seed, name], b[run, seed, name]) for seed in seeds]
     metric, n = pairs[0][0]["metric"], pairs[0][0]["n"]
     old, new = (sum(pair[side]["value"] for pair in pairs) / len(pairs) for side in (0, 1))
@@ -119,7 +119,7 @@ def judge(a: Results, b: Results, run: str, name: str, seeds: list[int], alpha: 
 
 
 def select(results: Results, side: int, options: argparse.Namespace) -> Results:
-    """What the options leave of a set, its runs under the names of the pairs they are part of."""
+    """Results of a set that the options select; a run of a pair takes the name of its pair."""
     pairs = options.pair or [(run, run) for run in options.runs or {run for run, _, _ in results}]
     return {
         (run if pair[0] == pair[1] else " -> ".join(pair), seed, name): result
@@ -130,25 +130,26 @@ def select(results: Results, side: int, options: argparse.Namespace) -> Results:
 
 
 def check_names(a: Results, b: Results, options: argparse.Namespace) -> None:
-    """Raise UserError where an option names what the sets do not have."""
+    """Raise UserError if an option names a run or an evaluation that the sets do not have."""
     pairs = options.pair or []
-    for option, names, keys, place in (
+    for option, names, keys, position in (
         ("--runs", options.runs, [*a, *b], 0),
         ("--pair", [old for old, _ in pairs], a, 0),
         ("--pair", [new for _, new in pairs], b, 0),
         ("--evaluations", options.evaluations, [*a, *b], 2),
     ):
-        known = {str(key[place]) for key in keys}
-        if unknown := set(names or []) - known:
+        names_in_sets = {str(key[position]) for key in keys}
+        if unknown := set(names or []) - names_in_sets:
             raise UserError(
-                f"{option} names {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}"
+                f"{option} names {', '.join(sorted(unknown))}: known are "
+                f"{', '.join(sorted(names_in_sets))}"
             )
 
 
 def show(rows: list[Row], title: str, alpha: float) -> None:
-    """Print what was compared as a table, and below it what was not."""
+    """Print the compared results as a table, and below it the others."""
     console = Console()
-    console = Console(width=max(console.width, 140))  # narrower, cells would break
+    console = Console(width=max(console.width, 140))  # in a narrower one, cells would break
     table = Table("run", "evaluation", "seeds", title=escape(title), title_justify="left")
     for name in ("n", "A", "B", "B - A", f"{100 * (1 - alpha):g} % interval", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -173,7 +174,8 @@ def show(rows: list[Row], title: str, alpha: float) -> None:
             print(f"{row.verdict}: {row.run}/seed{row.seeds}/{row.evaluation} {row.note}".rstrip())
     judged = sum(row.p is not None for row in rows)
     print(
-        f"{judged} judged, corrected by Holm for their number. Noise is of test images, not seeds."
+        f"{judged} results judged; their p-values are corrected for their number (Holm). "
+        "The noise is that of the test images, not of the seeds."
     )
 
 
@@ -185,13 +187,17 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("a", metavar="A", help="folder, REV or REV:folder: before")
-    parser.add_argument("b", metavar="B", help="the same: after")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--runs", nargs="+", help="only these")
-    which.add_argument(
-        "--pair", nargs=2, action="append", metavar=("OLD", "NEW"), help="run OLD of A, NEW of B"
+    parser.add_argument("b", metavar="B", help="folder, REV or REV:folder: after")
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument("--runs", nargs="+", help="only these runs")
+    selection.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        metavar=("OLD", "NEW"),
+        help="run OLD of A and run NEW of B",
     )
-    parser.add_argument("--evaluations", nargs="+", help="only these")
+    parser.add_argument("--evaluations", nargs="+", help="only these evaluations")
     parser.add_argument("--alpha", type=float, default=0.05, help="error rate of all rows together")
     parser.add_argument("--csv", type=Path, help="file for the rows")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
@@ -202,14 +208,14 @@ def main() -> None:
         a, b = read_result_set(options.a, options.b), read_result_set(options.b, options.a)
         check_names(a, b, options)
         rows = compare(select(a, 0, options), select(b, 1, options), options.alpha)
-        told = [dataclasses.asdict(row) for row in rows]
+        records = [dataclasses.asdict(row) for row in rows]
         if options.csv is not None:
-            write_text(options.csv, pd.DataFrame(told, dtype=object).to_csv(index=False))
+            write_text(options.csv, pd.DataFrame(records, dtype=object).to_csv(index=False))
     except (UserError, OSError) as error:
-        parser.error(str(error))  # not run_command's way, whose 1 means "worse" here
+        parser.error(str(error))  # run_command would exit with 1, which means "worse" here
     if options.json:
         head = {"a": options.a, "b": options.b, "alpha": options.alpha}
-        print(to_json({**head, "rows": told}), end="")
+        print(to_json({**head, "rows": records}), end="")
     else:
         show(rows, f"A: {options.a}   B: {options.b}", options.alpha)
     if all(row.difference is None for row in rows):

@@ -1,4 +1,4 @@
-"""What pretraining cost: predicted by ijepa.cost, measured, published, and for which accuracy."""
+"""Cost of pretraining, predicted (ijepa.cost), measured and published, and its accuracy."""
 
 import math
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
 
 NOTE = (
-    "Predicted hours are those of ijepa.cost: of FLOPs at a fifth of the card's peak, or without a "
-    "card at the speed of this machine's matrix product; measured ones are of the run's own clock, "
-    "on average over seeds, scaled to its images. Their ratio is of two cards where the machine is "
-    "none of the profile's predict_cost. GPU-hours are of every start of a job."
+    "Predicted hours are those of ijepa.cost: FLOPs at a fifth of the card's peak, or, without a "
+    "card, at the speed of this machine's matrix product. Measured hours are of the run's own "
+    "clock, on average over seeds, scaled to its images. If the machine is not the one of the "
+    "profile's predict_cost, their ratio compares two cards. GPU-hours count every start of a job."
 )
 
 
 @dataclass(frozen=True)
 class Point:
-    """An accuracy (percent) and what pretraining for it cost, in the table's ``unit``.
+    """An accuracy (percent) and the cost of the pretraining behind it, in the table's ``unit``.
 
-    ``cost`` is nan where it is not known and 0 of controls, though on a cluster their job has a
-    cost; ``bound`` says that it was less; ``half`` is half of the accuracy's interval, 0 where
-    there is none.
+    ``cost`` is nan if it is not known. It is 0 for controls, although on a cluster their job has a
+    cost. ``bound`` is true if the cost is an upper bound. ``half`` is half of the accuracy's
+    interval, 0 if there is none.
     """
 
     run: str
@@ -40,19 +40,19 @@ class Point:
 
 
 def accuracy_of(table: Table) -> Column | None:
-    """The first accuracy of a table: the one that is told against costs."""
+    """Column of the first accuracy of a table, which is shown against costs; None without one."""
     return next((column for column in table.columns if column.metric == "top1"), None)
 
 
 def unit(table: Table) -> str:
-    """GPU-hours or, of a table of runs without a GPU, minutes."""
+    """Unit of a table's costs: GPU-hours, or minutes if its runs had no GPU."""
     on_gpus = bool(table.published) or bool((table.rows["gpu_hours"] > 0).any())
     return "GPU-hours" if on_gpus else "minutes"
 
 
 def points(table: Table) -> list[Point]:
-    """What is published and what was measured of each row's first accuracy."""
-    column, found = accuracy_of(table), []
+    """Published and measured points of the first accuracy of each row."""
+    column, all_points = accuracy_of(table), []
     if column is None:
         return []
     name = column.name
@@ -61,49 +61,55 @@ def points(table: Table) -> list[Point]:
         method = row["method"] if table.published else row["run"]
         size = str(row["arch"]).removeprefix("ViT-") if table.published else ""
         if table.published and not math.isnan(value := row[f"{name}_published"]):
-            told = row["gpu_hours_published"]
-            cost = float(told.lstrip("<") or "nan")
-            found.append(Point("", method, size, value, cost, 0, told.startswith("<"), True))
+            published_cost = row["gpu_hours_published"]
+            cost = float(published_cost.lstrip("<") or "nan")
+            all_points.append(
+                Point("", method, size, value, cost, 0, published_cost.startswith("<"), True)
+            )
         if not math.isnan(value := row[name]):
             half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
             half = row[f"{name}_std"] if math.isnan(half) else half
             cost = 0.0 if row["run"] in CONTROLS else row[measured_in]
-            found.append(Point(row["run"], method, size, value, cost, half))
-    return found
+            all_points.append(Point(row["run"], method, size, value, cost, half))
+    return all_points
 
 
 def to_reach(table: Table) -> View | None:
-    """For each method the least cost of a row that reaches an accuracy; a dash where none does.
+    """Least cost, by method, of a row that reaches an accuracy; a dash if none does.
 
-    Only of rows whose cost is known: None where there are none.
+    Only rows whose cost is known are counted; None if there are none.
     """
-    known = [one for one in points(table) if one.cost > 0]
-    if not known:
+    priced = [point for point in points(table) if point.cost > 0]
+    if not priced:
         return None
-    best = max(one.value for one in known)
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(min(one.value for one in known), best)
+    best = max(point.value for point in priced)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(
+        min(point.value for point in priced), best
+    )
     accuracies = [float(tick) for tick in ticks if 0 <= tick <= best]
     rows = []
-    for method in dict.fromkeys(one.method for one in known):
+    for method in dict.fromkeys(point.method for point in priced):
         row = [Cell(method)]
         for accuracy in accuracies:
-            enough = [one for one in known if one.method == method and one.value >= accuracy]
-            if not enough:
+            reaching = [
+                point for point in priced if point.method == method and point.value >= accuracy
+            ]
+            if not reaching:
                 row.append(Cell("-", "number"))
                 continue
-            least = min(enough, key=lambda one: one.cost)
-            told = f"{'<' * least.bound}{least.cost:{',.0f' if least.cost >= 100 else '.3g'}}"
-            told += f" ({least.size})" if least.size else ""
-            row.append(Cell(told, "published" if least.published else "number", least.cost))
+            least = min(reaching, key=lambda point: point.cost)
+            text = f"{'<' * least.bound}{least.cost:{',.0f' if least.cost >= 100 else '.3g'}}"
+            text += f" ({least.size})" if least.size else ""
+            row.append(Cell(text, "published" if least.published else "number", least.cost))
         rows.append(row)
     titles = (f"{accuracy:g} %" for accuracy in accuracies)
     return View([*_headers("method"), *_headers(*titles, kind="number")], rows)
 
 
 def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
-    """A row for each run that ``predicted``, the CSV of ijepa.cost, has: its cost both ways.
+    """Predicted and measured cost of each run of ``predicted``, the CSV of workflow.plan.cost.
 
-    ``tidy`` are results. What was not measured is a dash.
+    ``tidy`` are tidy results. A run that was not measured has dashes.
     """
     seeds = tidy.drop_duplicates(["run", "seed"])
     compared = bool(predicted["of_reference"].notna().any())
@@ -123,13 +129,13 @@ def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
             (measured["gpu_hours"].mean(), ",.1f"),
             *([(of_run["of_reference"], ".2f")] if compared else []),
         ]
-        told = of_run["published"]
+        published_cost = of_run["published"]
         machines = sorted({machine for machine in measured["machine"] if machine})
         rows.append(
             [
                 *(Cell(of_run[name]) for name in ("run", "arch")),
                 *(Cell(number(value, form), "number", value) for value, form in numbers),
-                Cell("-" if pd.isna(told) else told, "published"),
+                Cell("-" if pd.isna(published_cost) else published_cost, "published"),
                 Cell("; ".join(machines) or "-"),
             ]
         )
@@ -148,7 +154,7 @@ def view(predicted: pd.DataFrame, tidy: pd.DataFrame) -> View:
 
 
 def of_papers() -> View:
-    """Every training time that a paper or a repository tells."""
+    """Every training time that a paper or a repository states."""
     rows = [
         [
             *(Cell(row[key]) for key in ("method", "arch")),

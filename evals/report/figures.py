@@ -1,8 +1,8 @@
 """Plots for tables and report, as self-contained SVG text.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; line styles differ as well.
-Nothing has a background, and text has the colour of the page's: dark where that is light, light
-where it is dark.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles differ as well.
+Plots have no background, and their text has the colour of the page's text: dark on a light page,
+light on a dark one.
 """
 
 import io
@@ -32,7 +32,7 @@ STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 
 
 def line(number: int) -> dict[str, Any]:
-    """Colour and style of a curve; 36 of them differ."""
+    """Colour and style of a curve; 36 curves differ."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": STYLES[(number + number // len(COLOURS)) % len(STYLES)],
@@ -72,46 +72,46 @@ MARKS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
 
 
 def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
-    """The first accuracy of a table against what pretraining cost, a mark for each row.
+    """Plot of the first accuracy of a table against the cost of pretraining, a mark for each row.
 
-    Marks are filled where measured here, hollow where published. The cost is GPU-hours or, of runs
-    without a GPU, minutes; what is published without its cost stands in a strip beside the axis.
-    Controls, which cost nothing, are lines.
+    Marks of accuracies measured here are filled, marks of published ones are hollow. The cost is
+    GPU-hours, or minutes of runs without a GPU. Accuracies without a known cost are in a strip
+    beside the axis. Controls, which cost nothing, are lines.
     """
     column = costs.accuracy_of(table)
     points, unit = costs.points(table), costs.unit(table)
-    placed = [point for point in points if point.cost > 0]
+    priced = [point for point in points if point.cost > 0]
     controls = [point for point in points if point.run in CONTROLS]
-    aside = [point for point in points if point not in [*placed, *controls]]
-    aside.sort(key=lambda point: point.value)  # neighbours stand in different columns
+    unpriced = [point for point in points if point not in [*priced, *controls]]
+    unpriced.sort(key=lambda point: point.value)  # so that neighbours are in different columns
     methods = dict.fromkeys(point.method for point in points if point not in controls)
     looks = {
         method: (MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)])
         for number, method in enumerate(methods)
     }
     with figure(8, 4.6, f"accuracy {table.title} {scale}") as (drawing, file):
-        # A strip for what has no known cost: all of the width where nothing has one.
-        ratios = [4.0, 2.2] if placed and aside else [1.0]
+        # A strip for points without a known cost: the whole width if no point has one.
+        ratios = [4.0, 2.2] if priced and unpriced else [1.0]
         axes = list(
             drawing.subplots(1, len(ratios), sharey=True, width_ratios=ratios, squeeze=False)[0]
         )
-        for point in placed:
+        for point in priced:
             _mark(axes[0], point.cost, point, looks[point.method])
         for control, style in zip(controls, (":", "--"), strict=False):
             axes[0].axhline(control.value, color=GREY, linestyle=style, label=control.run)
-        for number, point in enumerate(aside):
+        for number, point in enumerate(unpriced):
             _mark(axes[-1], number % 3, point, looks[point.method])
-        if placed:
+        if priced:
             axes[0].set_xscale(scale)
             axes[0].set_xlabel(f"pretraining, {unit}")
             axes[0].margins(x=0.18)
             if scale == "log":
-                # Labels between the powers of ten too, where these are few: never on each other.
-                decades = math.log10(max(p.cost for p in placed) / min(p.cost for p in placed))
+                # If there are few powers of ten, label 2 and 5 as well; labels must not overlap.
+                decades = math.log10(max(p.cost for p in priced) / min(p.cost for p in priced))
                 axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
                 axes[0].xaxis.set_major_formatter("{x:g}")
                 axes[0].xaxis.set_minor_formatter("")
-        if aside:
+        if unpriced:
             axes[-1].set(xticks=[], xlim=(-0.4, 3.5), xlabel=f"{unit} not known")
         axes[0].set_ylabel(fill(column.heading, 50) if column else "no accuracies")
         for axis in axes:
@@ -120,7 +120,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
             Line2D([], [], marker=mark, color=colour, linestyle="", label=_plain(method))
             for method, (mark, colour) in looks.items()
         ]
-        kinds = {point.published for point in [*placed, *aside]}
+        kinds = {point.published for point in [*priced, *unpriced]}
         for kind, label, face in ((False, "measured here", GREY), (True, "published", "none")):
             if kind in kinds:
                 key = Line2D([], [], color=GREY, marker="o", markerfacecolor=face, label=label)
@@ -132,7 +132,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
 
 
 def _plain(text: str) -> str:
-    """A name from outside, in which Matplotlib is to see no formula."""
+    """Text from outside, escaped so that Matplotlib reads no formula in it."""
     return text.replace("$", r"\$")
 
 
@@ -144,24 +144,27 @@ def _mark(axis: Axes, x: float, point: Point, look: tuple[str, str]) -> None:
         x, point.value, half, marker=mark, color=colour, markerfacecolor=face, markersize=8,
         markeredgewidth=1.6, linewidth=1, zorder=3,
     )  # fmt: skip
-    # What is published as a bound: the arrow says to which side of it the truth is.
+    # A published upper bound: the arrow points to the side of the true cost.
     text = f"$\\leftarrow$ {_plain(point.size)}" if point.bound else _plain(point.size)
-    side, where = ("left", 7) if point.published else ("right", -7)
+    side, offset = ("left", 7) if point.published else ("right", -7)
     axis.annotate(
-        text, (x, point.value), (where, -3), textcoords="offset points", fontsize=8, ha=side
+        text, (x, point.value), (offset, -3), textcoords="offset points", fontsize=8, ha=side
     )
 
 
-def accuracy_by_class(told: dict[str, dict[str, Any]]) -> str:
-    """Each class's accuracy by run: a cell each, or of more classes than have room sorted curves.
+def accuracy_by_class(counts: dict[str, dict[str, Any]]) -> str:
+    """Plot of each class's accuracy by run: a cell each, or sorted curves if classes are many.
 
-    ``told`` has the counts of ``evals.result.by_class`` for each run, with the classes' names where
-    known.
+    ``counts`` has the counts of ``evals.result.by_class`` for each run, with the classes' names if
+    they are known.
     """
-    share = {run: 100 * _shares(one["right"], one["images"]) for run, one in told.items()}
-    names = next(iter(told.values())).get("names", [])
+    share = {
+        run: 100 * _shares(run_counts["right"], run_counts["images"])
+        for run, run_counts in counts.items()
+    }
+    names = next(iter(counts.values())).get("names", [])
     if 0 < len(names) <= MAX_CELLS:
-        with figure(1.6 + 0.75 * len(names), 0.9 + 0.33 * len(told)) as (drawing, file):
+        with figure(1.6 + 0.75 * len(names), 0.9 + 0.33 * len(counts)) as (drawing, file):
             axis = drawing.subplots()
             _cells(axis, np.stack(list(share.values())), names, list(share))
         return file.getvalue()
@@ -175,20 +178,20 @@ def accuracy_by_class(told: dict[str, dict[str, Any]]) -> str:
     return file.getvalue()
 
 
-def confusions(told: dict[str, dict[str, Any]]) -> str:
-    """What each run takes the images of each class for, in percent of the class, a panel a run."""
-    columns = min(4, len(told))
-    rows = -(-len(told) // columns)
+def confusions(counts: dict[str, dict[str, Any]]) -> str:
+    """Confusion matrices, a panel for each run, in percent of the images of each true class."""
+    columns = min(4, len(counts))
+    rows = -(-len(counts) // columns)
     with figure(0.8 + 2.3 * columns, 0.6 + 2.4 * rows) as (drawing, file):
         axes = drawing.subplots(rows, columns, squeeze=False)
-        for axis in axes.flat[len(told) :]:
+        for axis in axes.flat[len(counts) :]:
             axis.remove()
-        for number, (run, one) in enumerate(told.items()):
+        for number, (run, run_counts) in enumerate(counts.items()):
             axis = axes.flat[number]
-            counted = np.array([row.split() for row in one["confusion"]], float)
-            shares = 100 * counted / np.where(counted.sum(1), counted.sum(1), np.nan)[:, None]
-            names = one.get("names", [str(number) for number in range(len(counted))])
-            below = number + columns >= len(told)
+            matrix = np.array([row.split() for row in run_counts["confusion"]], float)
+            shares = 100 * matrix / np.where(matrix.sum(1), matrix.sum(1), np.nan)[:, None]
+            names = run_counts.get("names", [str(number) for number in range(len(matrix))])
+            below = number + columns >= len(counts)
             _cells(axis, shares, names if below else [], names if number % columns == 0 else [])
             axis.set_title(run, fontsize=9)
         drawing.supylabel("true", fontsize=9)
@@ -197,17 +200,17 @@ def confusions(told: dict[str, dict[str, Any]]) -> str:
 
 
 MAX_CELLS = 20
-"""Classes that have room for a number each."""
+"""Largest number of classes that have room for a number each."""
 
 
 def _shares(part: str, whole: str) -> NDArray[np.float64]:
-    """One count over another by class; NaN for a class of no images."""
+    """Ratios of two counts by class; NaN for a class of no images."""
     total = np.array(whole.split(), float)
     return np.array(part.split(), float) / np.where(total, total, np.nan)
 
 
 def _cells(axis: Axes, percent: NDArray[np.float64], columns: list[str], rows: list[str]) -> None:
-    """A matrix of percentages with its numbers, as shapes and not as an image."""
+    """Draw a matrix of percentages with its numbers, as shapes and not as an image."""
     axis.pcolormesh(percent, cmap="cividis", vmin=0, vmax=100)
     axis.invert_yaxis()
     for spine in axis.spines.values():
@@ -226,7 +229,7 @@ def _cells(axis: Axes, percent: NDArray[np.float64], columns: list[str], rows: l
 
 
 INK = "#010203"
-"""Stands for the colour of text until the file is written; nothing else has it."""
+"""Placeholder of the text colour until the file is written; nothing else has this colour."""
 STYLE: Any = {
     "svg.fonttype": "path",
     "legend.frameon": False,
@@ -246,9 +249,10 @@ svg { color-scheme: light dark; color: #1b1f24 }
 def figure(
     width: float, height: float, salt: str = "ijepa-bench"
 ) -> Iterator[tuple[Figure, io.StringIO]]:
-    """A figure of a size in inches, and the text file that holds it as SVG after the block.
+    """Figure of a size in inches, and a text file that holds it as SVG after the block.
 
-    Figures that stand in one page, shown or hidden, need a ``salt`` each for their parts' names.
+    Figures of the same page, shown or hidden, need different ``salt``, from which the names of
+    their parts are made.
     """
     file = io.StringIO()
     # A fixed salt and no date: the same data draw the same bytes.

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX and HTML: one view of cells in, text out."""
+"""Text of a table as Markdown, LaTeX or HTML, from one view of its cells."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 MARK = "(!)"
-"""Stands beside a number that is in the list of problems."""
+"""Mark beside a number that has an entry in the list of problems."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """A column's title, and what its cells are: text, number, published or measured."""
+    """Title of a column, and the kind of its cells: text, number, published or measured."""
 
     text: str
     kind: str = "text"
@@ -20,10 +20,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell shows.
+    """Contents of one cell.
 
-    ``value`` is what it is sorted by; ``marked`` says that something is wrong with it; ``details``
-    is where its numbers come from, one mapping a seed.
+    ``value`` is its sorting key. ``marked`` is true if there is a problem with it. ``details`` has
+    the provenance of its numbers, one mapping per seed.
     """
 
     text: str
@@ -34,25 +34,25 @@ class Cell:
 
     @property
     def shown(self) -> str:
-        """The text, with the mark."""
+        """Text of the cell, with MARK if it is marked."""
         return f"{self.text} {MARK}" if self.marked else self.text
 
 
 @dataclass(frozen=True)
 class View:
-    """A table as people read it."""
+    """Table as people read it."""
 
     headers: list[Header]
     rows: list[list[Cell]]
 
 
 def number(value: float, form: str, missing: str = "-") -> str:
-    """A number as text: 0 has no decimals, and none is ``missing``."""
+    """Text of a number: 0 has no decimals, and nan is ``missing``."""
     return missing if math.isnan(value) else f"{value:{form}}" if value else "0"
 
 
 def markdown(title: str, view: View, note: str, problems: Sequence[str] = ()) -> str:
-    """Markdown with the title above, note and problems below; published numbers are in italics."""
+    """Table as Markdown, with title, note and problems; published numbers are in italics."""
     rules = ["---" if header.kind == "text" else "---:" for header in view.headers]
     lines = [[header.text for header in view.headers]]
     lines += [[_plain(cell) for cell in row] for row in view.rows]
@@ -66,9 +66,9 @@ def markdown(title: str, view: View, note: str, problems: Sequence[str] = ()) ->
 
 
 def latex(title: str, view: View, note: str, problems: Sequence[str] = ()) -> str:
-    r"""A ``table`` for ``\input``; it needs the packages booktabs and graphicx.
+    r"""Table for ``\input`` in LaTeX, which needs the packages booktabs and graphicx.
 
-    A table that is wider than the text is made smaller. Published numbers are in italics.
+    A table that is wider than the text is scaled down. Published numbers are in italics.
     """
     align = "".join("l" if header.kind == "text" else "r" for header in view.headers)
     lines = [" & ".join(_escaped(header.text) for header in view.headers) + r" \\", r"\midrule"]
@@ -102,7 +102,7 @@ def latex(title: str, view: View, note: str, problems: Sequence[str] = ()) -> st
 
 
 def html(title: str, view: View, note: str, problems: Sequence[str] = ()) -> str:
-    """A page of this one table, without scripts."""
+    """HTML page of this one table, without scripts."""
     return (
         environment()
         .get_template("table.html")
@@ -111,7 +111,7 @@ def html(title: str, view: View, note: str, problems: Sequence[str] = ()) -> str
 
 
 def environment() -> Environment:
-    """Where pages are made; everything in them is escaped."""
+    """Jinja environment of the page templates; it escapes everything that they show."""
     return Environment(
         loader=PackageLoader("evals.report"),
         autoescape=True,
@@ -122,8 +122,8 @@ def environment() -> Environment:
 
 
 def _plain(cell: Cell) -> str:
-    known = cell.kind == "published" and cell.text != "-"
-    return f"*{cell.shown}*" if known else cell.shown
+    is_published = cell.kind == "published" and cell.text != "-"
+    return f"*{cell.shown}*" if is_published else cell.shown
 
 
 SPECIAL = {
@@ -134,7 +134,7 @@ SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': "''",
-    # After the end of a line these two would be options of it.
+    # After \\ these two would be read as its options.
     "[": "{[}",
     "*": "{*}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},

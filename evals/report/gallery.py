@@ -1,4 +1,4 @@
-"""Pictures of images and of what encoders make of them, for the report, as SVG text."""
+"""Pictures for the report, as SVG text: masks on images, and nearest neighbours."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ijepa.data.transforms import centre_crop
 
 
 def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
-    """Real images, and below what is visible of them: named rows, boolean [images, patches]."""
+    """Images, and below each its visible patches: named ``rows``, boolean [images, patches]."""
     count = len(next(iter(rows.values())))
     with figure(1.5 * count, 1.7 * (1 + len(rows))) as (drawing, file):
         axes = drawing.subplots(1 + len(rows), count, squeeze=False)
@@ -36,11 +36,13 @@ def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
 
 def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
     """Test images, each followed by the training images whose features are nearest (cosine)."""
-    known, asked = (torch.from_numpy(mapped(features, split)[:, -1]) for split in ("train", "test"))
-    queries = list(range(0, len(asked), max(1, len(asked) // count)))[:count]
-    found, count = neighbours(known, asked[queries], k), len(queries)
+    train_features, test_features = (
+        torch.from_numpy(mapped(features, split)[:, -1]) for split in ("train", "test")
+    )
+    queries = list(range(0, len(test_features), max(1, len(test_features) // count)))[:count]
+    neighbourhoods, count = neighbours(train_features, test_features[queries], k), len(queries)
     labels = list(train.labels)
-    indices = torch.cat([index for _, index in found]).tolist()
+    indices = torch.cat([index for _, index in neighbourhoods]).tolist()
     with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):
         axes = drawing.subplots(count, k + 1, squeeze=False)
         for row, (query, nearest) in enumerate(zip(queries, indices, strict=True)):

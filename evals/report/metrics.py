@@ -1,8 +1,9 @@
 """Files for ``dvc metrics`` and ``dvc plots``: ``python -m evals.report.metrics --help``.
 
-``metrics.json`` has the mean over seeds by encoder and evaluation, and what the encoder cost;
-``plots/loss.csv`` every logged step of every run; ``plots/accuracy.csv`` each evaluation against
-the hours of pretraining, by the clock: GPU-hours are in tables/gpu_hours.csv.
+``metrics.json`` has the mean over seeds by encoder and evaluation, and the hours of the encoder's
+pretraining; ``plots/loss.csv`` has every logged step of every run; ``plots/accuracy.csv`` has each
+evaluation with the hours of pretraining. Hours are wall-clock; GPU-hours are in
+tables/gpu_hours.csv.
 """
 
 import argparse
@@ -18,29 +19,29 @@ from ijepa.files import write_json, write_text
 
 
 def metrics(tidy: pd.DataFrame) -> dict[str, Any]:
-    """By encoder: each evaluation's mean over seeds, and the hours of its pretraining."""
-    found: dict[str, Any] = {}
+    """Mean over seeds of each evaluation, and hours of pretraining, by encoder."""
+    by_encoder: dict[str, Any] = {}
     for run, of_run in tidy.groupby("run"):
         values = {
             str(name): round(float(of_seeds.mean()), 4)
             for name, of_seeds in of_run.groupby("evaluation")["value"]
-            if of_seeds.notna().all()  # the tables name the one that is no number
+            if of_seeds.notna().all()  # the tables list values that are no numbers
         }
         hours = of_run.groupby("seed")["train_minutes"].first().sum(skipna=False) / 60
-        known = {} if pd.isna(hours) else {"pretraining_hours": round(float(hours), 4)}
-        found[str(run)] = values | known
-    return found
+        cost = {} if pd.isna(hours) else {"pretraining_hours": round(float(hours), 4)}
+        by_encoder[str(run)] = values | cost
+    return by_encoder
 
 
 def accuracy(tidy: pd.DataFrame) -> pd.DataFrame:
-    """One row for each encoder, seed and evaluation: hours of pretraining and value."""
+    """Hours of pretraining and value, one row for each encoder, seed and evaluation."""
     rows = tidy[["run", "seed", "evaluation", "metric", "value"]].copy()
     rows.insert(3, "hours", (tidy["train_minutes"] / 60).round(4))
     return rows[rows["metric"] == "top1"].drop(columns="metric")
 
 
 def losses(logs: list[Path]) -> pd.DataFrame:
-    """Every logged step: run, seed, step, images, loss, and the monitors of collapse."""
+    """Rows of every logged step: run, seed, step, images, loss, and the monitors of collapse."""
     rows = [
         {"run": log.parts[-3], "seed": log.parts[-2].removeprefix("seed"), **json.loads(line)}
         for log in sorted(logs)

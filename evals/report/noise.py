@@ -1,13 +1,15 @@
-"""How far apart two shares of the same test images must be to differ beyond noise.
+"""Tests of the difference of two accuracies on the same test images against noise.
 
-The noise is that of the test images; of pretraining again with another seed it knows nothing.
-Several seeds are pooled: an image counts with its mean over seeds, and images are drawn, not seeds.
+The noise is that of the test images. The noise of pretraining again with another seed is not part
+of it. Several seeds are pooled: an image counts with its mean over seeds, and images are drawn, not
+seeds.
 
-- Image by image, where both results tell of each (``paired``): a bootstrap for the interval and the
+- Image by image, if both results have each image (``paired``): a bootstrap for the interval and the
   exact test of random signs for the p-value, which for one seed is McNemar's. Twice a tail of the
-  bootstrap is no substitute: of four images that changed, all one way, it says 0.04, not 0.13.
-- Else as two proportions (``unpaired``), by Agresti and Caffo, The American Statistician 54 (2000).
-  As the images are the same ones, it errs towards noise. S seeds of n images count as n images.
+  bootstrap is no substitute: for four images that changed, all one way, it gives 0.04, not 0.13.
+- Otherwise as two proportions (``unpaired``), by Agresti and Caffo, The American Statistician 54
+  (2000). As the images are the same ones, it errs towards noise. S seeds of n images count as n
+  images.
 
 Shape suffixes: N images.
 """
@@ -24,28 +26,29 @@ RESAMPLES = 10_000
 def paired(changes_N: NDArray[np.int64], seeds: int, alpha: float) -> tuple[float, float, float]:
     """Interval and two-sided p-value of a difference in accuracy.
 
-    ``changes_N`` says of each image in how many more of the seeds the second result has it right.
+    ``changes_N`` has for each image the number of seeds in which the second result has it right,
+    less that of the first.
     """
     low, high = bootstrap(changes_N, alpha)
     return low / seeds, high / seeds, sign_test(changes_N)
 
 
 def bootstrap(changes_N: NDArray[np.int64], alpha: float) -> tuple[float, float]:
-    """The percentile interval of the mean change, from 10,000 resamples of the images.
+    """Percentile interval of the mean change, from 10,000 resamples of the images.
 
-    To draw N images with replacement and average their changes asks only how many of each kind of
-    change (of one seed: lost, kept, won) are drawn, and those counts are multinomial. A resample
+    The mean change of N images drawn with replacement depends only on the number of images of each
+    kind of change (for one seed: lost, kept, won), and these counts are multinomial. So a resample
     costs three numbers instead of N.
     """
     n = len(changes_N)
     values, counts = np.unique(changes_N, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES)
-    low, high = np.quantile(drawn @ values / n, [alpha / 2, 1 - alpha / 2])
+    draws = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES)
+    low, high = np.quantile(draws @ values / n, [alpha / 2, 1 - alpha / 2])
     return float(low), float(high)
 
 
 def sign_test(changes_N: NDArray[np.int64]) -> float:
-    """The exact two-sided p-value of the sum of changes, if either sign of each is as likely.
+    """Exact two-sided p-value of the sum of changes, if both signs of each are equally likely.
 
     The sum's distribution comes from its characteristic function, the product of cos(t * change).
     """
@@ -66,12 +69,12 @@ def unpaired(a: float, b: float, n: int, alpha: float) -> tuple[float, float, fl
 
 
 def holm(p: list[float]) -> list[float]:
-    """p-values corrected for their number, in the same order (Holm, 1979).
+    """Return p-values corrected for their number, in the same order (Holm, 1979).
 
-    To call those up to alpha real is to err in even one of them with a probability of alpha.
+    If all up to alpha are called real, the probability of even one error is at most alpha.
     """
     corrected, highest = [0.0] * len(p), 0.0
-    for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
-        corrected[place] = highest
+    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = highest
     return corrected

@@ -1,4 +1,4 @@
-"""The report: one self-contained page of tables and pictures."""
+"""Report: one self-contained page of tables and pictures."""
 
 import base64
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ijepa.randomness import generator
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the page, and the file of that name in ``figures/`` beside the page."""
+    """One figure of the page, which is also the file NAME.svg in ``figures/`` beside the page."""
 
     name: str
     title: str
@@ -40,44 +40,44 @@ def report(
 ) -> None:
     """Write the page, and its figures beside it as files.
 
-    The page needs nothing but itself, neither a network nor other files.
+    The page is self-contained: it needs neither a network nor other files.
 
-    ``results`` is the folder, ``chosen`` are the results in it that tables and pictures show, and
-    ``plan`` asks for the tables. ``gpu_hours`` and ``predicted`` are CSV of evals.report.gpu_hours
-    and workflow.plan.cost.
+    ``results`` is the folder of results, ``chosen`` are the results in it that tables and pictures
+    show, and ``plan`` describes the tables. ``gpu_hours`` is the CSV of evals.report.gpu_hours,
+    ``predicted`` the CSV of workflow.plan.cost.
     """
     tidy = tables.tidy_results(plan, chosen, gpu_hours)
-    made = tables.tables_of(plan, tidy)
-    shown = [
+    tables_by_name = tables.tables_of(plan, tidy)
+    shown_tables = [
         {
             "name": name,
             "title": table.title,
             "view": shapes.view(table),
             "note": shapes.note(table),
         }
-        for name, table in made.items()
+        for name, table in tables_by_name.items()
     ]
     if predicted is not None:
         cost = pd.read_csv(predicted)
-        shown += [
+        shown_tables += [
             {
                 "name": "cost",
-                "title": "What pretraining cost",
+                "title": "Cost of pretraining",
                 "view": costs.view(cost, tidy),
                 "note": costs.NOTE,
             },
             {
                 "name": "published_cost",
-                "title": "What others say that pretraining cost them",
+                "title": "Published costs of pretraining",
                 "view": costs.of_papers(),
-                "note": "As published; one GPU-hour is of the hardware in its row.",
+                "note": "As published; GPU-hours are those of the hardware in the row.",
             },
         ]
-    drawn = [
+    all_pictures = [
         *pictures_of_classes(plan, chosen),
         *pictures(results, tidy[~external(tidy)], data),
     ]
-    for picture in drawn:
+    for picture in all_pictures:
         write_text(out.parent / "figures" / f"{picture.name}.svg", picture.svg)
     library = Path(options.dt_bundle).read_bytes()
     text = (
@@ -86,10 +86,12 @@ def report(
         .render(
             name=results.name,
             results=results,
-            tables=shown,
-            published=any(table.published for table in made.values()),
+            tables=shown_tables,
+            published=any(table.published for table in tables_by_name.values()),
             problems=[
-                f"{table.title}: {problem}" for table in made.values() for problem in table.problems
+                f"{table.title}: {problem}"
+                for table in tables_by_name.values()
+                for problem in table.problems
             ],
             accuracies=[
                 {
@@ -100,11 +102,11 @@ def report(
                     "linear": figures.accuracy(table, "linear"),
                     "reach": costs.to_reach(table),
                 }
-                for name, table in made.items()
+                for name, table in tables_by_name.items()
                 if costs.points(table)
             ],
             datatables=base64.b64encode(library).decode(),
-            figures=drawn,
+            figures=all_pictures,
         )
     )
     write_text(out, text)
@@ -114,52 +116,53 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     """Accuracy by class, or confusions, of the first evaluation of each kind of label.
 
     Classes have an accuracy each. Counts, distances and other labels with an order have a confusion
-    matrix, as their order shows which mistakes are small. The first seed of every run is shown.
+    matrix, because the order shows which mistakes are small. The first seed of every run is shown.
     """
     results = sorted(
         ((path.parts[-3] in CONTROLS, path, read_json(path)) for path in chosen),
-        key=lambda one: one[:2],
+        key=lambda entry: entry[:2],
     )
-    found: dict[tuple[str, str], Picture] = {}
+    pictures_by_kind: dict[tuple[str, str], Picture] = {}
     for evaluation in plan.evaluations:
-        told: dict[str, dict[str, Any]] = {}
+        counts: dict[str, dict[str, Any]] = {}
         for _, path, result in results:
             if path.stem == evaluation and "classes" in result:
-                told.setdefault(path.parts[-3], result["classes"])
+                counts.setdefault(path.parts[-3], result["classes"])
                 kind = (result["dataset"], result["label"])
-        if not told or kind in found:
+        if not counts or kind in pictures_by_kind:
             continue
         title = plan.title(evaluation)
-        if kind[1] == "class" or not all("confusion" in one for one in told.values()):
-            found[kind] = Picture(
+        if kind[1] == "class" or not all("confusion" in entry for entry in counts.values()):
+            pictures_by_kind[kind] = Picture(
                 f"classes_{evaluation}",
                 f"Accuracy by class: {title}",
-                f"Of the test images of each class in {kind[0]} the percentage that is right.",
-                figures.accuracy_by_class(told),
+                f"Percentage of the test images of each class in {kind[0]} that are classified "
+                "correctly.",
+                figures.accuracy_by_class(counts),
             )
         else:
-            found[kind] = Picture(
+            pictures_by_kind[kind] = Picture(
                 f"confusion_{evaluation}",
-                f"What is taken for what: {title}",
-                f"Of the test images of each {kind[1]} in {kind[0]} the percentage that is taken "
-                "for each; what is right stands on the diagonal.",
-                figures.confusions(told),
+                f"Confusion matrix: {title}",
+                f"Predictions, in percent of the test images of each true {kind[1]} in {kind[0]}; "
+                "correct ones are on the diagonal.",
+                figures.confusions(counts),
             )
-    return list(found.values())
+    return list(pictures_by_kind.values())
 
 
 def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
-    """Loss curves, masks on images, and nearest neighbours of the first seed of every run."""
+    """Loss curves, masks on images, and nearest neighbours, of the first seed of every run."""
     first_seeds = tidy[tidy["run"] != "pixels"].groupby("run")["seed"].min()
-    # Published weights have no log, and nothing of ours was masked to make them.
+    # Published weights have no log, and their masks are not known.
     trained = {
         run: results / "runs" / run / f"seed{first_seeds[run]}"
         for run in sorted(set(tidy[~tidy["method"].isin(["", "released"])]["run"]))
     }
     train = Images(data, "train")
-    found = []
+    all_pictures = []
     if trained:
-        found.append(
+        all_pictures.append(
             Picture(
                 "pretraining",
                 "Pretraining",
@@ -172,11 +175,11 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
         run_config = config.read_run(path / "run.yaml")
         grid = run_config.vit.grid
         if rows := run_config.recipe.masks(6, grid, generator("picture of masks")):
-            found.append(
+            all_pictures.append(
                 Picture(
                     f"masks_{run}",
                     f"Masks of {run}",
-                    "From top to bottom: the image; what the network that learns sees of it "
+                    "From top to bottom: the image; the patches that the trained network sees "
                     "(I-JEPA: the context block less the targets); and, for I-JEPA, the target "
                     "blocks, whose features are predicted.",
                     gallery.masks(rows, run_config.vit, train),
@@ -185,8 +188,8 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
     dataset = read_index(data).dataset
     for run, seed in first_seeds.items():
         features = results / "features" / str(run) / f"seed{seed}" / dataset / "about.json"
-        if features.exists():  # not where every evaluation runs the encoder itself
-            found.append(
+        if features.exists():  # there are none if every evaluation runs the encoder itself
+            all_pictures.append(
                 Picture(
                     f"neighbours_{run}",
                     f"Nearest neighbours: {run}",
@@ -194,4 +197,4 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     gallery.nearest_images(features, train, Images(data, "test")),
                 )
             )
-    return found
+    return all_pictures

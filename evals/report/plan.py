@@ -1,4 +1,4 @@
-"""Plan of a report: the tables to be made, and what they must know of the config.
+"""Plan of a report: the tables to be made, and the facts of the config that they need.
 
 The workflow writes it from a config, to work/NAME/plan/tables.yaml.
 """
@@ -16,18 +16,18 @@ Rows = list[str] | dict[str, dict[str, str | int]] | None
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table.
+    """Specification of one table.
 
     Args:
-        name: Of its files.
-        title: Above it.
-        evaluations: Its columns.
-        published: Table of the paper whose rows it has.
-        runs: Its rows.
-        titles: Of columns, by evaluation.
+        name: Name of its files.
+        title: Title above it.
+        evaluations: Evaluations of its columns.
+        published: Table of the paper whose rows it has; None for a table of its own.
+        runs: Encoders of its rows.
+        titles: Titles of its columns, by evaluation.
         differs: Encoders for which the config itself asks for another protocol, by evaluation.
-        encoders: All encoders of the config, measured or not; None where only results are known.
-        seeds: Seeds that each run should have; None for those that there are.
+        encoders: All encoders of the config, measured or not; None if only results are known.
+        seeds: Seeds that each run should have; None for the seeds that have results.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class ReportPlan:
-    """All tables of a config, its data set, and CSV files of results from elsewhere."""
+    """All tables of a config, its data set, and CSV files of results measured elsewhere."""
 
     name: str
     dataset: str
@@ -52,7 +52,7 @@ class ReportPlan:
 
     @property
     def evaluations(self) -> list[str]:
-        """Every evaluation that a table has, once."""
+        """Names of all evaluations of the tables, each once."""
         return list(dict.fromkeys(name for table in self.tables for name in table.evaluations))
 
     def title(self, evaluation: str) -> str:
@@ -61,7 +61,7 @@ class ReportPlan:
 
 
 def read_plan(path: Path) -> ReportPlan:
-    """The plan of a file; raises UserError that names what is wrong with it."""
+    """Read a plan from its file; raises UserError that names the key that is wrong."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold keys and values: run the workflow, which writes it")

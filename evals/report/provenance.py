@@ -1,8 +1,8 @@
 """Provenance of a table's numbers: ``python -m evals.report.provenance --help``.
 
-For example ``python -m evals.report.provenance results/mini/tables/cifar10 mae``: from each cell of
-the row to its result file, and on to config, seed, commits, data version, hash of the encoder,
-machines, job numbers and GPU-hours.
+For example, ``python -m evals.report.provenance results/mini/tables/cifar10 mae`` prints for each
+cell of the row its result file, config, seed, commits, data version, hash of the encoder, machines,
+job ids and GPU-hours.
 """
 
 import argparse
@@ -20,12 +20,12 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m evals.report.provenance", description=__doc__)
     options.add_argument("table", type=Path, help="results/NAME/tables/TABLE")
     options.add_argument("row", help="the encoder's name")
-    options.add_argument("--json", action="store_true", help="for programs")
+    options.add_argument("--json", action="store_true", help="print JSON, for programs")
     return options
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before pandas is there, which takes a second
+    parser().parse_args()  # answers --help before pandas is imported, which takes a second
 
 import pandas as pd
 from rich.console import Console
@@ -37,58 +37,60 @@ from ijepa.files import read_json
 
 
 def trace(table: Path, row: str) -> list[dict[str, Any]]:
-    """One entry for each result behind a row: what was measured, on what, by whom, at what cost.
+    """Entries of the results behind a row: value, protocol, data, code, machine and cost of each.
 
-    Of a result from outside it is what its CSV file tells.
-    Raises UserError for an unknown table or row, and for a file that is not what the table was
-    made of any more.
+    The entry of a result from outside has the columns of its CSV file. Raises UserError for an
+    unknown table or row, and for a result that has changed since the table was made.
     """
     path = table.with_suffix(".csv")
     if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.md"))) or "none"
-        raise UserError(f"{path} does not exist: tables here are {known}")
+        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.md"))) or "none"
+        raise UserError(f"{path} does not exist: tables here are {names}")
     cells = pd.read_csv(path)
     if "run" not in cells or row not in set(cells["run"]):
         rows = ", ".join(map(str, cells["run"])) if "run" in cells else "none with results"
         raise UserError(f"{path} has no row {row!r}: there are {rows}")
-    shown = cells[cells["run"] == row].iloc[0]
+    table_row = cells[cells["run"] == row].iloc[0]
     tidy = pd.read_csv(path.with_name("tidy.csv"), dtype={"run": str})
     tidy = tidy[(tidy["run"] == row) & tidy["evaluation"].isin(cells.columns)]
-    found: list[dict[str, Any]] = []
-    for made, elsewhere in zip(tidy.to_dict("records"), external(tidy), strict=True):
-        if elsewhere:  # what its file tells is all that there is
-            told = {str(key): value for key, value in made.items() if pd.notna(value)}
-            found.append({**told, "result": told.pop("source")})
+    entries: list[dict[str, Any]] = []
+    for tidy_row, is_external in zip(tidy.to_dict("records"), external(tidy), strict=True):
+        if is_external:  # there are no facts beyond its CSV file
+            facts = {str(key): value for key, value in tidy_row.items() if pd.notna(value)}
+            entries.append({**facts, "result": facts.pop("source")})
             continue
-        name = f"{row}/seed{made['seed']}/{made['evaluation']}.json"
-        one = entry(path.parents[1], path.parents[1] / "evaluations" / name)
-        if abs(one["value"] - made["value"]) > 1e-3:
+        name = f"{row}/seed{tidy_row['seed']}/{tidy_row['evaluation']}.json"
+        result = entry(path.parents[1], path.parents[1] / "evaluations" / name)
+        if abs(result["value"] - tidy_row["value"]) > 1e-3:
             raise UserError(
-                f"{path.with_name('tidy.csv')}: {row}, {made['evaluation']} is {made['value']}, "
-                f"{one['result']} says {one['value']:.4f}: make the tables again"
+                f"{path.with_name('tidy.csv')}: {row}, {tidy_row['evaluation']} is "
+                f"{tidy_row['value']}, {result['result']} says {result['value']:.4f}: "
+                "make the tables again"
             )
-        found.append(one)
-    for name in {one["evaluation"] for one in found}:
-        values = [one["value"] for one in found if one["evaluation"] == name]
-        # Of a cell that has a problem there is no number, but there are results.
-        if abs(statistics.mean(values) - shown[name]) > 1e-3:
+        entries.append(result)
+    for name in {result["evaluation"] for result in entries}:
+        values = [result["value"] for result in entries if result["evaluation"] == name]
+        # A cell with a problem has results but no number: nan, which passes this check.
+        if abs(statistics.mean(values) - table_row[name]) > 1e-3:
             raise UserError(
-                f"{path}: {row}, {name} is {shown[name]}, its results give "
+                f"{path}: {row}, {name} is {table_row[name]}, its results give "
                 f"{statistics.mean(values):.4f}: make the tables again"
             )
-    return found
+    return entries
 
 
 def entry(results: Path, file: Path) -> dict[str, Any]:
-    """What one result rests on."""
+    """Provenance of one result, by name of the fact."""
     result = read_json(file)
     about, facts = result["about"], result["about"].get("facts", {})
-    made = next(results.glob(f"*/{file.parts[-3]}/{file.parts[-2]}/encoder.safetensors"), None)
-    job = made.with_name("job.json") if made is not None else None
+    encoder = next(results.glob(f"*/{file.parts[-3]}/{file.parts[-2]}/encoder.safetensors"), None)
+    job = encoder.with_name("job.json") if encoder is not None else None
     jobs = read_json(job)["jobs"] if job is not None and job.exists() else []
-    numbers = [str(one["number"]) for one in jobs if one.get("number") is not None]
-    if made is not None and (now := encoder_digest(Path(made))) != about["encoder"]:
-        raise UserError(f"{file} is of encoder {about['encoder']}, but {made} is {now}")
+    numbers = [str(item["number"]) for item in jobs if item.get("number") is not None]
+    if encoder is not None and (digest := encoder_digest(Path(encoder))) != about["encoder"]:
+        raise UserError(
+            f"{file} is of encoder {about['encoder']}, but {encoder} is {digest}: evaluate it again"
+        )
     scale = 100 if result["metric"] == "top1" else 1
     return {
         "evaluation": file.stem,
@@ -103,7 +105,7 @@ def entry(results: Path, file: Path) -> dict[str, Any]:
         "GPU-hours of the evaluation": round(result["gpu_seconds"] / 3600, 4),
         "job of the evaluation": result.get("job", "-"),
         "features": f"commit {about['features']['commit']}" if "features" in about else "-",
-        "encoder": about["encoder"] + ("" if made is None else f" = {made}"),
+        "encoder": about["encoder"] + ("" if encoder is None else f" = {encoder}"),
         "config of the encoder": json.dumps(about.get("run", {})),
         "commit of the encoder": facts.get("commit", "-"),
         "machine of the encoder": facts.get("machine", "-"),
@@ -117,15 +119,15 @@ def entry(results: Path, file: Path) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the command line."""
     options = parser().parse_args()
-    found = trace(options.table, options.row)
+    entries = trace(options.table, options.row)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(entries, indent=1))
         return
-    for one in found:
-        shown = Table("", f"{options.row}, {one['evaluation']}", show_lines=False)
-        for key, value in one.items():
-            shown.add_row(key, str(value))
-        Console().print(shown)
+    for result in entries:
+        table = Table("", f"{options.row}, {result['evaluation']}", show_lines=False)
+        for key, value in result.items():
+            table.add_row(key, str(value))
+        Console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Comparison with the results that git has: ``python -m evals.report.reference show FOLDER``.
 
-``results/CONFIG`` is one's own and not in git; ``results/reference/CONFIG`` is what git has of the
-same config. ``show`` prints one's own results and says whether they agree with the reference within
-noise. ``publish`` copies evaluations, tables and metrics to the reference, to be committed.
+``results/CONFIG`` has one's own results and is not in git; ``results/reference/CONFIG`` is in git
+and has the published results of the same config. ``show`` prints one's own results and whether they
+agree with the reference within noise. ``publish`` copies evaluations, tables and metrics to the
+reference, to be committed.
 
-Noise is that of training again. Another machine rounds differently, and after some hundred steps a
-run that was rounded differently is as far away as one of another seed. So the standard deviation
-between seeds of the reference, pooled over its runs for each evaluation, says how far two results
-may lie apart; a reference of one seed says nothing of that, and the noise of the test images stands
-for it. All results together call a reproduction wrong with a probability of ALPHA at most (Holm).
+The noise is that of training again. Another machine rounds differently, and after some hundred
+steps a run that was rounded differently is as far away as a run of another seed. So a difference is
+judged by the standard deviation between seeds of the reference, pooled over its runs for each
+evaluation. If the reference has only one seed, the noise of the test images is used instead. A
+correct reproduction is called wrong with a probability of ALPHA at most, over all results (Holm).
 """
 
 import argparse
@@ -39,7 +40,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Row:
-    """One result beside the reference's of the same run, seed and evaluation, in its own unit."""
+    """One result and the reference's of the same run, seed and evaluation, in its own unit."""
 
     name: str
     own: float
@@ -48,13 +49,13 @@ class Row:
 
     @property
     def line(self) -> str:
-        """The row in words, shares in percent."""
+        """Row in words, shares in percent."""
         return f"{self.name}: {100 * self.own:.2f} here, {100 * self.reference:.2f} in git"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Comparison of results with the reference: judged, wrong, apart, without a reference."""
+    """Comparison with the reference: results judged, wrong, not comparable, without a reference."""
 
     judged: int
     wrong: list[Row]
@@ -68,14 +69,14 @@ class Verdict:
         return self.judged > 0 and not self.wrong
 
     def __str__(self) -> str:
-        """One sentence, and a line for each result that disagrees."""
+        """Verdict in one sentence, and a line for each result that disagrees."""
         lines = []
         if not self.judged:
             lines.append("no result can be compared with the published ones")
         elif self.agrees:
-            same = f", {self.identical} of them to the last digit" if self.identical else ""
+            remark = f", {self.identical} of them to the last digit" if self.identical else ""
             lines.append(
-                f"agrees with the published results within noise ({self.judged} compared{same})"
+                f"agrees with the published results within noise ({self.judged} compared{remark})"
             )
         else:
             lines.append(
@@ -95,14 +96,14 @@ class Verdict:
 def judge(own: Results, reference: Results, alpha: float = ALPHA) -> Verdict:
     """Compare results with a reference, each with the one of its own run, seed and evaluation."""
     deviation = between_seeds(reference)
-    rows, apart, missing, identical = [], [], [], 0
+    rows, not_comparable, missing, identical = [], [], [], 0
     for key, result in sorted(own.items()):
         run, seed, evaluation = key
         name = f"{run}/seed{seed}/{evaluation}"
         if key not in reference:
             missing.append(name)
         elif differences(own, reference, key):
-            apart.append(name)
+            not_comparable.append(name)
         else:
             value, published = result["value"], reference[key]["value"]
             identical += value == published
@@ -110,22 +111,22 @@ def judge(own: Results, reference: Results, alpha: float = ALPHA) -> Verdict:
             rows.append(Row(name, value, published, p))
     corrected = noise.holm([row.p for row in rows])
     wrong = [row for row, p in zip(rows, corrected, strict=True) if p <= alpha]
-    return Verdict(len(rows), wrong, apart, missing, identical)
+    return Verdict(len(rows), wrong, not_comparable, missing, identical)
 
 
 def between_seeds(reference: Results) -> dict[str, tuple[float, int]]:
-    """For each evaluation the standard deviation between seeds, and its degrees of freedom."""
+    """Standard deviation between seeds and its degrees of freedom, for each evaluation."""
     values: dict[str, dict[str, list[float]]] = {}
     for (run, _, evaluation), result in reference.items():
-        if run not in CONTROLS:  # the untrained network and pixels are no trainings
+        if run not in CONTROLS:  # controls are not trained
             values.setdefault(evaluation, {}).setdefault(run, []).append(result["value"])
-    found = {}
+    deviations = {}
     for evaluation, runs in values.items():
         freedom = sum(len(seeds) - 1 for seeds in runs.values())
         if freedom:
             squares = sum(float(np.var(seeds)) * len(seeds) for seeds in runs.values())
-            found[evaluation] = (math.sqrt(squares / freedom), freedom)
-    return found
+            deviations[evaluation] = (math.sqrt(squares / freedom), freedom)
+    return deviations
 
 
 def probability(
@@ -133,12 +134,12 @@ def probability(
 ) -> float:
     """Probability of so large a difference between two runs of the same distribution.
 
-    The noise between seeds, where it is known, and never less than a tenth of the test images':
-    of three seeds it may come out as nothing.
+    The noise is that between seeds, if it is known, but at least a tenth of the test images' noise:
+    the deviation between three seeds may be 0 by chance.
     """
     if not difference:
         return 1.0
-    if result["metric"] != "top1":  # of other metrics the reference must have seeds
+    if result["metric"] != "top1":  # the reference of other metrics needs several seeds
         spread, freedom = deviation if deviation is not None else (abs(published) / 100, 1)
         return student(difference, max(spread, abs(published) / 1000) * math.sqrt(2), freedom)
     images = math.sqrt(max(published * (1 - published), 0.01) / result["n"])
@@ -156,12 +157,12 @@ def student(difference: float, error: float, freedom: int) -> float:
 
 
 def listed(names: list[str]) -> str:
-    """Some names, and how many more there are."""
+    """First four names, and the number of the others."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def summary(results: Results, titles: dict[str, str]) -> Table:
-    """Mean over seeds of every evaluation of every run, shares in percent."""
+    """Table of every run's mean over seeds in every evaluation, shares in percent."""
     names = list(dict.fromkeys(name for name in titles if any(k[2] == name for k in results)))
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("encoder", no_wrap=True)
@@ -172,23 +173,23 @@ def summary(results: Results, titles: dict[str, str]) -> Table:
     for run in runs:
         cells, minutes = [], [0.0]
         for name in names:
-            chosen = [r for (of, _, e), r in results.items() if (of, e) == (run, name)]
+            cell = [r for (of, _, e), r in results.items() if (of, e) == (run, name)]
             minutes = [
-                r["about"].get("facts", {}).get("train_seconds", 0.0) / 60 for r in chosen
+                r["about"].get("facts", {}).get("train_seconds", 0.0) / 60 for r in cell
             ] or minutes
-            scale = 100 if chosen and chosen[0]["metric"] == "top1" else 1
-            values = [scale * r["value"] for r in chosen]
+            scale = 100 if cell and cell[0]["metric"] == "top1" else 1
+            values = [scale * r["value"] for r in cell]
             cells.append(f"{sum(values) / len(values):.1f}" if values else "-")
         table.add_row(run, *cells, f"{sum(minutes) / len(minutes):.1f}")
     return table
 
 
 def show(folder: Path, plan: ReportPlan) -> None:
-    """Print a folder's results, where its report lies, and how they compare with the reference."""
+    """Print a folder's results, the path of its report, and the comparison with the reference."""
     console = Console(soft_wrap=True)
     titles = {evaluation: plan.title(evaluation) for evaluation in plan.evaluations}
     reference = Path(REFERENCE / folder.name)
-    try:  # a result that was changed by hand contradicts itself
+    try:  # raises if a result was changed by hand and contradicts itself
         own = read_result_set(str(folder), str(folder))
     except UserError as error:
         raise UserError(f"{error} (delete the file, and the same command makes it)") from None
@@ -203,17 +204,17 @@ def show(folder: Path, plan: ReportPlan) -> None:
 
 
 def publish(folder: Path) -> None:
-    """Copy what git is to have of a folder's results to the reference."""
+    """Copy the files of a folder's results that git is to have to the reference."""
     target = Path(REFERENCE / folder.name)
     paths = [path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))]
     if not paths:
         raise UserError(f"{folder} has no results: make reproduce makes them")
-    read_result_set(str(folder), str(folder))  # none of them is damaged
+    read_result_set(str(folder), str(folder))  # raises if one of them is damaged
     shutil.rmtree(target, ignore_errors=True)
     for path in paths:
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+        copy = target / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
     print(f"{len(paths)} files in {target}: git add {target}")
 
 

@@ -1,4 +1,4 @@
-"""Result set: checked evaluation JSON of a folder or a git revision, for evals.report.compare."""
+"""Result set: checked results of a folder or a git revision, for evals.report.compare."""
 
 import io
 import json
@@ -13,28 +13,28 @@ from ijepa.errors import UserError
 
 DEFAULT = "results/mini"
 REFERENCE = PurePosixPath("results/reference")
-"""Results that git has, a folder for each config; one's own lie in ``results/CONFIG``."""
+"""Folder of the results in git, by config; one's own results are in ``results/CONFIG``."""
 
 Results = dict[tuple[str, int, str], dict[str, Any]]
-"""By run, seed and evaluation."""
+"""Results by run, seed and evaluation."""
 RESULT = "*/seed*/*.json"
 
 
 def read_result_set(spec: str, other: str) -> Results:
     """Results of a folder, ``REV`` or ``REV:folder``; a bare REV takes the folder of ``other``.
 
-    Of a revision they may be in git or in what DVC holds. Raises UserError where there are none, or
+    Results of a revision may be in git or in DVC's cache. Raises UserError if there are none, or if
     one of them is damaged.
     """
-    found: list[tuple[PurePath, bytes]]
+    files: list[tuple[PurePath, bytes]]
     if (folder := Path(spec)).is_dir():
-        found = [(path, path.read_bytes()) for path in folder.glob("evaluations/*/seed*/*.json")]
+        files = [(path, path.read_bytes()) for path in folder.glob("evaluations/*/seed*/*.json")]
     else:
         revision, _, inside = spec.partition(":")
         inside = inside or other.partition(":")[2] or (other if Path(other).is_dir() else DEFAULT)
-        found = in_revision(revision, inside.rstrip("/"))
+        files = in_revision(revision, inside.rstrip("/"))
     results = {}
-    for path, content in found:
+    for path, content in files:
         try:
             run, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
             results[run, seed, path.stem] = checked(json.loads(content))
@@ -48,7 +48,7 @@ def read_result_set(spec: str, other: str) -> Results:
 
 
 def checked(result: dict[str, Any]) -> dict[str, Any]:
-    """The same result; raises where a key is missing, is no number, or contradicts another."""
+    """Return the result; raises if a key is missing, is not a number, or contradicts another."""
     value, n = result["value"], result["n"]
     what_must_agree(result)
     if not math.isfinite(value):
@@ -70,14 +70,14 @@ def checked(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def what_must_agree(result: dict[str, Any]) -> dict[str, Any]:
-    """The facts, by dotted key, that two results share if they are comparable."""
+    """Facts, by dotted key, that two results share if they are comparable."""
     facts: dict[str, Any] = {"data_version": result["about"]["data_version"]}
 
     def put(key: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
                 put(f"{key}.{name}", inner)
-        # A view is a function of seed, epoch and image: not of how many processes make them.
+        # Views are functions of seed, epoch and image, whatever the number of worker processes.
         elif not key.endswith(".num_workers"):
             facts[key] = value
 
@@ -99,18 +99,19 @@ def in_revision(revision: str, inside: str) -> list[tuple[PurePath, bytes]]:
             )
         commit = git("rev-parse", refs[0])
     assert commit is not None
-    # From the top: within a subfolder, git would look for the same subfolder in the tree.
+    # Run git from the top: within a subfolder, it would look for that subfolder in the tree.
     top = (git("rev-parse", "--show-toplevel") or b".").decode().strip()
     name = commit.decode().strip()
     folders = [inside]
     if (folder := PurePosixPath(inside)).parent == REFERENCE.parent:
-        folders.append(str(REFERENCE / folder.name))  # one's own are in git only as the reference
+        # results/CONFIG itself is not in git, its reference is.
+        folders.append(str(REFERENCE / folder.name))
     for candidate in folders:
         tree = git("-C", top, "archive", f"{name}:{candidate}/evaluations")
         if tree is not None:
             return in_archive(tree)
-        if found := in_dvc(Path(top), name, candidate):
-            return found
+        if results := in_dvc(Path(top), name, candidate):
+            return results
     raise UserError(
         f"{revision!r} has no {inside}/evaluations in git: name a folder that it has, as "
         f"{revision}:{DEFAULT}, or commit the results first"
@@ -118,24 +119,24 @@ def in_revision(revision: str, inside: str) -> list[tuple[PurePath, bytes]]:
 
 
 def in_archive(tree: bytes) -> list[tuple[PurePath, bytes]]:
-    """Every result of a tar that git has written."""
-    found: list[tuple[PurePath, bytes]] = []
+    """Every result of a tar file that git has written."""
+    results: list[tuple[PurePath, bytes]] = []
     with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
         for member in archive:
             path, file = PurePosixPath(member.name), archive.extractfile(member)
             if file is not None and path.match(RESULT):
-                found.append((path, file.read()))
-    return found
+                results.append((path, file.read()))
+    return results
 
 
 def in_dvc(top: Path, commit: str, folder: str) -> list[tuple[PurePath, bytes]]:
-    """Every result that DVC holds for a folder of a revision; none where it holds no such folder.
+    """Every result of a folder that DVC holds for a revision; none if it holds no such folder.
 
-    Raises UserError where they are noted but not fetched.
+    Raises UserError if DVC knows the results, but they are only in its remote.
     """
     if not (top / ".dvc").is_dir():
         return []
-    from dvc.api import DVCFileSystem  # most comparisons need none
+    from dvc.api import DVCFileSystem  # not at the top: most comparisons do not need it
 
     files = DVCFileSystem(str(top), rev=commit)
     if not files.exists(f"{folder}/evaluations"):
@@ -151,9 +152,9 @@ def in_dvc(top: Path, commit: str, folder: str) -> list[tuple[PurePath, bytes]]:
 
 
 def git(*words: str) -> bytes | None:
-    """What git prints; None where it refuses."""
+    """Output of a git command; None if it fails."""
     try:
-        done = subprocess.run(["git", *words], capture_output=True)
+        process = subprocess.run(["git", *words], capture_output=True)
     except FileNotFoundError:
         raise UserError("git is not installed: install it, or give two folders") from None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""From results of evaluations to tidy data: one row for each encoder, seed and evaluation."""
+"""Tidy data from results of evaluations: one row for each encoder, seed and evaluation."""
 
 import hashlib
 import json
@@ -13,24 +13,24 @@ from ijepa.files import read_json
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
 UNITS = {"top1": "top-1 %", "rankme": "RankMe"}
-"""The metrics that a table can show."""
+"""Units of the metrics that a table can show."""
 
 NUMBERS = ["value", "low", "high", "n", "epochs", "images_seen", "train_minutes", "gpu_hours"]
 TEXTS = ["method", "arch", "dataset", "tokenizer", "data_version", "commit", "machine", "encoder"]
 COLUMNS = ["run", "seed", "evaluation", "metric", *NUMBERS, *TEXTS, "protocol", "source"]
-"""Of tidy results. Accuracies are in percent; ``protocol`` is JSON; ``source`` is the file."""
+"""Columns of tidy results. Accuracies are percentages, ``protocol`` is JSON, ``source`` a file."""
 
 NO_MATTER = ["num_workers", "seed"]
-"""Of a protocol: what differs from machine to machine or from seed to seed."""
+"""Settings of a protocol that may differ between machines or seeds."""
 
 
 def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFrame:
     """Tidy results of ``paths``, .../RUN/seedN/EVALUATION.json, as COLUMNS.
 
-    The paths are chosen by the config: what else lies in a folder, from other seeds or earlier
-    configs, is none of a table's business. ``gpu_hours`` is the CSV of ``evals.report.gpu_hours``.
+    The config chooses the paths: a folder may also have results of other seeds or earlier configs,
+    which do not belong into a table. ``gpu_hours`` is the CSV of ``evals.report.gpu_hours``.
     """
-    spent = _spent(gpu_hours) if gpu_hours is not None and gpu_hours.exists() else {}
+    hours_of_run = _spent(gpu_hours) if gpu_hours is not None and gpu_hours.exists() else {}
     rows = []
     for path in sorted(paths):
         result = read_json(path)
@@ -40,11 +40,11 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
         name, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
         scale = 100 if result["metric"] == "top1" else 1
         commits = {
-            made["commit"]
-            for made in (result, about.get("features", {}), facts)
-            if "commit" in made
+            stage["commit"]
+            for stage in (result, about.get("features", {}), facts)
+            if "commit" in stage
         }
-        # Of published weights none of these is known; pixels have seen nothing.
+        # These facts are unknown for published weights; pixels are not trained.
         minutes = facts.get("train_seconds", math.nan if facts else 0.0) / 60
         no_gpu = 0.0 if " core" in machine and not math.isnan(minutes) else math.nan
         row = {
@@ -59,7 +59,7 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
             "epochs": run.get("recipe", {}).get("optim", {}).get("epochs"),
             "images_seen": facts.get("images_seen", None if facts else 0),
             "train_minutes": minutes,
-            "gpu_hours": spent.get((name, seed), no_gpu),
+            "gpu_hours": hours_of_run.get((name, seed), no_gpu),
             "method": run.get("method", "") if name not in CONTROLS else "",
             "arch": _arch(run.get("vit", {})),
             "dataset": result["dataset"],
@@ -78,21 +78,21 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
 def read_external(paths: list[Path]) -> pd.DataFrame:
     """Tidy results that somebody measured elsewhere, from CSV files: see README, "Your results".
 
-    Columns are COLUMNS but for ``protocol`` and ``source``; run, evaluation and value must be
-    there. Raises UserError with file and line for what cannot be read.
+    Their columns are COLUMNS without ``protocol`` and ``source``; run, evaluation and value are
+    required. Raises UserError with file and line for an entry that cannot be read.
     """
     tables = []
     allowed = [name for name in COLUMNS if name not in ("protocol", "source")]
     for path in paths:
         if not path.exists():
             raise UserError(f"external: {path} does not exist: bring it, or name another file")
-        if path.suffix != ".csv":  # by which such results are known from here on
+        if path.suffix != ".csv":  # external() recognises such results by it
             raise UserError(f"external: {path}: its name must end in .csv: rename it")
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
         except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
             raise UserError(f"external: {path} is no CSV ({error}): see README") from None
-        if not isinstance(table.index, pd.RangeIndex):  # pandas would move the columns
+        if not isinstance(table.index, pd.RangeIndex):  # pandas would shift the columns
             raise UserError(f"external: {path} has lines with more fields than its first: mend it")
         if missing := [name for name in ("run", "evaluation", "value") if name not in table]:
             raise UserError(f"external: {path} has no column {', '.join(missing)}: add it")
@@ -133,26 +133,26 @@ def read_external(paths: list[Path]) -> pd.DataFrame:
 
 
 def external(results: pd.DataFrame) -> "pd.Series[bool]":
-    """Which tidy results were measured elsewhere (``read_external``)."""
+    """True for tidy results that were measured elsewhere (``read_external``)."""
     return results["source"].str.endswith(".csv")
 
 
 def differences(protocols: dict[str, str]) -> str:
-    """Where the protocols of runs differ, one setting after the other with its values."""
+    """Settings in which the protocols of runs differ, each with its values."""
     flat = {run: _flat(json.loads(text)) for run, text in protocols.items()}
-    told = []
+    texts = []
     for key in sorted({key for settings in flat.values() for key in settings}):
         runs_of: dict[str, list[str]] = {}
         for run, settings in flat.items():
             runs_of.setdefault(json.dumps(settings.get(key, "-")), []).append(run)
         if len(runs_of) > 1:
             values = [f"{value} of {', '.join(runs)}" for value, runs in runs_of.items()]
-            told.append(f"{key} {'; '.join(values)}")
-    return "; ".join(told)
+            texts.append(f"{key} {'; '.join(values)}")
+    return "; ".join(texts)
 
 
 def to_csv(results: pd.DataFrame) -> str:
-    """Tidy results as text; of a protocol the start of its SHA-256."""
+    """Tidy results as CSV; a protocol is shortened to the start of its SHA-256."""
     short = results["protocol"].map(
         lambda text: hashlib.sha256(text.encode()).hexdigest()[:12] if text else ""
     )
@@ -160,11 +160,12 @@ def to_csv(results: pd.DataFrame) -> str:
 
 
 def _spent(path: Path) -> dict[tuple[str, int], float]:
-    """GPU-hours of each pretraining; a cluster's accounting is believed before our own notes."""
-    told = pd.read_csv(path)
-    told = told[told["rule"] == "pretrain"]
+    """GPU-hours of each pretraining; the cluster's accounting is preferred to our own notes."""
+    table = pd.read_csv(path)
+    table = table[table["rule"] == "pretrain"]
     hours: dict[tuple[str, int], float] = {}
-    for _, row in told.sort_values("source").iterrows():  # log, slurm
+    # "slurm" comes after "log", so that its hours replace those of the log.
+    for _, row in table.sort_values("source").iterrows():
         hours[str(row["run"]), int(row["seed"])] = float(row["gpu_hours"])
     return hours
 
@@ -173,8 +174,8 @@ def _protocol(result: dict[str, Any]) -> str:
     settings = {k: v for k, v in result.get("protocol", {}).items() if k not in NO_MATTER}
     if isinstance(settings.get("finetune"), dict):
         settings["finetune"] = {k: v for k, v in settings["finetune"].items() if k not in NO_MATTER}
-    told = {key: result.get(key) for key in ("evaluation", "dataset", "label", "split", "images")}
-    return json.dumps({**told, **settings}, sort_keys=True)
+    facts = {key: result.get(key) for key in ("evaluation", "dataset", "label", "split", "images")}
+    return json.dumps({**facts, **settings}, sort_keys=True)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

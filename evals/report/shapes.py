@@ -1,7 +1,7 @@
-"""A table as a person reads it, in either of two shapes, and the note below it.
+"""Views of a table for readers, in one of two shapes, and the note below it.
 
-One has each encoder's gain over the control; the other, as the papers have it, what is published
-beside what was measured here.
+One shape has each encoder's gain over the control. The other has the rows of a paper's table, with
+the published numbers beside those measured here.
 """
 
 import math
@@ -23,7 +23,7 @@ GAIN_OVER = {
 
 
 def view(table: Table) -> View:
-    """The table as a person reads it: with gains over the control, or beside what is published."""
+    """View of a table for readers: with gains over the control, or beside published numbers."""
     return _beside_published(table) if table.published else _with_gains(table)
 
 
@@ -36,13 +36,13 @@ def _with_gains(table: Table) -> View:
         columns.append(list(cells))
 
     for column in table.columns:
-        measured = (_measured(table, row, column) for _, row in rows.iterrows())
-        add(column.heading, measured, "measured")
+        cells = (_measured(table, row, column) for _, row in rows.iterrows())
+        add(column.heading, cells, "measured")
         if table.control is not None and column.metric == "top1":
             (control,) = rows.loc[rows["run"] == table.control, column.name]
             gains = (rows[column.name] - control).where(rows["run"] != table.control)
             add(f"{column.title}, gain", (_signed(gain) for gain in gains))
-    add("images seen", (_cell(seen, ",.0f") for seen in rows["images_seen"]))
+    add("images seen", (_cell(images, ",.0f") for images in rows["images_seen"]))
     add("minutes", (_cell(minutes, ".1f") for minutes in rows["train_minutes"]))
     if (rows["gpu_hours"] > 0).any():
         add("GPU-hours", (_cell(hours, ",.2f") for hours in rows["gpu_hours"]))
@@ -60,15 +60,17 @@ def _beside_published(table: Table) -> View:
         headers.append(Header(title, kind))
         columns.append(list(cells))
 
-    # An ablation's rows are told apart by their notes.
-    of_paper = rows[rows["pretrain_data"] != ""]
-    settings = bool(of_paper.duplicated(["method", "arch", "epochs", "pretrain_data"]).any())
-    shown = {"method": "method", "arch": "architecture"}
-    shown |= {"note": "setting"} if settings else {}
-    shown |= {"epochs": "epochs"}
+    # The rows of an ablation differ only in their notes.
+    published_rows = rows[rows["pretrain_data"] != ""]
+    has_settings = bool(
+        published_rows.duplicated(["method", "arch", "epochs", "pretrain_data"]).any()
+    )
+    titles = {"method": "method", "arch": "architecture"}
+    titles |= {"note": "setting"} if has_settings else {}
+    titles |= {"epochs": "epochs"}
     for name, title in (("pretrain_data", "pretraining data"), ("view_augmentations", "view aug.")):
-        shown |= {name: title} if len(set(rows[name]) - {""}) > 1 else {}
-    for name, title in shown.items():
+        titles |= {name: title} if len(set(rows[name]) - {""}) > 1 else {}
+    for name, title in titles.items():
         add(title, (Cell(text or "-") for text in rows[name]))
     for column in table.columns:
         add(
@@ -76,53 +78,53 @@ def _beside_published(table: Table) -> View:
             (_cell(value, ".1f", "published") for value in rows[f"{column.name}_published"]),
             "published",
         )
-        measured = (_measured(table, row, column) for _, row in rows.iterrows())
-        add(f"{column.title}, measured here", measured, "measured")
+        cells = (_measured(table, row, column) for _, row in rows.iterrows())
+        add(f"{column.title}, measured here", cells, "measured")
         gaps = rows[f"{column.name}_difference"]
         add(f"{column.title}, difference", (_signed(gap, "-") for gap in gaps), "number")
     counts = rows[[f"{column.name}_n" for column in table.columns]]
     add("n", (_counts(line.dropna()) for _, line in counts.iterrows()), "number")
     if rows["gpu_hours_published"].any():
-        told = (
+        costs = (
             Cell(text or "-", "published", float(text.lstrip("<") or "nan"))
             for text in rows["gpu_hours_published"]
         )
-        add("GPU-hours, paper", told, "published")
+        add("GPU-hours, paper", costs, "published")
     add("GPU-hours, here", (_cell(hours, ",.1f") for hours in rows["gpu_hours"]), "number")
-    notes = [_row_note(table, row, settings) for _, row in rows.iterrows()]
+    notes = [_row_note(table, row, has_settings) for _, row in rows.iterrows()]
     add("notes", (Cell(text) for text in notes))
     return View(headers, [list(cells) for cells in zip(*columns, strict=True)])
 
 
-def _row_note(table: Table, row: Any, settings: bool) -> str:
-    measured = [column.title for column in table.columns if not math.isnan(row[column.name])]
-    told = [] if settings or _shared_note(table) else [row["note"]]
+def _row_note(table: Table, row: Any, has_settings: bool) -> str:
+    titles = [column.title for column in table.columns if not math.isnan(row[column.name])]
+    remarks = [] if has_settings or _shared_note(table) else [row["note"]]
     if not row["run"]:
-        return "; ".join([*filter(None, told), "no run here"])
+        return "; ".join([*filter(None, remarks), "no run here"])
     if row["external"]:
-        told.append(f"run {row['run']}, {_external(row)}")
-    elif not measured and not any(row["run"] == run for run, _ in table.marked):
-        told.append(f"run {row['run']}: not measured yet")
+        remarks.append(f"run {row['run']}, {_external(row)}")
+    elif not titles and not any(row["run"] == run for run, _ in table.marked):
+        remarks.append(f"run {row['run']}: not measured yet")
     else:
-        told.append(f"run {row['run']}")
+        remarks.append(f"run {row['run']}")
     epochs = row["epochs_here"]
     if not math.isnan(epochs) and row["epochs"] not in ("", f"{epochs:g}"):
-        told.append(f"{epochs:g} epochs of its own data")
-    return "; ".join(filter(None, told))
+        remarks.append(f"{epochs:g} epochs of its own data")
+    return "; ".join(filter(None, remarks))
 
 
 def _shared_note(table: Table) -> str:
-    """What the published table notes of all its rows."""
+    """Note that the published table has on all its rows; "" if they differ."""
     notes = set(table.rows.loc[table.rows["pretrain_data"] != "", "note"])
     return str(*notes) if len(notes) == 1 else ""
 
 
 def no_gain(table: Table) -> list[str]:
-    """The encoders that are not above the control in an evaluation, each with those evaluations."""
+    """Encoders that are not above the control, each with the evaluations in which it is not."""
     if table.control is None:
         return []
     control = table.rows.set_index("run").loc[table.control]
-    behind = {
+    titles_of_run = {
         row["run"]: [
             column.title
             for column in table.columns
@@ -131,15 +133,15 @@ def no_gain(table: Table) -> list[str]:
         for _, row in table.rows.iterrows()
         if row["run"] not in CONTROLS
     }
-    return [f"{run} ({', '.join(found)})" for run, found in behind.items() if found]
+    return [f"{run} ({', '.join(titles)})" for run, titles in titles_of_run.items() if titles]
 
 
 BRIEF_MINUTES = 15
-"""Pretraining shorter than this says so below its table."""
+"""Pretraining, in minutes, below which the note warns of brief training."""
 
 
 def note(table: Table) -> str:
-    """What every number of the table rests on, in one sentence; says so of what gained nothing."""
+    """Provenance of the table's numbers in one sentence, and the encoders without a gain."""
     commits = sorted({word for value in table.rows["commit"] for word in str(value).split()})
     texts = [*table.texts]
     if table.published:
@@ -160,14 +162,14 @@ def note(table: Table) -> str:
     if table.control is not None:
         texts.insert(-1, f"gain is over {GAIN_OVER[table.control]}")
     text = "; ".join(texts) + "."
-    if behind := no_gain(table):
+    if encoders := no_gain(table):
         assert table.control is not None
-        text += f" NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(behind)}."
+        text += f" NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(encoders)}."
     return text
 
 
 def markdown(table: Table) -> str:
-    """The table with its title, its note and its problems, as Markdown."""
+    """Table with its title, its note and its problems, as Markdown."""
     return formats.markdown(table.title, view(table), note(table), table.problems)
 
 
@@ -186,8 +188,8 @@ def _cell(value: float, form: str, kind: str = "number") -> Cell:
 
 
 def _counts(line: "pd.Series[float]") -> Cell:
-    told = "; ".join(f"{n:,.0f}" for n in line)
-    return Cell(told or "-", "number", line.max() if told else math.nan)
+    text = "; ".join(f"{n:,.0f}" for n in line)
+    return Cell(text or "-", "number", line.max() if text else math.nan)
 
 
 def _signed(value: float, missing: str = "") -> Cell:
@@ -204,17 +206,17 @@ def _measured(table: Table, row: Any, column: Column) -> Cell:
         text = f"{value:.2f}"
     else:
         text = f"{value:.2f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
-    found = table.results
-    if len(found):
-        found = found[(found["run"] == row["run"]) & (found["evaluation"] == name)]
-    details = tuple(_details(one) for _, one in found.iterrows())
+    results = table.results
+    if len(results):
+        results = results[(results["run"] == row["run"]) & (results["evaluation"] == name)]
+    details = tuple(_details(result) for _, result in results.iterrows())
     marked = (row["run"], name) in table.marked
     return Cell(text, "measured", value, marked, details)
 
 
 def _details(result: Any) -> dict[str, str]:
-    """Where one seed's number comes from, for people."""
-    told = {
+    """Provenance of one seed's number, for readers."""
+    facts = {
         "run": result["run"],
         "seed": str(result["seed"]),
         "value": f"{result['value']:.2f}",
@@ -226,4 +228,4 @@ def _details(result: Any) -> dict[str, str]:
         "GPU-hours": number(result["gpu_hours"], ",.2f", "unknown"),
         "file": result["source"],
     }
-    return {key: value for key, value in told.items() if value}
+    return {key: value for key, value in facts.items() if value}

@@ -1,6 +1,6 @@
-"""Results in, tables out: ``python -m evals.report.tables write|show``.
+"""Make tables from results, or print them: ``python -m evals.report.tables write|show``.
 
-Results may be all, some or none of a config's: what is not measured yet is a dash.
+Some or all results of a config may be missing: a number that is not measured yet is a dash.
 """
 
 import argparse
@@ -13,18 +13,18 @@ def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(prog="python -m evals.report.tables", description=__doc__)
     commands = options.add_subparsers(dest="command", required=True)
-    shown = commands.add_parser("show", help="print the tables of a results folder")
-    shown.add_argument("folder", type=Path, help="for example results/mini")
-    writer = commands.add_parser("write", help="write tables from results, all or only some")
-    writer.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
-    writer.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
-    writer.add_argument("--gpu-hours", type=Path, help="CSV; by default OUT/gpu_hours.csv")
-    writer.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    show_parser = commands.add_parser("show", help="print the tables of a results folder")
+    show_parser.add_argument("folder", type=Path, help="for example results/mini")
+    write_parser = commands.add_parser("write", help="write tables from results, all or only some")
+    write_parser.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
+    write_parser.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
+    write_parser.add_argument("--gpu-hours", type=Path, help="CSV; by default OUT/gpu_hours.csv")
+    write_parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     return options
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before pandas is there, which takes a second
+    parser().parse_args()  # answers --help before pandas is imported, which takes a second
 
 import pandas as pd
 from rich.console import Console
@@ -39,7 +39,7 @@ from ijepa.files import write_text
 
 
 def tidy_results(plan: ReportPlan, paths: list[Path], gpu_hours: Path | None) -> pd.DataFrame:
-    """Tidy results of a plan: its own, of ``paths``, and those that were measured elsewhere."""
+    """Tidy results of a plan: its own, from ``paths``, and those measured elsewhere."""
     external = read_external([Path(path) for path in plan.external])
     return pd.concat([read_results(paths, gpu_hours), external], ignore_index=True)
 
@@ -50,18 +50,18 @@ def tables_of(plan: ReportPlan, results: pd.DataFrame) -> dict[str, Table]:
 
 
 def write_tables(plan: ReportPlan, results: pd.DataFrame, out: Path) -> None:
-    """Write every table of a plan in every format, and its figure; beside them tidy results."""
-    # Not at the top: matplotlib takes a second, and only figures need it.
+    """Write every table of a plan in every format, its figure, and beside them tidy results."""
+    # Not at the top: matplotlib takes a second to import, and only figures need it.
     from evals.report import figures
 
-    made = tables_of(plan, results)
-    for name, table in made.items():
+    tables = tables_of(plan, results)
+    for name, table in tables.items():
         path = out / f"{name}.csv"
         write_text(path, table.rows.to_csv(index=False, float_format="%.4f"))
-        told = (table.title, view(table), note(table), table.problems)
-        write_text(path.with_suffix(".md"), formats.markdown(*told))
-        write_text(path.with_suffix(".tex"), formats.latex(*told))
-        write_text(path.with_suffix(".html"), formats.html(*told))
+        parts = (table.title, view(table), note(table), table.problems)
+        write_text(path.with_suffix(".md"), formats.markdown(*parts))
+        write_text(path.with_suffix(".tex"), formats.latex(*parts))
+        write_text(path.with_suffix(".html"), formats.html(*parts))
         write_text(path.with_suffix(".svg"), figures.accuracy(table))
         for problem in table.problems:
             print(f"{name}: {problem}")
@@ -69,9 +69,9 @@ def write_tables(plan: ReportPlan, results: pd.DataFrame, out: Path) -> None:
 
 
 def show(folder: Path) -> None:
-    """Print every table of a results folder, and where the report lies."""
+    """Print every table of a results folder, and the path of the report."""
     console = Console()
-    console = Console(width=max(console.width, 110))  # narrower, every cell would break
+    console = Console(width=max(console.width, 110))  # in a narrower one, every cell would break
     for path in sorted((folder / "tables").glob("*.md")):
         console.print(Markdown(path.read_text(encoding="utf-8")))
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False)

@@ -1,11 +1,11 @@
-"""One table from tidy results: which rows, which numbers, and what is wrong with them.
+"""One table from tidy results: its rows, its numbers, and the problems of both.
 
 A table has one row for every encoder, the two controls last, and for every evaluation the mean over
-seeds, with the spread over seeds where there are several and else the 95 % interval of the one. A
-table that names a ``published`` one has the rows of that one, each with the number that is
-published, the one that a run of the config measured, and their difference
-(``evals.report.published``). What must not be averaged or compared is not: ``Table.problems``
-lists it, and its cells are marked.
+seeds, with the spread over seeds if there are several, otherwise the 95 % interval of the one. A
+table that names a ``published`` table has that table's rows, each with the published number, the
+number that a run of the config measured, and their difference (``evals.report.published``). Results
+that must not be averaged or compared are not: ``Table.problems`` lists them, and their cells are
+marked.
 """
 
 import math
@@ -21,12 +21,12 @@ from evals.report.results import CONTROLS, UNITS, differences, external
 from ijepa.errors import UserError
 
 SEEDLESS = ["", "released"]
-"""The methods of what has no seed of its own: controls, published weights."""
+"""Methods of encoders without a seed of their own: controls, published weights."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluation of a table: its name in the config, its metric ("" if unknown), its title."""
+    """Column of a table: an evaluation's name in the config, metric ("" if unknown) and title."""
 
     name: str
     metric: str
@@ -40,13 +40,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One row an encoder: per evaluation mean, and spread or interval.
+    """One row per encoder: for each evaluation the mean, and the spread or the interval.
 
-    Rows stand as the config or the published table names them, or by name with the controls last.
+    Rows have the order of the config or of the published table, otherwise the order of their names
+    with the controls last.
 
-    ``control`` is the encoder over which gains are told, None where the table has no control;
-    ``published`` the table of the paper beside which it stands, None where there is none.
-    ``problems`` is what a reader must know before believing it; ``marked`` the cells that have one.
+    ``control`` is the encoder over which gains are shown, None if the table has no control.
+    ``published`` is the table of the paper that it is compared with, None if there is none.
+    ``problems`` are facts that a reader must know before believing the numbers; ``marked`` are the
+    cells that have one.
     """
 
     title: str
@@ -61,9 +63,9 @@ class Table:
 
 
 def tabulate(results: pd.DataFrame, spec: TableSpec) -> Table:
-    """The table of tidy results that ``spec`` asks for.
+    """Table of tidy results that ``spec`` describes.
 
-    What was measured elsewhere is in every table that has its evaluation.
+    Results that were measured elsewhere are in every table that has their evaluation.
     """
     results = results[results["evaluation"].isin(spec.evaluations)]
     elsewhere = list(results.loc[external(results), "run"].unique())
@@ -80,9 +82,9 @@ def tabulate(results: pd.DataFrame, spec: TableSpec) -> Table:
         of_run = results[results["run"] == line["run"]]
         row: dict[str, Any] = {**line, "seeds": of_run["seed"].nunique()}
         for column in columns:
-            found = of_run[of_run["evaluation"] == column.name]
+            cell = of_run[of_run["evaluation"] == column.name]
             dataset = published.dataset_of(column.name) if spec.published is not None else ""
-            numbers, faults = _summary(found, column, dataset, _expected(found, results, spec))
+            numbers, faults = _summary(cell, column, dataset, _expected(cell, results, spec))
             row |= {f"{column.name}{key}": value for key, value in numbers.items()}
             problems += [f"{column.title} of {line['run']}: {fault}" for fault in faults]
             marked |= {(line["run"], column.name)} if faults else set()
@@ -116,29 +118,31 @@ def _column(name: str, results: pd.DataFrame, spec: TableSpec) -> Column:
 
 
 def _lines(results: pd.DataFrame, spec: TableSpec, elsewhere: list[str]) -> list[dict[str, Any]]:
-    """Which rows there are, whether measured or not: run, and what is published of it."""
-    measured = [str(run) for run in results["run"].unique()]
+    """Rows of the table, measured or not: the run, and the published facts and numbers."""
+    measured_runs = [str(run) for run in results["run"].unique()]
     if spec.published is None:
-        known = {*measured, *(spec.encoders or [])} - {*CONTROLS}
-        named = [*(sorted(known) if spec.runs is None else spec.runs), *elsewhere]
+        encoders = {*measured_runs, *(spec.encoders or [])} - {*CONTROLS}
+        names = [*(sorted(encoders) if spec.runs is None else spec.runs), *elsewhere]
         if spec.runs is None:
-            named += [run for run in CONTROLS if run in measured]
-        shown = {*measured, *(spec.encoders or [])}
-        return [{"run": run} for run in dict.fromkeys(named) if run in shown]
-    filled = {row: run for run, row in published.fill(spec.name, spec.published, spec.runs).items()}
+            names += [run for run in CONTROLS if run in measured_runs]
+        runs_to_show = {*measured_runs, *(spec.encoders or [])}
+        return [{"run": run} for run in dict.fromkeys(names) if run in runs_to_show]
+    run_of_row = {
+        row: run for run, row in published.fill(spec.name, spec.published, spec.runs).items()
+    }
     lines = []
     rows = published.rows_of(spec.published)
-    for place, (_, row) in enumerate(rows.iterrows()):
+    for index, (_, row) in enumerate(rows.iterrows()):
         lines.append(
             {
                 **{key: row[key] for key in published.IDENTITY},
-                "run": filled.get(place, ""),
+                "run": run_of_row.get(index, ""),
                 "gpu_hours_published": published.gpu_hours(row),
                 **{f"{name}_published": row.get(name, math.nan) for name in spec.evaluations},
             }
         )
     for run in dict.fromkeys([*(spec.runs or ()), *elsewhere]):
-        if run not in filled.values():
+        if run not in run_of_row.values():
             of_run = results[results["run"] == run]
             method, arch = (next(iter(of_run[key]), "") for key in ("method", "arch"))
             lines.append(
@@ -153,28 +157,28 @@ def _lines(results: pd.DataFrame, spec: TableSpec, elsewhere: list[str]) -> list
     return lines
 
 
-def _expected(found: pd.DataFrame, results: pd.DataFrame, spec: TableSpec) -> set[int]:
-    """The seeds that a run should have in an evaluation: none for what was not begun."""
+def _expected(cell: pd.DataFrame, results: pd.DataFrame, spec: TableSpec) -> set[int]:
+    """Seeds that a run should have in an evaluation; none if it has no result there yet."""
     trained = results[~results["method"].isin(SEEDLESS) | (results["run"] == "random_init")]
-    if found.empty or found["run"].iloc[0] not in set(trained["run"]):
+    if cell.empty or cell["run"].iloc[0] not in set(trained["run"]):
         return set()
-    if external(found).iloc[0]:  # has the seeds that it has
+    if external(cell).iloc[0]:  # any number of seeds is right
         return set()
     return set(trained["seed"] if spec.seeds is None else spec.seeds)
 
 
 def _summary(
-    found: pd.DataFrame, column: Column, dataset: str, expected: set[int]
+    cell: pd.DataFrame, column: Column, dataset: str, expected: set[int]
 ) -> tuple[dict[str, float], list[str]]:
-    """A cell's numbers by suffix, and what is wrong with it: then it may have none.
+    """Numbers of a cell, by suffix, and its faults; with faults the numbers may be missing.
 
-    ``dataset`` is the one that the paper has the numbers of, "" where any will do.
+    ``dataset`` is the data set of the paper's numbers, "" if any data set is right.
     """
-    told: dict[str, float] = dict.fromkeys(["", "_low", "_high", "_std", "_n"], math.nan)
-    if found.empty:
-        return told, []
+    numbers: dict[str, float] = dict.fromkeys(["", "_low", "_high", "_std", "_n"], math.nan)
+    if cell.empty:
+        return numbers, []
     faults = []
-    for seed, of_seed in found.groupby("seed"):
+    for seed, of_seed in cell.groupby("seed"):
         values = of_seed["value"]
         if len(of_seed) > 1:
             listed = ", ".join(f"{value:.2f}" for value in values)
@@ -184,97 +188,97 @@ def _summary(
                 faults.append(f"seed {seed} is {value}, not a number")
             elif column.metric == "top1" and not 0 <= value <= 100:
                 faults.append(f"seed {seed} is {value:g} %, not between 0 and 100")
-    for name, what in (
+    for name, plural in (
         ("protocol", "protocols"),
         ("data_version", "versions of the data"),
         ("metric", "metrics"),
     ):
-        if found[name].nunique() > 1:
-            faults.append(f"its seeds are of different {what}")
-    if found["metric"].iloc[0] != column.metric:
-        faults.append(f"it is {found['metric'].iloc[0]}, the others are {column.metric}")
-    if others := {name for name in found["dataset"] if name} - {dataset} if dataset else set():
+        if cell[name].nunique() > 1:
+            faults.append(f"its seeds are of different {plural}")
+    if cell["metric"].iloc[0] != column.metric:
+        faults.append(f"it is {cell['metric'].iloc[0]}, the others are {column.metric}")
+    if others := {name for name in cell["dataset"] if name} - {dataset} if dataset else set():
         faults.append(f"it is on {', '.join(sorted(others))}, the paper's is on {dataset}")
-    if not faults:  # else there is no number to be had
-        several = len(found) > 1
-        told = {
-            "": found["value"].mean(),
-            "_low": math.nan if several else found["low"].mean(),
-            "_high": math.nan if several else found["high"].mean(),
-            "_std": found["value"].std() if several else math.nan,
-            "_n": found["n"].max(),
+    if not faults:  # otherwise there is no number to show
+        several = len(cell) > 1
+        numbers = {
+            "": cell["value"].mean(),
+            "_low": math.nan if several else cell["low"].mean(),
+            "_high": math.nan if several else cell["high"].mean(),
+            "_std": cell["value"].std() if several else math.nan,
+            "_n": cell["n"].max(),
         }
-    if missing := sorted(expected - set(found["seed"])):
+    if missing := sorted(expected - set(cell["seed"])):
         faults.append(f"seed {', '.join(map(str, missing))} is missing")
-    return told, faults
+    return numbers, faults
 
 
 def _same_protocol(
     results: pd.DataFrame, columns: list[Column], spec: TableSpec
 ) -> tuple[list[str], set[tuple[str, str]]]:
-    """What differs within a column but should not, and the cells that differ from most."""
+    """Problems of columns that mix protocols or data, and the cells that differ from most."""
     problems, marked = [], set()
     for column in columns:
-        found = results[results["evaluation"] == column.name]
-        for name, what in (
+        column_results = results[results["evaluation"] == column.name]
+        for name, plural in (
             ("protocol", "protocols"),
             ("data_version", "versions of the data"),
             ("dataset", "data sets"),
         ):
-            known = found[found[name] != ""]
-            if name == "protocol":  # another one by the config's own word
-                known = known[~known["run"].isin(spec.differs.get(column.name, []))]
-            counts = known[name].value_counts(sort=True)
+            rows = column_results[column_results[name] != ""]
+            if name == "protocol":  # the config itself asks for another one there
+                rows = rows[~rows["run"].isin(spec.differs.get(column.name, []))]
+            counts = rows[name].value_counts(sort=True)
             if len(counts) < 2:
                 continue
-            alike = known["run"].map(known.groupby("run")[name].nunique()) == 1
-            seeds = known["run"] + " seed " + known["seed"].astype(str)
-            named = known.assign(run=known["run"].where(alike, seeds))
-            one_of = {
+            is_consistent = rows["run"].map(rows.groupby("run")[name].nunique()) == 1
+            seeds = rows["run"] + " seed " + rows["seed"].astype(str)
+            labelled = rows.assign(run=rows["run"].where(is_consistent, seeds))
+            value_of_runs = {
                 ", ".join(sorted(of_value["run"].unique())): str(value)
-                for value, of_value in named.groupby(name)
+                for value, of_value in labelled.groupby(name)
             }
-            told = (
-                differences(one_of)
+            text = (
+                differences(value_of_runs)
                 if name == "protocol"
-                else "; ".join(f"{value} of {runs}" for runs, value in one_of.items())
+                else "; ".join(f"{value} of {runs}" for runs, value in value_of_runs.items())
             )
-            problems.append(f"{column.title}: different {what} in one column ({told})")
-            odd = known[known[name] != counts.index[0]]
-            marked |= {(run, column.name) for run in odd["run"]}
+            problems.append(f"{column.title}: different {plural} in one column ({text})")
+            odd_results = rows[rows[name] != counts.index[0]]
+            marked |= {(run, column.name) for run in odd_results["run"]}
     return problems, marked
 
 
 def _twins(results: pd.DataFrame) -> list[str]:
-    """Encoders that stand there under several names or seeds."""
+    """Problems of encoders that appear under several names or seeds."""
     networks = results[~results["encoder"].isin(["", "pixels"])]
     problems = []
-    for encoder, found in networks.groupby("encoder"):
-        names = sorted({f"{run} seed {seed}" for run, seed in found[["run", "seed"]].to_numpy()})
+    for encoder, group in networks.groupby("encoder"):
+        names = sorted({f"{run} seed {seed}" for run, seed in group[["run", "seed"]].to_numpy()})
         if len(names) > 1:
             problems.append(f"{', '.join(names)}: the same encoder, {encoder}")
     return problems
 
 
 def _commits(results: pd.DataFrame) -> list[str]:
-    """Whether one code made all results, and whether others can get it."""
+    """Problems of commits: results of different code, or of code that was not committed."""
     runs: dict[str, set[str]] = {}
-    for run, told in results[["run", "commit"]].to_numpy():
-        for commit in str(told).split():
+    for run, commits in results[["run", "commit"]].to_numpy():
+        for commit in str(commits).split():
             runs.setdefault(commit, set()).add(run)
     problems = []
     if len(runs) > 1:
         listed = "; ".join(f"{name}: {', '.join(sorted(runs[name]))}" for name in sorted(runs))
         problems.append(f"mixed commits: not all rows were made by the same code ({listed})")
-    if lost := sorted(commit for commit in runs if commit.endswith("+")):
+    if uncommitted := sorted(commit for commit in runs if commit.endswith("+")):
         problems.append(
-            f'uncommitted code: "+" marks a commit that it differed from ({", ".join(lost)})'
+            f'uncommitted code: "+" marks a commit that it differed from ({", ".join(uncommitted)})'
         )
     return problems
 
 
 def _origin(of_run: pd.DataFrame) -> dict[str, Any]:
-    """What a row's numbers come from."""
+    """Provenance and cost of a row's numbers."""
     seeds = of_run.groupby("seed")
     return {
         "images_seen": of_run["images_seen"].max(),
@@ -291,18 +295,18 @@ def _origin(of_run: pd.DataFrame) -> dict[str, Any]:
 
 
 def _provenance(results: pd.DataFrame, columns: list[Column]) -> list[str]:
-    """What the numbers rest on."""
+    """Texts on the provenance of the table's numbers: images, data, seeds, machines."""
     if results.empty:
         return ["nothing was measured yet"]
     texts = []
-    for dataset, found in results.groupby("dataset"):
-        names = [column.title for column in columns if column.name in set(found["evaluation"])]
-        counts = " or ".join(f"{n:,.0f}" for n in sorted(found["n"].dropna().unique()))
-        versions = ", ".join(sorted(version for version in found["data_version"].unique()))
-        told = (
+    for dataset, group in results.groupby("dataset"):
+        names = [column.title for column in columns if column.name in set(group["evaluation"])]
+        counts = " or ".join(f"{n:,.0f}" for n in sorted(group["n"].dropna().unique()))
+        versions = ", ".join(sorted(version for version in group["data_version"].unique()))
+        text = (
             f"{counts or 'unknown'} images of {str(dataset) or 'unknown data'} {versions}".strip()
         )
-        texts.append(f"{', '.join(names)}: n = {told}")
+        texts.append(f"{', '.join(names)}: n = {text}")
     machines = sorted({machine for machine in results["machine"] if machine})
     return [
         *texts,

@@ -1,1 +1,1 @@
-"""Where a pretraining runs: submission, requeue and records of jobs, on Slurm or this machine."""
+"""Jobs of pretraining, on Slurm or on this machine: submission, requeue and records."""

@@ -1,6 +1,6 @@
-"""What one pretraining asks of a cluster or of this machine, and the job that it becomes.
+"""Submission of one pretraining to a cluster or to this machine, and the job that it becomes.
 
-Jobs are submitted through submitit and noted in the run's folder, so that another launcher
+Jobs are submitted through submitit and recorded in the run's folder, so that another launcher
 (``ijepa.cluster.launch``) finds them.
 """
 
@@ -31,28 +31,28 @@ from ijepa.files import read_json, read_yaml, write_json
 from ijepa.identity import run_identity
 
 FOREVER = 60 * 24 * 365
-"""Minutes that a job of this machine may take."""
+"""Minutes that a job on this machine may take: no limit in practice."""
 SECONDS_TO_BE_KNOWN = 120
-"""How long after its submission a job may be unknown to the cluster."""
+"""Time that the cluster may take to know a job after its submission."""
 SECONDS_TO_SAVE = 60
-"""How long Ctrl-C waits for a job of this machine to write its checkpoint."""
+"""Time that Ctrl-C gives a job on this machine to write its checkpoint."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One run, where its files are, and what its job asks for.
+    """One run, the paths of its files, and the resources that its job requests.
 
     Args:
         run: YAML file of the run.
         data: Folder of shards.
-        work: Folder for checkpoints and for what the launcher notes, on a disk that all nodes see.
+        work: Folder for checkpoints and for the launcher's records, on a disk that all nodes see.
         out: File for the encoder; ``train.jsonl`` and ``job.json`` come beside it.
         cluster: ``slurm``, ``local`` or ``debug``.
-        request: What a Slurm job asks for; of it, other clusters take ``gpus``.
-        threads: Of each process, where there is no Slurm.
+        request: Resources of a Slurm job; other clusters use only its ``gpus``.
+        threads: Threads of each process, without Slurm.
         stage: Folder on the nodes' own disks to which the shards are copied first.
         setup: Shell command that each node runs before the job.
-        poll: Seconds between questions to Slurm.
+        poll: Seconds between queries to Slurm.
     """
 
     run: Path
@@ -68,15 +68,15 @@ class Launch:
 
     @cached_property
     def name(self) -> str:
-        """A name for what this run learns (ijepa.identity) from exactly these shards.
+        """Hash of the run's identity (ijepa.identity) and of exactly these shards, as a name.
 
-        It stays while the launcher lives, whatever is written to its files then. The tokens that a
-        recipe names belong to it: their tokenizer's settings are not in the run.
+        It is computed once, so later changes of the files do not change it. The token cache that a
+        recipe names is part of it, because the tokenizer's settings are not in the run.
         """
         return self._named(run_identity(self._config).encode())
 
     def earlier(self) -> "Launch":
-        """The run as versions until 2026-11 named it, by all bytes of its file."""
+        """Launch as versions until 2026-11 named it, by a hash of all bytes of the run's file."""
         launch = replace(self)
         text = yaml.safe_dump(self._config).encode()
         launch.__dict__["name"] = self._named(text)
@@ -90,54 +90,57 @@ class Launch:
         return content
 
     def _named(self, run: bytes) -> str:
-        made_of = [self.data / "index.json"]
+        hashed_files = [self.data / "index.json"]
         if tokenizer := (self._config.get("recipe") or {}).get("tokenizer"):
-            made_of.append(self.data / "tokens" / f"{tokenizer}.json")
-        for path in made_of:
+            hashed_files.append(self.data / "tokens" / f"{tokenizer}.json")
+        for path in hashed_files:
             if not path.exists():
                 raise UserError(f"{path} does not exist: make it first")
-        text = b"".join([run, *(path.read_bytes() for path in made_of)])
+        text = b"".join([run, *(path.read_bytes() for path in hashed_files)])
         return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
 
     @property
     def mark(self) -> str:
-        """By what the queue of a cluster tells this run: in another folder it has another job."""
+        """Comment that identifies this run's job in Slurm's queue.
+
+        It holds a hash of the folder, because in another folder the run has another job.
+        """
         return f"{self.name} {hashlib.sha256(bytes(self.state.resolve())).hexdigest()[:12]}"
 
     @property
     def state(self) -> Path:
-        """What belongs to this run: checkpoints, job, notes. It outlives job and launcher."""
+        """Folder of this run: checkpoints, job, notes. It outlives job and launcher."""
         return self.work / self.name
 
     @property
     def encoder(self) -> Path:
-        """The encoder of a job that is done, before it is brought to its place."""
+        """Encoder of a finished job, before it is copied to ``out``."""
         return self.state / "encoder.safetensors"
 
     @property
     def attempts(self) -> Path:
-        """When each start of the run's jobs began and ended."""
+        """Folder of notes of the times at which each start of the run's jobs began and ended."""
         return self.state / "attempts"
 
     @property
     def record(self) -> Path:
-        """What ran where: the job's numbers, and the time that each of its starts took."""
+        """Path of ``job.json``: ids and hosts of the run's jobs, and the time of each start."""
         return self.out.with_name("job.json")
 
 
 class Job(ABC):
-    """A submitted job, which this launcher or an earlier one has started."""
+    """Submitted job, which this launcher or an earlier one has started."""
 
     def __init__(self, launch: Launch, number: str) -> None:
         self.launch, self.number = launch, number
 
     def log(self) -> Path:
-        """Where the first process writes."""
+        """Path of the first process's log."""
         return self.launch.state / "submitit" / f"{self.number}_0_log.err"
 
     @abstractmethod
     def ended(self) -> slurm.State | None:
-        """How the job has ended, or None."""
+        """Final state of the job, or None while it has not ended."""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -145,21 +148,21 @@ class Job(ABC):
 
 
 class SlurmJob(Job):
-    """A job of the cluster."""
+    """Job of the cluster."""
 
     forgotten_since: float | None = None
     reason = ""
 
     def ended(self) -> slurm.State | None:
-        """See Job. A job that no accounting has noted is over when it is not known any more.
+        """See Job. Without accounting, a job is over when Slurm does not know it any more.
 
-        Says why it waits, each time that it is for another reason: for one that is held, for ever.
+        Prints the reason why the job waits whenever it changes: a held job would wait for ever.
         """
-        found = slurm.state(self.number)
-        if found.reason and found.reason != self.reason:
-            print(f"job {self.number} waits: {found.reason}", flush=True)
-        self.reason = found.reason
-        if found.name != slurm.FORGOTTEN:
+        state = slurm.state(self.number)
+        if state.reason and state.reason != self.reason:
+            print(f"job {self.number} waits: {state.reason}", flush=True)
+        self.reason = state.reason
+        if state.name != slurm.FORGOTTEN:
             self.forgotten_since = None
         elif self.forgotten_since is None:
             self.forgotten_since = time.monotonic()
@@ -168,7 +171,7 @@ class SlurmJob(Job):
             if time.monotonic() - self.forgotten_since < SECONDS_TO_BE_KNOWN:
                 return None
             return slurm.State("COMPLETED" if self.launch.encoder.exists() else "FAILED")
-        return None if found.name in slurm.LIVE or not found.name else found
+        return None if state.name in slurm.LIVE or not state.name else state
 
     def cancel(self) -> None:
         """See Job."""
@@ -176,13 +179,13 @@ class SlurmJob(Job):
 
 
 class LocalJob(Job):
-    """Processes of this machine, led by submitit's controller, whose number is the job's."""
+    """Processes of this machine under submitit's controller, whose process id is the job id."""
 
     def _process(self) -> psutil.Process | None:
         with contextlib.suppress(psutil.Error, ValueError):
             process = psutil.Process(int(self.number))
-            led = str(self.launch.state) in " ".join(process.cmdline())
-            return process if led and process.status() != psutil.STATUS_ZOMBIE else None
+            is_ours = str(self.launch.state) in " ".join(process.cmdline())
+            return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
         return None
 
     def ended(self) -> slurm.State | None:
@@ -194,12 +197,12 @@ class LocalJob(Job):
     def cancel(self) -> None:
         """See Job."""
         if (process := self._process()) is not None:
-            all_of_it = [process, *process.children(recursive=True)]
+            processes = [process, *process.children(recursive=True)]
             process.terminate()
-            _, alive = psutil.wait_procs(all_of_it, timeout=SECONDS_TO_SAVE)
-            for each in alive:
+            _, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_SAVE)
+            for survivor in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
+                    survivor.kill()
 
 
 def submit(launch: Launch) -> Job:
@@ -207,7 +210,7 @@ def submit(launch: Launch) -> Job:
     request = launch.request
     gpus = request.gpus if launch.cluster == "slurm" else min(request.gpus, visible_gpus())
     if launch.cluster != "slurm" and 0 < gpus < request.gpus:
-        print(f"of {request.gpus} GPUs asked for this machine has {gpus}", flush=True)
+        print(f"this machine has {gpus} of the {request.gpus} GPUs requested", flush=True)
     work = Pretraining(
         launch.run.resolve(),
         launch.data.resolve(),
@@ -222,11 +225,12 @@ def submit(launch: Launch) -> Job:
     launch.attempts.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(launch.state / "submitit", cluster=launch.cluster)
     executor.update_parameters(**parameters(launch, gpus))
-    # A terminal's Ctrl-C reaches all that it has started. The job is to be told by the launcher
-    # alone, which gives it the time to save: what begins with a signal blocked does not hear it
-    # (SIGTERM is how processes of this machine are told). Here it is heard when the job is noted.
+    # A terminal's Ctrl-C reaches every process that was started from it. But only the launcher may
+    # end the job, because it gives the job time to save. A process that is started while a signal
+    # is blocked does not receive that signal. (A job on this machine must receive SIGTERM, by which
+    # the launcher ends it.) The launcher itself receives the signals once the job is recorded.
     blocked = {signal.SIGINT, signal.SIGTERM} if launch.cluster == "slurm" else {signal.SIGINT}
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    earlier_mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         submitted = executor.submit(work)
         note(launch, launch.cluster, submitted.job_id)
@@ -234,7 +238,7 @@ def submit(launch: Launch) -> Job:
         kind = slurm.Busy if slurm.TRANSIENT.search(str(error)) else UserError
         raise kind(f"Slurm did not take the job: {error}") from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier_mask)
     print(f"{launch.cluster} job {submitted.job_id} submitted", flush=True)
     if launch.cluster == "debug":
         submitted.result()
@@ -243,7 +247,7 @@ def submit(launch: Launch) -> Job:
 
 
 def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
-    """What submitit is to ask for."""
+    """Parameters of the job for submitit."""
     request = launch.request
     if launch.cluster != "slurm":
         return {
@@ -251,7 +255,7 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
             "tasks_per_node": max(1, gpus),
             "gpus_per_node": gpus,
         }
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "nodes": request.nodes,
         "tasks_per_node": request.tasks_per_node,
         "cpus_per_task": request.cpus_per_gpu,
@@ -265,41 +269,42 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         "slurm_additional_parameters": {"requeue": True, **request.extras()},
     }
     if gpus:
-        given["gpus_per_node"] = request.tasks_per_node
+        options["gpus_per_node"] = request.tasks_per_node
     if request.partition:
-        given["slurm_partition"] = request.partition
+        options["slurm_partition"] = request.partition
     if request.account:
-        given["slurm_account"] = request.account
+        options["slurm_account"] = request.account
     if request.qos:
-        given["slurm_qos"] = request.qos
+        options["slurm_qos"] = request.qos
     if request.constraint:
-        given["slurm_constraint"] = request.constraint
-    # The job has its GPUs from before Python starts until after it has ended: seconds, both.
+        options["slurm_constraint"] = request.constraint
+    # A script notes the job's times: the job holds its GPUs from seconds before Python starts until
+    # seconds after it has ended.
     notes = f"notes={shlex.quote(str(launch.attempts.resolve()))}"
     script = shlex.quote(str(Path(__file__).with_name("note_job.sh")))
-    given["slurm_setup"] = [notes, f". {script}", *([launch.setup] if launch.setup else [])]
-    return given
+    options["slurm_setup"] = [notes, f". {script}", *([launch.setup] if launch.setup else [])]
+    return options
 
 
 def visible_gpus() -> int:
-    """How many GPUs this process may use, without importing torch."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([number for number in chosen.split(",") if number.strip()])
+    """Number of GPUs that this process may use, counted without importing torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([number for number in visible.split(",") if number.strip()])
     if shutil.which("nvidia-smi") is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
 def jobs(launch: Launch) -> list[dict[str, str]]:
-    """The jobs that were submitted for this run, in order."""
+    """Records of the jobs that were submitted for this run, in order."""
     path = launch.state / "jobs.json"
     return read_json(path) if path.exists() else []
 
 
 def note(launch: Launch, cluster: str, number: str) -> None:
-    """Note a job of this run."""
-    before = jobs(launch)
-    if (cluster, number) not in [(told["cluster"], told["number"]) for told in before]:
-        told = {"cluster": cluster, "number": number, "host": socket.gethostname()}
-        write_json(launch.state / "jobs.json", [*before, told])
+    """Record a job of this run, unless it is recorded already."""
+    records = jobs(launch)
+    if (cluster, number) not in [(record["cluster"], record["number"]) for record in records]:
+        record = {"cluster": cluster, "number": number, "host": socket.gethostname()}
+        write_json(launch.state / "jobs.json", [*records, record])

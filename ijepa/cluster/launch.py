@@ -2,14 +2,14 @@
 
 ``python -m ijepa.cluster.launch RUN.yaml --cluster slurm|local|debug`` (``--help``) submits one job
 through submitit: several nodes of a Slurm cluster, processes of this machine, or this process
-itself. The launcher waits, shows the job's log, and brings encoder and log to their place at the
-end.
+itself. The launcher waits, shows the job's log, and at the end puts encoder and log into their
+place.
 
-- Killed or cut off from the terminal, it leaves its job alone; the same command finds it again, or
-  takes what it has made meanwhile. There is never a second job on the same files. A run that is
-  finished is not trained again: delete its folder in ``work`` for that.
-- Ctrl-C, or SIGTERM, ends the job too. It saves what it has first, if the cluster gives it the time
-  for that (KillWait, 30 seconds as a rule).
+- If the launcher is killed or cut off from the terminal, its job runs on. The same command finds
+  the job again, or takes the encoder that it has made meanwhile. There is never a second job on the
+  same files. A finished run is not trained again; to do so, delete its folder in ``work``.
+- Ctrl-C, or SIGTERM, ends the job too. The job first saves a checkpoint, if the cluster gives it
+  the time (KillWait, usually 30 seconds).
 - A job that is preempted, runs out of time or loses its node goes on from its last checkpoint, as
   often as needed (``ijepa.cluster.job``).
 """
@@ -38,45 +38,47 @@ from ijepa.lock import held
 T = TypeVar("T")
 
 MOST_IDLE = 3
-"""How often in a row a job may be lost before it has saved anything."""
+"""Number of times in a row that a job may be lost without a new checkpoint."""
 SECONDS_TO_TRY_AGAIN = 60
-"""After Slurm was silent, or had as many of one's jobs as it takes."""
+"""Time between tries if Slurm does not answer, or has as many of the user's jobs as it allows."""
 
 
 def pretrain(launch: Launch) -> None:
     """Bring the encoder of a run to ``launch.out``: by a new job, a live one, or a finished one.
 
-    Raises UserError where the cluster will not have the job, where the job fails, and where its
-    time is too short for it to get on.
+    Raises UserError if the cluster refuses the job, if the job fails, or if its time is too short
+    to save a step.
     """
     if launch.cluster == "slurm":
         patiently(launch.request.check)
-    # Else an encoder would be trained and could not be put down.
+    # Made first, lest an encoder is trained that cannot be written.
     launch.out.parent.mkdir(parents=True, exist_ok=True)
-    taken = f"launcher {{process}} waits for the same run ({launch.run})"
+    message = f"launcher {{process}} waits for the same run ({launch.run})"
     with (
         cancelled_by_signals(launch) as current,
-        held(launch.work / f"{launch.name}.lock", taken),
+        held(launch.work / f"{launch.name}.lock", message),
     ):
         adopt(launch)
         job, idle = patiently(lambda: attached(launch)), 0
         if launch.cluster == "slurm":
             tell_of_others(launch)
         while job is not None or not launch.encoder.exists():
-            # A job that an earlier launcher started says nothing of what is asked now: it may have
-            # been cancelled, or lack what that launcher was killed before it had written.
+            # If we re-attached to an older launcher's job, CANCELLED and FAILED are not errors: the
+            # user may have cancelled it, or the launcher died before it had written the job's
+            # pickle.
             forgiven: tuple[str, ...] = ("CANCELLED", "FAILED")
             if job is None:
                 job, forgiven = patiently(lambda: submitted(launch))
             current.job = job
-            before = None if forgiven else progress(launch)  # that one may have saved long ago
+            # Unknown for an older job, which may have saved long ago.
+            earlier_progress = None if forgiven else progress(launch)
             end = wait(launch, job)
             number, current.job, job = job.number, None, None
             if launch.encoder.exists():
                 continue
             if end.name not in forgiven and not may_go_on(end):
                 raise UserError(failure(launch, number, end))
-            idle = idle + 1 if progress(launch) == before else 0
+            idle = idle + 1 if progress(launch) == earlier_progress else 0
             if idle >= (1 if end.name == "TIMEOUT" else MOST_IDLE):
                 raise UserError(
                     f"job {number} ended as {end.name} and no step was saved since it began: "
@@ -88,7 +90,7 @@ def pretrain(launch: Launch) -> None:
 
 
 def adopt(launch: Launch) -> None:
-    """Take over the folder of a run that an earlier version began, which named it otherwise.
+    """Rename the folder of a run that an earlier version began under another name.
 
     Raises UserError while a job of that version works there.
     """
@@ -105,7 +107,7 @@ def adopt(launch: Launch) -> None:
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """What is asked of Slurm, as soon as it can be had."""
+    """Answer of ``ask``, which is repeated while Slurm is busy."""
     while True:
         try:
             return ask()
@@ -115,7 +117,7 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def attached(launch: Launch) -> Job | None:
-    """The job of an earlier launcher that still lives, or None."""
+    """Live job of an earlier launcher, or None."""
     job = live(launch)
     if job is not None:
         print(f"job {job.number} works on this run: waiting for it", flush=True)
@@ -123,27 +125,27 @@ def attached(launch: Launch) -> Job | None:
 
 
 def queued(launch: Launch) -> Job | None:
-    """The run's job that is in Slurm's queue, or None; it is noted as this run's."""
+    """Job of the run that is in Slurm's queue, or None; it is recorded as this run's."""
     number = slurm.find(launch.mark) if launch.cluster == "slurm" else None
     if number is None:
         return None
-    # A launcher that was killed right after it had submitted has noted nothing.
+    # A launcher that was killed right after the submission has not recorded the job.
     note(launch, "slurm", number)
     return SlurmJob(launch, number)
 
 
 def submitted(launch: Launch) -> tuple[Job, tuple[str, ...]]:
-    """A job of the run that this launcher has submitted, and which of its ends are no fault.
+    """Job of the run that this launcher has submitted, and its final states that are no errors.
 
-    Slurm may have taken one whose submission seemed to fail; that one lacks what submitit writes
-    after Slurm's answer.
+    Slurm may have accepted a job whose submission seemed to fail. That job lacks the pickle, which
+    submitit writes after Slurm's answer, so it may end as FAILED.
     """
-    found = queued(launch)
-    return (submit(launch), ()) if found is None else (found, ("FAILED",))
+    job = queued(launch)
+    return (submit(launch), ()) if job is None else (job, ("FAILED",))
 
 
 def tell_of_others(launch: Launch) -> None:
-    """Name the jobs that work on this run with other settings: nobody waits for them any more."""
+    """Name the jobs that work on this run with other settings: no launcher waits for them."""
     for path in launch.work.glob("ijepa-*/jobs.json"):
         last = read_json(path)[-1]
         if path.parent == launch.state or last["cluster"] != "slurm":
@@ -151,83 +153,83 @@ def tell_of_others(launch: Launch) -> None:
         if slurm.state(last["number"]).name in slurm.LIVE:
             print(
                 f"job {last['number']} still works on this run with other settings "
-                f"({path.parent}): scancel {last['number']}, unless they are wanted again",
+                f"({path.parent}): scancel {last['number']}, unless you want these settings again",
                 flush=True,
             )
 
 
 def live(launch: Launch) -> Job | None:
-    """The job that works on a run now, or None.
+    """Job that works on a run now, or None.
 
-    Raises UserError where that cannot be known from here, unless its encoder is there anyway.
+    Raises UserError if this machine cannot know that, unless the run's encoder is there anyway.
     """
     if (job := queued(launch)) is not None:
         return job
-    for told in jobs(launch)[-1:]:
-        if told["cluster"] == "debug":
+    for record in jobs(launch)[-1:]:
+        if record["cluster"] == "debug":
             continue
-        of_slurm = told["cluster"] == "slurm"
-        if not slurm.here() if of_slurm else told["host"] != socket.gethostname():
+        on_slurm = record["cluster"] == "slurm"
+        if not slurm.here() if on_slurm else record["host"] != socket.gethostname():
             if launch.encoder.exists():
                 continue
-            what = "job" if of_slurm else "process"
+            kind = "job" if on_slurm else "process"
             raise UserError(
-                f"{launch.state / 'jobs.json'}: the last job of this run is {what} "
-                f"{told['number']}, started on {told['host']}: go on there, or, where it has "
+                f"{launch.state / 'jobs.json'}: the last job of this run is {kind} "
+                f"{record['number']}, started on {record['host']}: go on there, or, if it has "
                 "ended, delete this file"
             )
-        job = (SlurmJob if of_slurm else LocalJob)(launch, told["number"])
+        job = (SlurmJob if on_slurm else LocalJob)(launch, record["number"])
         if job.ended() is None:
             return job
     return None
 
 
 def wait(launch: Launch, job: Job) -> slurm.State:
-    """Show the job's log until it has ended; how it has."""
-    seen = job.log().stat().st_size if job.log().exists() else 0
-    asked = 0.0
+    """Show the job's log until the job has ended; returns its final state."""
+    offset = job.log().stat().st_size if job.log().exists() else 0
+    asked_at = 0.0
     while True:
-        seen = show(job.log(), seen)
+        offset = show(job.log(), offset)
         interval = launch.poll if launch.cluster == "slurm" else 0.5
-        if time.monotonic() - asked >= interval:
+        if time.monotonic() - asked_at >= interval:
             end = job.ended()
-            # Slurm ends a job before it puts it back into the queue: what is over stays over.
+            # Slurm ends a job before it requeues it: only an end that is still there later counts.
             if end is not None and launch.cluster == "slurm" and end.name != "COMPLETED":
                 time.sleep(max(launch.poll, 2.0))
                 end = job.ended()
             if end is not None:
-                show(job.log(), seen)
+                show(job.log(), offset)
                 return end
-            asked = time.monotonic()
+            asked_at = time.monotonic()
         time.sleep(0.5)
 
 
-def show(log: Path, seen: int) -> int:
-    """Write what came to a log since; its size."""
+def show(log: Path, offset: int) -> int:
+    """Print a log from byte ``offset`` on; returns the log's size."""
     if not log.exists():
-        return seen
+        return offset
     with log.open("rb") as file:
-        file.seek(seen)
+        file.seek(offset)
         new = file.read()
     sys.stderr.write(new.decode("utf-8", errors="replace"))
     sys.stderr.flush()
-    return seen + len(new)
+    return offset + len(new)
 
 
 def may_go_on(end: slurm.State) -> bool:
-    """Whether a job's end says nothing against the run: its node, its time, another's priority.
+    """True if a job's end is no fault of the run: a lost node, the time limit, or preemption.
 
-    A signal that comes before the job listens to it, or one that nothing can listen to, ends a
-    process, and with it the job as a failure; one that takes too much memory has a state of its
-    own where Slurm watches over it.
+    A signal that comes before the job handles it, or that cannot be handled, ends a process, and
+    with it the job as FAILED. A process that takes too much memory has a state of its own, if Slurm
+    watches its memory.
     """
-    # NCCL's watchdog aborts the processes that a dead node has left.
+    # SIGABRT: if a node dies, NCCL's watchdog aborts the processes on the other nodes.
     signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL, signal.SIGABRT)
     return end.name in slurm.LOST or (end.name == "FAILED" and end.signal in signals)
 
 
 def failure(launch: Launch, number: str, end: slurm.State) -> str:
-    """What a person must know of a failed job."""
+    """Error message for a failed job: its state, the first error in its logs, and their folder."""
     folder = launch.state / "submitit"
     logs = sorted(folder.glob(f"{number}_*_log.*"))
     lines = [
@@ -240,23 +242,23 @@ def failure(launch: Launch, number: str, end: slurm.State) -> str:
         return f"job {number} was cancelled; what it has saved is kept"
     if not logs:
         return (
-            f"job {number} ended as {end.name} without a word in {folder}: are this folder and "
+            f"job {number} ended as {end.name} without a log in {folder}: are this folder and "
             "this environment on a disk that the nodes see too?"
         )
-    told = f": {lines[0].removeprefix('error: ')}" if lines else ""
-    return f"job {number} ended as {end.name}{told} (logs: {folder})"
+    cause = f": {lines[0].removeprefix('error: ')}" if lines else ""
+    return f"job {number} ended as {end.name}{cause} (logs: {folder})"
 
 
 def progress(launch: Launch) -> list[int]:
-    """Changes with every checkpoint that is written."""
+    """Times of the run's checkpoints, which change with every checkpoint that is written."""
     return [path.stat().st_mtime_ns for path in launch.state.glob("*/checkpoint.pt")]
 
 
 def deliver(launch: Launch) -> None:
-    """Put encoder and log to where they are asked for, and say beside them what ran where.
+    """Put encoder and log into their place, and write the record of the run's jobs beside them.
 
-    They stay in the run's folder too, as links to the same bytes where the disk has links: what
-    Snakemake deletes, because it was killed before it had noted it, is brought again.
+    They stay in the run's folder too, as links to the same bytes if the disk has links. Snakemake
+    deletes an output if it was killed before it had noted it; the next launch brings it again.
     """
     attempts = [read_json(path) for path in launch.attempts.glob("*.json")]
     record = {
@@ -282,18 +284,19 @@ def deliver(launch: Launch) -> None:
 
 @dataclass
 class Current:
-    """The job that is waited for, if any."""
+    """Job that the launcher waits for, if any."""
 
     job: Job | None = None
 
 
 @contextlib.contextmanager
 def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
-    """Where SIGINT or SIGTERM come, end the run's job, whoever has started it, and this process."""
+    """End the run's job, whoever has started it, and this process at SIGINT or SIGTERM."""
     current = Current()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        # Nothing is said before: a terminal's Ctrl-C ends what reads our output, too.
+        # Print only after the cancel: a terminal's Ctrl-C also ends the reader of our output, so
+        # print may fail.
         with contextlib.suppress(OSError):
             try:
                 job = current.job or live(launch)
@@ -301,14 +304,14 @@ def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
                     job.cancel()
                     print(f"{signal.Signals(number).name}: the job was ended", flush=True)
             except UserError as error:
-                print(f"the run's job may go on (squeue, scancel): {error}", flush=True)
+                print(f"the run's job may run on (see squeue, scancel): {error}", flush=True)
         sys.exit(128 + number)
 
-    kept = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield current
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -324,23 +327,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoints, seen by all nodes")
     parser.add_argument("--out", type=Path, help="file for the encoder")
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="local")
-    parser.add_argument("--check", action="store_true", help="only whether Slurm would have it")
-    parser.add_argument("--gpus", type=int, default=1, help="in all, one process each")
+    parser.add_argument("--check", action="store_true", help="only check if Slurm would accept it")
+    parser.add_argument("--gpus", type=int, default=1, help="number in all, one process for each")
     parser.add_argument("--threads", type=int, default=1, help="of each process, without Slurm")
     parser.add_argument("--stage", type=Path, help="folder on the nodes' own disks for shards")
-    parser.add_argument("--setup", help="shell command that each node runs before")
-    parser.add_argument("--poll", type=float, default=10, help="seconds between questions to Slurm")
+    parser.add_argument("--setup", help="shell command that each node runs before the job")
+    parser.add_argument("--poll", type=float, default=10, help="seconds between queries to Slurm")
     of_slurm = parser.add_argument_group("Slurm")
     of_slurm.add_argument("--partition")
     of_slurm.add_argument("--account")
     of_slurm.add_argument("--qos")
     of_slurm.add_argument("--constraint")
     of_slurm.add_argument("--extra", help="other options of sbatch: '--reservation=r --exclude=n1'")
-    of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="of time, for each start")
+    of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="time limit of each start")
     of_slurm.add_argument("--gpus-per-node", type=int, default=8)
     of_slurm.add_argument("--cpus-per-gpu", type=int, default=10)
-    of_slurm.add_argument("--gb-per-gpu", type=int, default=55, help="of the nodes' memory")
-    of_slurm.add_argument("--save-seconds", type=int, default=120, help="between signal and end")
+    of_slurm.add_argument("--gb-per-gpu", type=int, default=55, help="of the node's memory")
+    of_slurm.add_argument("--save-seconds", type=int, default=120, help="from signal to job's end")
     options = parser.parse_args()
     request = Request(
         options.partition or None,

@@ -1,4 +1,4 @@
-"""What Slurm says, and what is asked of it, through its own commands."""
+"""Queries and commands to Slurm, through its own command line."""
 
 import argparse
 import contextlib
@@ -20,30 +20,30 @@ LIVE = {
     "PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "RESIZING", "CONFIGURING",
     "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT",
 }  # fmt: skip
-"""States in which a job has not ended; "" (nothing is known of it yet) is none of Slurm's."""
+"""States in which a job has not ended; "" (not known yet) is a state of ours, not of Slurm's."""
 
 SECONDS_TO_END = 120
-"""How long jobs that were cancelled may take to be gone."""
+"""Time that cancelled jobs may take to be gone."""
 
 LOST = {"PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
-"""Ends that say nothing against the job: it may be submitted again."""
+"""Final states that are no fault of the job: it may be submitted again."""
 
 
 TRANSIENT = re.compile(
     r"SubmitJob|Socket timed out|Unable to contact slurm controller|temporarily unable"
 )
-"""In errors: that as many jobs wait as one may submit, or that the controller is busy or away."""
+"""Pattern of errors that pass: the user has too many jobs, or the controller is busy or away."""
 
 FORGOTTEN = "FORGOTTEN"
-"""A job that neither the controller nor accounting, if there is any, knows."""
+"""State of a job that neither the controller nor accounting, if there is any, knows."""
 
 
 class Busy(UserError):
-    """What Slurm does not do now, and may do soon."""
+    """Error of a request that Slurm refuses now and may grant soon."""
 
 
 class State(NamedTuple):
-    """What a job is, the signal that ended it, or one of its processes, and why it waits."""
+    """State of a job, the signal that ended it or one of its processes, and why it waits."""
 
     name: str
     signal: int = 0
@@ -52,7 +52,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a job, or of a process in none: when, how many seconds, on how many GPUs."""
+    """One start of a job, or of a process outside one: its begin, seconds and number of GPUs."""
 
     job: str | None
     begun: float
@@ -62,10 +62,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Request:
-    """What one job asks for. ``minutes`` of time; ``delay`` seconds between a signal and the end.
+    """Resources of one job: ``minutes`` of time, ``delay`` seconds from the signal to the end.
 
-    ``gpus`` in all, ``gpus_per_node`` on each node, one process for each; 0 GPUs are one process.
-    ``extra`` are other options of sbatch, each ``--name=value`` or ``--name``.
+    ``gpus`` is the number in all, ``gpus_per_node`` that on each node. Each GPU has one process; 0
+    GPUs mean one process. ``extra`` holds other options of sbatch, each ``--name=value`` or
+    ``--name``.
     """
 
     partition: str | None
@@ -82,17 +83,17 @@ class Request:
 
     @property
     def nodes(self) -> int:
-        """Nodes that have so many GPUs together."""
+        """Number of nodes that have ``gpus`` GPUs together."""
         return max(1, -(-self.gpus // self.gpus_per_node)) if self.gpus_per_node else 1
 
     @property
     def tasks_per_node(self) -> int:
-        """Processes on each node."""
+        """Number of processes on each node."""
         return max(1, self.gpus // self.nodes)
 
     def extras(self) -> dict[str, str | bool]:
-        """Names and values of ``extra``; True where there is none. Raises UserError."""
-        found: dict[str, str | bool] = {}
+        """Names and values of the options in ``extra``; True without a value. Raises UserError."""
+        options: dict[str, str | bool] = {}
         try:
             words = shlex.split(self.extra or "")
         except ValueError as error:
@@ -103,14 +104,14 @@ class Request:
                 raise UserError(
                     f"slurm_extra: {word!r} in {self.extra!r}: write each option as --name=value"
                 )
-            found[name.removeprefix("--")] = value or True
-        return found
+            options[name.removeprefix("--")] = value or True
+        return options
 
     def check(self) -> None:
-        """Raise UserError for what this cluster will never run, before anything waits in a queue.
+        """Raise UserError for a request that this cluster can never run, before anything is queued.
 
-        Nodes count whether they are up or not: a job may wait for them. (``sbatch --test-only``
-        would refuse it.)
+        Nodes that are down count too, because a job may wait for them. (``sbatch --test-only``
+        would refuse such a job.)
         """
         installed()
         self.extras()
@@ -130,59 +131,60 @@ class Request:
     def _check_partition(self) -> None:
         if not self.partition:
             return
-        found = _answer("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l|%c|%m")
-        if not found:
-            known = sorted({row[0] for row in _answer("sinfo", "-h", "-o", "%R")})
+        rows = _answer("sinfo", "-h", "-p", self.partition, "-o", "%D|%G|%l|%c|%m")
+        if not rows:
+            partitions = sorted({row[0] for row in _answer("sinfo", "-h", "-o", "%R")})
             raise UserError(
-                f"slurm_partition: {self.partition!r} is unknown here; there are {', '.join(known)}"
+                f"slurm_partition: {self.partition!r} is unknown here; there are "
+                f"{', '.join(partitions)}"
             )
-        gpus = [int(n) for row in found for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", row[1])]
+        gpus = [int(n) for row in rows for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", row[1])]
         if self.gpus and self.tasks_per_node > max(gpus, default=0):
             raise UserError(
                 f"gpus_per_node: {self.tasks_per_node} is more than a node of partition "
                 f"{self.partition} has ({max(gpus, default=0)}): lower it"
             )
-        nodes = sum(int(row[0]) for row in found)
+        nodes = sum(int(row[0]) for row in rows)
         if self.nodes > nodes:
             raise UserError(
                 f"gpus: {self.gpus} take {self.nodes} nodes of {self.gpus_per_node}, partition "
                 f"{self.partition} has {nodes}: ask for fewer GPUs"
             )
-        for key, asked, column, unit in (
+        for key, amount, column, unit in (
             ("cpus_per_gpu (of other rules: threads)", self.cpus_per_gpu, 3, "CPUs"),
             ("gb_per_gpu (of other rules: mem_mb)", self.gb_per_gpu * 1024, 4, "MB of memory"),
         ):
-            have = max(int(row[column].rstrip("+")) for row in found)
-            if asked * self.tasks_per_node > have:
+            available = max(int(row[column].rstrip("+")) for row in rows)
+            if amount * self.tasks_per_node > available:
                 raise UserError(
-                    f"{key}: {self.tasks_per_node} on a node take {asked * self.tasks_per_node} "
-                    f"{unit}, a node of partition {self.partition} has {have}: lower it"
+                    f"{key}: {self.tasks_per_node} on a node take {amount * self.tasks_per_node} "
+                    f"{unit}, a node of partition {self.partition} has {available}: lower it"
                 )
-        limits = [minutes(row[2]) for row in found]
+        limits = [minutes(row[2]) for row in rows]
         if None not in limits and self.minutes > max(limit for limit in limits if limit):
             raise UserError(
                 f"runtime: {self.minutes} minutes are more than partition {self.partition} allows "
-                f"({found[0][2]}): lower it; a job that runs out of time saves and goes on"
+                f"({rows[0][2]}): lower it; a job that runs out of time saves and goes on"
             )
 
     def _check_account(self) -> None:
         if not self.account:
             return
-        asked = ("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}")
-        known = sorted({row[0] for row in _rows(*asked, "format=account")})
-        if known and self.account not in known:
+        command = ("sacctmgr", "-n", "-P", "show", "assoc", f"user={getpass.getuser()}")
+        accounts = sorted({row[0] for row in _rows(*command, "format=account")})
+        if accounts and self.account not in accounts:
             raise UserError(
-                f"slurm_account: {self.account!r} is none of yours; you have {', '.join(known)}"
+                f"slurm_account: {self.account!r} is none of yours; you have {', '.join(accounts)}"
             )
 
 
 def here() -> bool:
-    """Whether this machine has Slurm's commands."""
+    """True if this machine has Slurm's commands."""
     return shutil.which("sbatch") is not None
 
 
 def installed() -> None:
-    """Raise UserError where there is no Slurm."""
+    """Raise UserError if this machine has no Slurm."""
     if not here():
         raise UserError(
             "there is no Slurm on this machine (no sbatch in PATH): log in to the cluster, or use "
@@ -191,88 +193,88 @@ def installed() -> None:
 
 
 def state(job: str) -> State:
-    """What a job is; an empty name where nobody answers."""
-    now = _run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r")
-    name, _, reason = now.stdout.strip().partition("|")
+    """State of a job; its name is empty if the controller does not answer."""
+    queue = _run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r")
+    name, _, reason = queue.stdout.strip().partition("|")
     if name in LIVE:
         waits = name not in ("RUNNING", "COMPLETING") and reason != "None"
         return State(name, reason=reason if waits else "")
-    if now.returncode and "Invalid job id" not in now.stderr:
+    if queue.returncode and "Invalid job id" not in queue.stderr:
         return State("")  # the controller does not answer: nothing is known
     # Accounting also knows the signal, and jobs that the controller has forgotten.
-    ended = _rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
-    if not ended:
+    records = _rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
+    if not records:
         return State(name or FORGOTTEN)
-    name = ended[-1][0].split()[0]
-    code, _, ended_by = ended[-1][1].partition(":")
+    name = records[-1][0].split()[0]
+    code, _, ended_by = records[-1][1].partition(":")
     # srun ends with the number of the signal that has ended one of its processes, or 128 more.
     return State(name, int(ended_by or 0) or (int(code) % 128 if int(code) > 1 else 0))
 
 
 def find(comment: str) -> str | None:
-    """The live job of this user with this comment, if there is one."""
-    for number, name, told in _queue("%A|%T|%k"):
-        if told == comment and name in LIVE:
+    """Id of this user's live job with this comment, if there is one."""
+    for number, name, job_comment in _queue("%A|%T|%k"):
+        if job_comment == comment and name in LIVE:
             return number
     return None
 
 
 def leftovers(folder: str, job: str | None = None) -> list[str]:
-    """Live jobs of a folder's rules, not of pretraining: what a killed Snakemake has submitted.
+    """Ids of live jobs that a killed Snakemake has submitted in a folder: of rules, no pretraining.
 
-    Of ``job``, one of them: those that were submitted before it to make the same. Slurm may take a
-    job although its answer is lost, and Snakemake then submits another.
+    With ``job``, the id of one of them: only those that were submitted before it to make the same
+    output. Slurm may accept a job although its answer is lost, and Snakemake then submits another.
     """
     rows = [
-        (number, task, told)
-        for number, name, where, task, told in _queue("%A|%T|%Z|%K|%k")
-        if name in LIVE and where == folder and told.startswith("rule_")
+        (number, task, comment)
+        for number, name, where, task, comment in _queue("%A|%T|%Z|%K|%k")
+        if name in LIVE and where == folder and comment.startswith("rule_")
     ]
     if job is None:
         return [number for number, *_ in rows]
-    # All tasks of an array (slurm-array-jobs) say what the first one makes.
-    makes = {number: told for number, task, told in rows if task == "N/A"}
-    return [n for n, told in makes.items() if told == makes.get(job) and int(n) < int(job)]
+    # All tasks of an array (slurm-array-jobs) have the comment of the first one: leave them out.
+    comments = {number: comment for number, task, comment in rows if task == "N/A"}
+    return [n for n, c in comments.items() if c == comments.get(job) and int(n) < int(job)]
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """End jobs; those that have ended already are no error. Raises Busy if Slurm does not hear."""
+    """End jobs; a job that has ended already is no error. Raises Busy if Slurm does not answer."""
     done = _run("scancel", *jobs)
     if done.returncode and TRANSIENT.search(done.stderr):
         raise Busy(f"Slurm does not answer ({done.stderr.strip()}): try again later")
 
 
 def starts(jobs: Iterable[str]) -> dict[str, list[Start]]:
-    """Of each job what accounting knows of its starts, in order.
+    """Starts of each job in accounting, in order.
 
-    Every start of a requeued job (``-D``); steps repeat their job's allocation and are left out
-    (``-X``); of AllocTRES ``gres/gpu`` is the sum over models. Jobs that this machine's accounting
-    does not know, if it has any, are left out; of those that it knows others may be meant: numbers
-    are given again, and other clusters have the same.
+    A requeued job has several starts (``-D``). Steps repeat their job's allocation and are left out
+    (``-X``). In AllocTRES ``gres/gpu`` is the sum over models. Jobs that this machine's accounting
+    does not know, if it has any, are left out. A job that it knows may be another one: Slurm reuses
+    job ids, and ids of another cluster mean nothing here.
     """
-    found: dict[str, list[Start]] = {}
-    asked = ",".join(jobs)
-    if not asked or shutil.which("sacct") is None:
-        return found
+    result: dict[str, list[Start]] = {}
+    ids = ",".join(jobs)
+    if not ids or shutil.which("sacct") is None:
+        return result
     columns = "JobIDRaw,Start,ElapsedRaw,AllocTRES"
-    rows = _rows("sacct", "-D", "-X", "-n", "-P", "-j", asked, "-o", columns)
+    rows = _rows("sacct", "-D", "-X", "-n", "-P", "-j", ids, "-o", columns)
     for job, begun, elapsed, tres in rows:
-        told = found.setdefault(job, [])
+        job_starts = result.setdefault(job, [])
         if float(elapsed or 0):  # else it never ran
             gpus = re.search(r"(?:^|,)gres/gpu=(\d+)", tres)
-            told.append(Start(job, float(begun), float(elapsed), int(gpus[1]) if gpus else 0))
-    return found
+            job_starts.append(Start(job, float(begun), float(elapsed), int(gpus[1]) if gpus else 0))
+    return result
 
 
 def address(node: str) -> str:
-    """Where a node is reached: its name, unless the cluster's configuration has another address."""
+    """Address of a node: its name, unless the cluster's configuration has another address."""
     done = _run("scontrol", "show", "node", node, "-o")
-    found = re.search(r"NodeAddr=(\S+)", done.stdout)
-    return found[1] if found else node
+    match = re.search(r"NodeAddr=(\S+)", done.stdout)
+    return match[1] if match else node
 
 
 def minutes(limit: str) -> int | None:
-    """Slurm's [days-]hours:minutes:seconds in minutes; None for none."""
+    """Minutes of Slurm's [days-]hours:minutes:seconds; None for no limit."""
     if limit == "infinite":
         return None
     days, _, clock = limit.rpartition("-")
@@ -282,25 +284,26 @@ def minutes(limit: str) -> int | None:
 
 
 def main() -> None:
-    """End what a killed Snakemake has left in a folder, and wait until it is gone.
+    """End the jobs that a killed Snakemake has left in a folder, and wait until they are gone.
 
-    With --again, in a job: what was submitted before it to make the same.
+    With --again, in a job: only the jobs that were submitted before it to make the same output.
 
-    At once, by a signal that nothing in them handles: told to end, a rule's Snakemake deletes its
-    output, finished or not, with which the one that starts now may have planned.
+    SIGUSR1 kills them at once. SIGTERM would let the inner Snakemake clean up, that is, delete
+    outputs that this run has already planned with.
     """
     parser = argparse.ArgumentParser(prog="python -m ijepa.cluster.slurm", description=main.__doc__)
-    parser.add_argument("folder", help="where Snakemake was started")
-    parser.add_argument("--again", action="store_true", help="only what this job makes again")
+    parser.add_argument("folder", help="folder in which Snakemake was started")
+    parser.add_argument("--again", action="store_true", help="only earlier jobs like this one")
     options = parser.parse_args()
-    left = partial(leftovers, options.folder, os.environ["SLURM_JOB_ID"] if options.again else None)
+    this_job = os.environ["SLURM_JOB_ID"] if options.again else None
+    live_jobs = partial(leftovers, options.folder, this_job)
     installed()
-    if jobs := left():
+    if jobs := live_jobs():
         _run("scancel", "--state=RUNNING", "--full", "--signal=USR1", *jobs)
         time.sleep(2)
     until = time.monotonic() + SECONDS_TO_END
-    while jobs := left():
-        with contextlib.suppress(Busy):  # it is asked again, until SECONDS_TO_END are over
+    while jobs := live_jobs():
+        with contextlib.suppress(Busy):  # repeated until SECONDS_TO_END are over
             cancel(jobs)
         if time.monotonic() > until:
             raise UserError(
@@ -311,14 +314,14 @@ def main() -> None:
 
 
 def _queue(columns: str) -> list[list[str]]:
-    """Columns of all live jobs of this user."""
+    """Rows with these columns, one for each live job of this user."""
     return _answer("squeue", "-h", "--me", "-o", columns)
 
 
 def _answer(*command: str) -> list[list[str]]:
-    """The rows of what ends with its columns; raises Busy where the controller is silent.
+    """Rows of a command whose last argument names its columns; raises Busy without an answer.
 
-    No answer is not "none": it would be taken for leave to submit a second job.
+    A silent controller must not look like an empty queue: a second job would be submitted.
     """
     for pause in (0, 0, 5):
         time.sleep(pause)

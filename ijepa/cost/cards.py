@@ -1,10 +1,10 @@
-"""Peaks, memory and power of the cards that costs are predicted for."""
+"""Peaks, memory and power of the cards for which costs are predicted."""
 
 from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """A card's peaks (dense matrix products, TFLOP/s), memory (GB) and board limit (W)."""
+    """Peaks of a card (dense matrix products, TFLOP/s), its memory (GB) and board limit (W)."""
 
     half: float
     single: float
@@ -14,8 +14,8 @@ class Gpu(NamedTuple):
 
 
 # The vendor's data sheets, SXM boards: "NVIDIA V100" (2020), "NVIDIA A100" (2021), "NVIDIA H100"
-# (2023), "NVIDIA H200" (2024). ``half`` is bfloat16, a half of what they give "with sparsity"; on
-# V100 float16, which the releases used, while ijepa.precision computes there in float32.
+# (2023), "NVIDIA H200" (2024). ``half`` is bfloat16, half of the value "with sparsity"; on V100 it
+# is float16, which the releases used, while ijepa.precision computes there in float32.
 GPUS = {
     "v100-16gb": Gpu(125, 15.7, 16, 300, bfloat16=False),
     "v100-32gb": Gpu(125, 15.7, 32, 300, bfloat16=False),

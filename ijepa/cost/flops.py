@@ -1,4 +1,4 @@
-"""FLOPs of a training step, and the bytes that it saves for its backward pass, without doing it.
+"""FLOPs of a training step, and the bytes that it saves for its backward pass, counted on no GPU.
 
 FLOPs are counted by torch's own counter while a whole step (forward and backward, all networks)
 runs on the meta device, which has sizes and no numbers: neither weights' memory nor a GPU is
@@ -10,12 +10,12 @@ kept, and [cls]) of N0 patches of p x p pixels, they agree with the closed form 
 two FLOPs a multiply-add: 4 D^2 for queries, keys, values and projection and 2 r D^2 for the MLP of
 each token, N^2 D each for scores and for weighted values. Backward costs twice as much, and nothing
 for a network that is not trained, so that I-JEPA's step is target(N0) + 3 context(K) + 3 M
-predictor(K + T). Attention is counted as plain products, and not with what flash kernels compute
-twice. With ``activation_checkpointing`` the second forward pass counts too.
+predictor(K + T). Attention is counted as plain products, without the products that flash kernels
+compute twice. With ``activation_checkpointing`` the second forward pass counts too.
 
-Saved is, tensor by tensor, what a step keeps under autocast with flash attention, the weights'
-bfloat16 copies included: 36 D bytes for each token and block of a trained network; Korthikanti et
-al., MLSys 2023, have 34 (no float32 residual stream, but dropout).
+The saved bytes are, tensor by tensor, those that a step keeps under autocast with flash attention,
+the weights' bfloat16 copies included: 36 D bytes for each token and block of a trained network;
+Korthikanti et al., MLSys 2023, have 34 (no float32 residual stream, but dropout).
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ from ijepa.optim import Optim
 from ijepa.vit import ViT
 
 NUM_DRAWS = 32
-"""Steps whose masks are looked at, to count one that is typical."""
+"""Number of steps whose masks are drawn, to choose a typical one."""
 
 
 class Size(NamedTuple):
-    """What does not depend on a card: FLOPs of an image's step, parameters, bytes saved."""
+    """Sizes that do not depend on a card: FLOPs of an image's step, parameters, bytes saved."""
 
     flops: float
     parameters: int
@@ -52,10 +52,11 @@ class Size(NamedTuple):
 
 
 class SizesOnly(TorchDispatchMode):
-    """Networks on the meta device, masks on the CPU: how many patches are kept is in their values.
+    """Mode with networks on the meta device and masks on the CPU.
 
-    A mask that is moved to the device stays where it is; where it meets a tensor without numbers,
-    its size is taken, except as an index, which may lie on the CPU.
+    Masks need their values, which decide how many patches are kept. A mask that is moved to the
+    device stays on the CPU. In an operation with a meta tensor only its size is used, unless it is
+    an index: an index may lie on the CPU.
     """
 
     def __init__(self) -> None:
@@ -76,23 +77,23 @@ class SizesOnly(TorchDispatchMode):
 
 
 class Saved(torch.autograd.Function):
-    """The first tensor, for whose backward pass all are saved: by whoever has a say in that."""
+    """Function that returns its first tensor and saves all for backward, by the active hooks."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        """The first tensor."""
+        """View of the first tensor."""
         ctx.save_for_backward(*tensors)
         ctx.num_others = len(tensors) - 1
         return tensors[0].view_as(tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Its gradient."""
+        """Gradient of the first tensor."""
         return *gradients, *(None for _ in range(ctx.num_others))
 
 
 class Autocast(TorchFunctionMode):
-    """CUDA's autocast on the meta device, which has none, and a sum of what backward will need.
+    """CUDA's autocast for the meta device, which has none, and a record of the saved tensors.
 
     A flash kernel saves its arguments and its output, and not the matrix of attention.
     """
@@ -104,7 +105,7 @@ class Autocast(TorchFunctionMode):
         self.weights = {p.untyped_storage()._cdata for p in method.parameters()}
         self.saved: dict[int, Tensor] = {}
         self.linear = 0
-        """FLOPs of linear layers alone: what a pilot has instead of the slower counter."""
+        """FLOPs of linear layers alone, a faster measure than the counter's, for the pilot."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -123,7 +124,7 @@ class Autocast(TorchFunctionMode):
         return Saved.apply(out, *(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)))
 
     def cast(self, x: Tensor) -> Tensor:
-        """A tensor in bfloat16; each weight has one copy."""
+        """Tensor in bfloat16; each weight has one copy."""
         if not x.is_floating_point() or x.dtype is torch.bfloat16:
             return x
         if not isinstance(x, nn.Parameter):
@@ -131,21 +132,22 @@ class Autocast(TorchFunctionMode):
         return self.copies.setdefault(id(x), x.bfloat16())
 
     def keep(self, x: Tensor) -> Tensor:
-        """Note a tensor that is saved; views of one share its memory."""
+        """Record a saved tensor; views of one tensor share its memory."""
         storage = x.untyped_storage()
         if x.is_meta and storage._cdata not in self.weights:
             self.saved[storage._cdata] = x
         return x
 
     def bytes(self) -> int:
-        """Of all that was saved."""
+        """Number of bytes of all saved tensors."""
         return sum(x.untyped_storage().nbytes() for x in self.saved.values())
 
 
 def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
-    """FLOPs of an image's step and bytes of a part of ``images`` images; counted once for equals.
+    """FLOPs of an image's step and bytes saved by ``images`` images; equal runs are counted once.
 
-    Where masks differ from step to step, of a step whose FLOPs are the mean's, among NUM_DRAWS.
+    If masks differ from step to step, the step counted is the one of NUM_DRAWS whose FLOPs are
+    nearest to their mean.
     """
     optim = Optim(batch_size=run.recipe.optim.batch_size)
     recipe = dataclasses.replace(run.recipe, optim=optim)  # type: ignore[type-var]
@@ -161,7 +163,7 @@ def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
 
 @cache
 def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
-    # A network with one block in each part soon tells how the draws of masks differ.
+    # A network with one block in each part, the pilot, quickly shows how the draws of masks differ.
     flat = {f.name: 1 for f in dataclasses.fields(run.recipe) if f.name.endswith("_depth")}  # type: ignore[arg-type]
     pilot = _on_meta(
         dataclasses.replace(
@@ -201,7 +203,7 @@ def _on_meta(run: RunConfig) -> Method:
 def _count(
     method: Method, run: RunConfig, images: int, bfloat16: bool, step: int
 ) -> tuple[float, int]:
-    """FLOPs and saved bytes of one step on so many images of a batch."""
+    """FLOPs and saved bytes of one step on ``images`` images of a batch."""
     batch = batch_of_noise(run, images, step, torch.device("meta"))
     autocast = Autocast(method, bfloat16)
     with (
@@ -211,8 +213,8 @@ def _count(
         sdpa_kernel(SDPBackend.MATH),
         saved_tensors_hooks(autocast.keep, lambda x: x),
     ):
-        # As loss.backward() does, but that is a function which the mode is told of and is off
-        # within; blocks that are computed again then would not be cast.
+        # This is what loss.backward() does. But the mode intercepts loss.backward() and is off
+        # within it, so blocks that are recomputed there would not be cast.
         loss = method(batch)["loss"]
         _engine_run_backward(
             (loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True
@@ -221,7 +223,7 @@ def _count(
 
 
 def batch_of_noise(run: RunConfig, images: int, step: int, device: torch.device) -> Batch:
-    """Images of noise."""
+    """Batch of images of noise."""
     views = run.recipe.views(run.vit.image_size)
     rows, columns = run.vit.grid
     return Batch(

@@ -1,4 +1,4 @@
-"""Prediction of GPU-hours, memory and energy for the runs of a config; ijepa.cost says how."""
+"""Prediction of GPU-hours, memory and energy for the runs of a config (explained in ijepa.cost)."""
 
 import csv
 import dataclasses
@@ -25,13 +25,13 @@ PUBLISHED = ROOT / "results" / "published" / "costs.csv"
 
 
 CPU_UTILISATION = 0.43
-"""Share that the steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
+"""Share of the peak that steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
 REFERENCE = ("ijepa", "ViT-H/14")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One run's prediction, for one seed. None is what is not known of this machine."""
+    """Prediction for one run and one seed; None is a value that is not known for this machine."""
 
     run: str
     method: str
@@ -47,22 +47,22 @@ class Cost:
     of_reference: float | None = None
     """GPU-hours over those of I-JEPA's ViT-H/14 in the same config."""
     published: str = ""
-    """Of the same run, from its results."""
+    """Published GPU-hours of the same network, for this run's epochs, and the hardware."""
 
 
 def card_here() -> str:
-    """Name in GPUS of this machine's cards; ``cpu`` for others, ``product`` where it has none."""
+    """Name in GPUS of this machine's cards; ``cpu`` for others, ``product`` if it has none."""
     if not torch.cuda.is_available():
         return "product"
-    told = torch.cuda.get_device_name()  # as "NVIDIA A100-SXM4-80GB"
-    found = [name for name in GPUS if all(part in told.lower() for part in name.split("-"))]
-    if not found:
-        print(f"{told} is none of {', '.join(GPUS)}: every run is timed on it instead", flush=True)
-    return found[0] if found else "cpu"
+    card = torch.cuda.get_device_name()  # such as "NVIDIA A100-SXM4-80GB"
+    names = [name for name in GPUS if all(part in card.lower() for part in name.split("-"))]
+    if not names:
+        print(f"{card} is none of {', '.join(GPUS)}: every run is timed on it instead", flush=True)
+    return names[0] if names else "cpu"
 
 
 def arch(run: RunConfig) -> str:
-    """The encoder's name in papers."""
+    """Name of the encoder in papers."""
     names = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
     vit = run.vit
     letter = {**names, (1408, 40): "g"}.get((vit.dim, vit.depth), f"{vit.depth}x{vit.dim}")
@@ -80,28 +80,28 @@ def cost(
     speed: float = math.nan,
     flops_per_second: float = math.nan,
 ) -> Cost:
-    """The prediction for a run on so many cards; None are those of this machine, or its CPU.
+    """Prediction for a run on ``gpus`` cards; ``gpu`` None means this machine's cards, or its CPU.
 
-    Of one of these ``speed`` is images/s, or else ``flops_per_second`` what it computes.
+    Then one card's speed is ``speed`` images/s or, if that is not a number, ``flops_per_second``.
     """
     optim = run.recipe.optim
     half = run.precision != "float32" and (gpu is None or gpu.bfloat16)
-    one = size(run, optim.batch_size // (gpus * optim.accumulate), half)
+    counted = size(run, optim.batch_size // (gpus * optim.accumulate), half)
     steps = optim.num_steps(num_images)
     images = steps * optim.batch_size
     per_parameter = 4 + 8 + (4 if gpus > 1 else 0)
-    memory = 4 * one.parameters + per_parameter * one.trained + one.saved
+    memory = 4 * counted.parameters + per_parameter * counted.trained + counted.saved
     if gpu is None:
-        speed = flops_per_second / one.flops if math.isnan(speed) else speed
+        speed = flops_per_second / counted.flops if math.isnan(speed) else speed
         hours = images / (speed * gpus) / 3600
     else:
         peak = 1e12 * (gpu.half if half else gpu.single)
-        hours = images * one.flops / (peak * utilisation) / 3600 / gpus
+        hours = images * counted.flops / (peak * utilisation) / 3600 / gpus
     return Cost(
         name,
         run.method,
         arch(run),
-        one.flops / 1e9,
+        counted.flops / 1e9,
         steps,
         images,
         gpus,
@@ -113,7 +113,7 @@ def cost(
 
 
 class Planned(NamedTuple):
-    """A run, and how many GPUs train it together."""
+    """Run, and the number of GPUs that train it together."""
 
     run: RunConfig
     gpus: int = 1
@@ -128,28 +128,29 @@ def predict(
     here: bool = False,
     flops_per_second: float = math.nan,
 ) -> list[Cost]:
-    """Costs of every run, by name.
+    """Costs of every run, in the order of ``runs``.
 
-    Where gpu is None ``speeds`` are images/s of each, or ``flops_per_second`` is of all.
-    ``here``: on no more cards than this machine has, as the run itself would be.
+    If ``gpu`` is None, ``speeds`` gives the images/s of each run, or ``flops_per_second`` holds for
+    all. ``here`` limits the cards to those of this machine, as the run itself would be.
 
-    Raises UserError where a data set's size is not known beforehand.
+    Raises UserError if a data set's size is not known beforehand.
     """
     costs, published = [], list(published_costs())
     for name, (run, gpus) in runs.items():
         speed = speeds[name] if speeds else math.nan
         if here:
             gpus = min(gpus, max(1, torch.cuda.device_count()))
-        known = (num_images or {}).get(
+        count = (num_images or {}).get(
             run.dataset, register.load_dataset(run.dataset).splits.get("train")
         )
-        if known is None:
+        if count is None:
             raise UserError(
                 f"{register.REGISTER.name}: {run.dataset}.splits.train is not known beforehand: "
                 f"say --images {run.dataset}=NUMBER"
             )
-        one = cost(name, run, known, gpus, gpu, utilisation, speed, flops_per_second)
-        costs.append(dataclasses.replace(one, published=_told(one, run, published)))
+        prediction = cost(name, run, count, gpus, gpu, utilisation, speed, flops_per_second)
+        hours = _published_hours(prediction, run, published)
+        costs.append(dataclasses.replace(prediction, published=hours))
     reference = next((c.gpu_hours for c in costs if (c.method, c.arch) == REFERENCE), None)
     return [
         dataclasses.replace(c, of_reference=c.gpu_hours / reference if reference else None)
@@ -158,16 +159,16 @@ def predict(
 
 
 def published_costs() -> Iterator[dict[str, str]]:
-    """Training times that papers and repositories tell."""
+    """Training times that papers and repositories report."""
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
 
 
-def _told(one: Cost, run: RunConfig, published: list[dict[str, str]]) -> str:
-    """Published GPU-hours of the same network, for this run's epochs."""
+def _published_hours(own: Cost, run: RunConfig, published: list[dict[str, str]]) -> str:
+    """Published GPU-hours of the same network, for this run's epochs, and the hardware."""
     for row in published:
-        same = (row["method"], row["arch"], "imagenet") == (one.method, one.arch, run.dataset)
-        if same and row["gpu_hours"] and row["epochs"]:
+        matches = (row["method"], row["arch"], "imagenet") == (own.method, own.arch, run.dataset)
+        if matches and row["gpu_hours"] and row["epochs"]:
             hours = float(row["gpu_hours"]) * run.recipe.optim.epochs / float(row["epochs"])
             return f"{hours:,.0f} {row['hardware'].split(maxsplit=1)[1]}"
     return ""
@@ -192,13 +193,13 @@ def held_against_published(utilisation: float = UTILISATION) -> list[tuple[dict[
             run = config.parse_run(raw, str(PUBLISHED))
             images = register.load_dataset("imagenet").splits["train"] or 0
             card_in_half = gpu._replace(bfloat16=True)
-            one = cost(row["method"], run, images, int(number), card_in_half, utilisation)
-            pairs.append((row, one))
+            prediction = cost(row["method"], run, images, int(number), card_in_half, utilisation)
+            pairs.append((row, prediction))
     return pairs
 
 
 def figures(value: float | None, unit: str = "") -> str:
-    """Three figures that tell, or nothing for what is not known."""
+    """Number with three significant figures; "" for None."""
     if value is None:
         return ""
     return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
@@ -221,7 +222,7 @@ MARKDOWN = ("run", "gpus", "memory per GPU (estimate)", "GPU-hours", "hours", "k
 
 
 def markdown(costs: list[Cost]) -> str:
-    """The columns that a plan needs, for the README."""
+    """Markdown table of the columns that a plan needs, for the README."""
     lines = ["| " + " | ".join(MARKDOWN) + " |", "|---" + "|---:" * (len(MARKDOWN) - 1) + "|"]
     lines += ["| " + " | ".join(COLUMNS[name](c) for name in MARKDOWN) + " |" for c in costs]
     return "\n".join(lines) + "\n"
@@ -240,7 +241,7 @@ def show(title: str, cells: list[dict[str, str]]) -> None:
 
 
 def show_published(utilisation: float) -> None:
-    """Print how far predictions are from published times, which are none of this code's."""
+    """Print predictions beside published times, which are of other code than this."""
     pairs = held_against_published(utilisation)
     hours = next(float(r["gpu_hours"]) for r, c in pairs if (c.method, c.arch) == REFERENCE)
     flop = next(c.images * c.gflop_per_image for _, c in pairs if (c.method, c.arch) == REFERENCE)
@@ -260,7 +261,7 @@ def show_published(utilisation: float) -> None:
 
 
 def table_csv(costs: list[Cost]) -> str:
-    """All fields, a row for each run."""
+    """CSV table of all fields, a row for each run."""
     file = io.StringIO()
     writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Cost)], lineterminator="\n")
     writer.writeheader()

@@ -1,1 +1,1 @@
-"""Images: raw sources, WebDataset shards, and how batches are read from them."""
+"""Images: raw sources, WebDataset shards, and a loader of batches."""

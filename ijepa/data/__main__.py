@@ -16,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ijepa.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in (
-        ("missing", "say which raw files are missing that you must bring"),
-        ("fetch", "bring the raw files, where they can be downloaded, and check them"),
+        ("missing", "list the missing raw files that you must bring yourself"),
+        ("fetch", "download the raw files, if they have an address, and check them"),
         ("build", "write the shards that are missing or damaged"),
         ("verify", "compare every shard with the index"),
     ):
@@ -33,7 +33,7 @@ def main() -> None:
             sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
         if command == "build":
             sub.add_argument(
-                "--num-workers", type=int, help="processes; as many as there are cores"
+                "--num-workers", type=int, help="processes (default: one for each core)"
             )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

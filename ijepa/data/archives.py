@@ -1,8 +1,8 @@
 """Raw archives: checked once, unpacked once, or read in place.
 
-What was checked or unpacked is remembered in a hidden file beside it, so that the next ``fetch``
-does not read 140 GB again. An archive in a folder that cannot be written to is used through a link
-to it from a folder that can.
+A hidden file beside each archive records that it was checked or unpacked, so that the next
+``fetch`` does not read 140 GB again. To use an archive in a read-only folder, link to it from a
+folder that can be written to.
 """
 
 import contextlib
@@ -28,28 +28,28 @@ IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png"})
 
 
 def verify_once(path: Path, checksum: str) -> None:
-    """Compare a file with ``md5:HEX`` or ``sha1:HEX``, unless it is as it was at the last time.
+    """Compare a file with ``md5:HEX`` or ``sha1:HEX``, once for each version of the file.
 
-    A file that has kept its size and its time of change is not read again. Raises UserError with
-    the file, what was found and what was expected.
+    A file that has kept its size and modification time is not read again. Raises UserError with the
+    file, its digest and the expected one.
     """
     stamp = path.with_name(f".{path.name}.verified")
     state = _state(path, checksum)
     if _read_stamp(stamp) == state:
         return
     algorithm, _, expected = checksum.partition(":")
-    found = hashlib.new(algorithm)
+    hasher = hashlib.new(algorithm)
     size = path.stat().st_size
     with (
         path.open("rb") as file,
         tqdm(desc=f"checking {path.name}", total=size, unit="B", unit_scale=True) as bar,
     ):
         while block := file.read(BLOCK_BYTES):
-            found.update(block)
+            hasher.update(block)
             bar.update(len(block))
-    if found.hexdigest() != expected.lower():
+    if hasher.hexdigest() != expected.lower():
         raise UserError(
-            f"{path} has {algorithm} {found.hexdigest()}, expected {expected} ({size:,} bytes are "
+            f"{path} has {algorithm} {hasher.hexdigest()}, expected {expected} ({size:,} bytes are "
             "there): it is damaged, was not downloaded to its end or is another version; bring it "
             "again"
         )
@@ -57,10 +57,10 @@ def verify_once(path: Path, checksum: str) -> None:
 
 
 def unpack(archive: Path, into: Path, checksum: str | None = None) -> None:
-    """Unpack a ``.tar.gz`` or ``.zip`` into a folder, checked first where a checksum is given.
+    """Unpack a ``.tar.gz`` or ``.zip`` into a folder, checked first if a checksum is given.
 
-    An unpacking that was interrupted goes on with the files that are not there in full. Raises
-    UserError if the archive is damaged or has files that would lie outside the folder.
+    An interrupted unpacking goes on with the files that are missing or incomplete. Raises UserError
+    if the archive is damaged or has files that would lie outside the folder.
     """
     stamp = into / f".{archive.name}.unpacked"
     state = _state(archive, checksum)
@@ -82,9 +82,9 @@ def tar_entries(
 ) -> Iterator[tuple[str, int, int]]:
     """Name, first byte and number of bytes of every file of an uncompressed tar, in its order.
 
-    With ``offset`` and ``size`` the tar is the one that lies there inside of ``path``; the first
-    bytes that come back count from the beginning of ``path`` all the same. Contents are not read.
-    Raises UserError if the tar has no proper end.
+    With ``offset`` and ``size`` the tar lies there inside of ``path``; first bytes are still
+    counted from the beginning of ``path``. Contents are not read. Raises UserError if the tar has
+    no proper end.
     """
     end = path.stat().st_size if size is None else offset + size
     with path.open("rb") as file, damage_named(path):
@@ -93,7 +93,7 @@ def tar_entries(
             for member in _members(tar):
                 if member.isfile():
                     yield member.name, member.offset_data, member.size
-            # To tarfile a damaged header is an end too; the true one is a block of zeros.
+            # tarfile takes a damaged header for the end; the true end is a block of zeros.
             file.seek(tar.offset)
             block = file.read(tarfile.BLOCKSIZE)
             if block != bytes(tarfile.BLOCKSIZE) or file.tell() > end:
@@ -102,9 +102,9 @@ def tar_entries(
 
 @contextlib.contextmanager
 def tar_lookup(path: Path) -> Iterator[Callable[[str], tuple[int, int] | None]]:
-    """A function from the name of a file in an uncompressed tar to its first byte and size.
+    """Yield a function from a file's name in an uncompressed tar to its first byte and size.
 
-    The function gives None for a name that is not there. See ``list_once``.
+    The function returns None for a name that is not there. See ``list_once``.
     """
     list_once(path)
     # Immutable: no locks, which some network file systems do not have.
@@ -115,9 +115,9 @@ def tar_lookup(path: Path) -> Iterator[Callable[[str], tuple[int, int] | None]]:
 
 
 def list_once(path: Path) -> None:
-    """Write beside an uncompressed tar where its files lie, unless that is there already.
+    """Write a table of an uncompressed tar's files beside it, unless there is one already.
 
-    Millions of names would take gigabytes of memory, so they become a table on disk.
+    Millions of names would take gigabytes of memory, so the table is on disk.
     """
     stamp = path.with_name(f".{path.name}.listed")
     state = _state(path)
@@ -132,14 +132,14 @@ def list_once(path: Path) -> None:
             # As in unpacking, the last of several files of one name counts, and "./a" is "a".
             table.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?)",
-                ((name.removeprefix("./"), *place) for name, *place in files),
+                ((name.removeprefix("./"), *extent) for name, *extent in files),
             )
             table.commit()
     write_json(stamp, state)
 
 
 def verify_end(path: Path) -> None:
-    """Raise UserError if a tar does not end in zeros; quick, for archives without a checksum."""
+    """Raise UserError if a tar does not end in zeros: a quick check for lack of a checksum."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
         if file.read() != bytes(tarfile.BLOCKSIZE):
@@ -147,13 +147,13 @@ def verify_end(path: Path) -> None:
 
 
 def refuse_missing(missing: list[str]) -> None:
-    """Raise UserError that lists what a person must bring, if there is anything."""
+    """Raise UserError that lists the files that a person must bring, if there are any."""
     if missing:
         raise UserError(f"files are missing; bring them, then run again: {'; '.join(missing)}")
 
 
 def folder_entries(folder: Path) -> list[Path]:
-    """Image files directly in a folder, sorted by name; hidden files are none."""
+    """Image files directly in a folder, sorted by name, without hidden files."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -163,7 +163,7 @@ def folder_entries(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn what the libraries say of a damaged archive into a UserError that names it."""
+    """Turn the libraries' errors for a damaged archive into a UserError that names it."""
     try:
         yield
     except tarfile.FilterError as error:
@@ -214,7 +214,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _is_there(path: Path, size: int, changed: float) -> bool:
-    """Whether a file was written to its end: its time of change is set after its last byte."""
+    """True if a file was written to its end: its modification time is set after its last byte."""
     if not path.is_file():
         return False
     stat = path.stat()
@@ -226,7 +226,7 @@ def _table(path: Path) -> Path:
 
 
 def _state(path: Path, checksum: str | None = None) -> dict[str, Any]:
-    """What tells this version of a file from another, and what it was compared with."""
+    """Size and modification time of a file's version, and the checksum it was compared with."""
     stat = path.stat()
     return {"checksum": checksum, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 

@@ -1,4 +1,4 @@
-"""Writing of shards from raw files; shards that are there and whole stay (ijepa.data.shards)."""
+"""Writing of shards from raw files; whole shards that exist are kept (ijepa.data.shards)."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ DECIDE_THE_BYTES = ("source", "splits", "labels", "shard_size", "resize", "check
 
 
 class Job(NamedTuple):
-    """A shard to write, and the images to put in it."""
+    """Shard to write, and the images to put in it."""
 
     dataset: Dataset
     path: Path
@@ -45,11 +45,11 @@ class Job(NamedTuple):
 def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None) -> None:
     """Write the shards that are missing or damaged, then the index.
 
-    Works on all cores unless told otherwise, with memory for a few shards' lists of images. The
-    same raw files give the same bytes. An index that would not change is not touched, so that a
+    It uses all cores unless ``num_workers`` is given, and memory for a few shards' lists of images.
+    The same raw files give the same bytes. An index with the same content is not touched, so that a
     mended shard does not make all later results look out of date. Corrupt images are left out and
-    listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops. Shards
-    that other settings of the register have made are written anew, all of them.
+    listed in ``corrupt.json``; above the register's ``max_corrupt`` share the build stops. If the
+    register had other settings when the shards were made, all shards are written again.
     """
     dataset = register.load_dataset(name)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,13 +58,13 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
     splits: dict[str, list[dict[str, Any]]] = {}
     largest = dict.fromkeys(dataset.labels, -1)
     corrupt: list[dict[str, str]] = []
-    every = 0
-    known = [size for size in dataset.splits.values() if size is not None]
-    total = sum(known) if len(known) == len(dataset.splits) else None
+    num_images = 0
+    sizes = [size for size in dataset.splits.values() if size is not None]
+    total = sum(sizes) if len(sizes) == len(dataset.splits) else None
     with ExitStack() as stack:
         pool: Executor | None = None
         if num_workers > 1:
-            # Not forked: whoever builds may have started threads, torch's for example.
+            # Not forked: the caller may have started threads, torch's for example.
             pool = ProcessPoolExecutor(num_workers, get_context("forkserver"))
             stack.callback(pool.shutdown, cancel_futures=True)
         bar = stack.enter_context(
@@ -72,9 +72,9 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
         )
         for split, size in dataset.splits.items():
             splits[split] = []
-            seen = 0
+            split_images = 0
             for job, shard in _all_done(_jobs(dataset, raw, out, split), pool, 2 * num_workers):
-                seen += len(job.entries)
+                split_images += len(job.entries)
                 corrupt += [
                     {"split": split, "image": image, "fault": fault}
                     for image, fault in shard.corrupt
@@ -92,13 +92,13 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
                 bar.update(len(job.entries))
                 if total is not None:
                     _tolerable(corrupt, total, dataset, out)
-            every += seen
-            if seen != (size or seen) or not seen:
+            num_images += split_images
+            if split_images != (size or split_images) or not split_images:
                 raise UserError(
-                    f"{raw} has {seen} images of {split}, {register.REGISTER.name} says "
+                    f"{raw} has {split_images} images of {split}, {register.REGISTER.name} says "
                     f"{size or 'at least one'}: check the raw files, or correct the register"
                 )
-        _tolerable(corrupt, every, dataset, out)
+        _tolerable(corrupt, num_images, dataset, out)
     labels = {
         label: largest[label] + 1 if classes is None else classes
         for label, classes in dataset.labels.items()
@@ -110,7 +110,7 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
 
 
 def _forget_other_settings(dataset: Dataset, out: Path) -> None:
-    """Delete the shards if ``settings.json`` says that the register was another for them."""
+    """Delete the shards if, by ``settings.json``, other settings of the register made them."""
     settings = dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES))
     path = out / "settings.json"
     if path.exists() and read_json(path) != settings:
@@ -122,7 +122,7 @@ def _forget_other_settings(dataset: Dataset, out: Path) -> None:
 
 
 def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out: Path) -> None:
-    """Write the report of corrupt images; raise UserError where they are too many."""
+    """Write the report of corrupt images; raise UserError if there are too many."""
     report = out / "corrupt.json"
     if not corrupt:
         report.unlink(missing_ok=True)
@@ -150,7 +150,7 @@ def _jobs(dataset: Dataset, raw: Path, out: Path, split: str) -> Iterator[Job]:
 def _all_done(
     jobs: Iterator[Job], pool: Executor | None, ahead: int
 ) -> Iterator[tuple[Job, Shard]]:
-    """Every job with its shard, in order, a few of them at work at a time."""
+    """Every job with its shard, in order; at most ``ahead`` jobs are in the pool at a time."""
     if pool is None:
         yield from ((job, _make(job)) for job in jobs)
         return
@@ -165,7 +165,7 @@ def _all_done(
 
 
 def _make(job: Job) -> Shard:
-    """The shard of a job: that which is there, if it is whole, or a new one."""
+    """Shard of a job: the existing one if it is whole, or a new one."""
     shard = _finished(job.path)
     if shard is not None:
         if len(shard.places) + len(shard.corrupt) != len(job.entries):
@@ -178,7 +178,7 @@ def _make(job: Job) -> Shard:
 
 
 def _finished(path: Path) -> Shard | None:
-    """The shard if it is there and whole."""
+    """Shard at ``path`` if it exists and is whole, else None."""
     if not path.exists() or not path.with_suffix(".json").exists():
         return None
     try:
@@ -217,27 +217,27 @@ def _write(job: Job) -> Shard:
 
 
 class _Tar:
-    """An uncompressed tar that is hashed while it is written; its bytes are webdataset's own.
+    """Uncompressed tar that is hashed while it is written; its bytes equal webdataset's.
 
-    webdataset's writer copies each file several times over: half the speed of ``tar``.
+    webdataset's own writer copies each file several times, and has half the speed of ``tar``.
     """
 
     def __init__(self, file: Any) -> None:
         self.file, self.hash, self.offset = file, hashlib.sha256(), 0
 
     def add(self, name: str, content: bytes) -> int:
-        """Append a file and give the place of its first byte."""
+        """Append a file and return the position of its first byte."""
         info = tarfile.TarInfo(name)
-        # A fixed time, owner and mode, or the same images would give other bytes.
+        # Time, owner and mode are fixed, so that the same images give the same bytes.
         info.size, info.mode, info.uname, info.gname = len(content), 0o444, "bigdata", "bigdata"
         self._put(info.tobuf(tarfile.USTAR_FORMAT))
-        place = self.offset
+        position = self.offset
         self._put(content)
         self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
-        return place
+        return position
 
     def close(self) -> str:
-        """Append the end marks and give the SHA-256 of everything."""
+        """Append the end marks and return the SHA-256 of everything."""
         end = self.offset + 2 * tarfile.BLOCKSIZE
         self._put(bytes(end + -end % tarfile.RECORDSIZE - self.offset))
         return self.hash.hexdigest()
@@ -265,11 +265,11 @@ def _contents(entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
 
 
 def inspect(content: bytes) -> tuple[str, str | None]:
-    """The file ending for an image's bytes, and what is wrong with them if anything is.
+    """File ending for an image's bytes, and their fault, if any.
 
-    Better now than after hours of training. A JPEG that has its end mark is taken for whole, since
-    decoding all of ImageNet here would take hours; a PNG's checksums are checked; what is neither
-    is decoded.
+    A fault is reported now rather than after hours of training. A JPEG with its end mark is taken
+    for whole, since decoding all of ImageNet here would take hours; a PNG's checksums are checked;
+    all other formats are decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -280,7 +280,7 @@ def inspect(content: bytes) -> tuple[str, str | None]:
                 image.verify()
             elif ending != "jpg" or content[-2:] != b"\xff\xd9":
                 image.load()
-    except UnidentifiedImageError:  # whose text has an address in memory
+    except UnidentifiedImageError:  # its text has an address in memory, which changes
         return "", "no image, or one without its head"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", str(error) or type(error).__name__
@@ -288,7 +288,7 @@ def inspect(content: bytes) -> tuple[str, str | None]:
 
 
 def shrunk(content: bytes, resize: Resize) -> bytes:
-    """A JPEG of the image with its short side resized; one that is smaller keeps its size."""
+    """JPEG of an image with its short side resized; a smaller image keeps its size."""
     with Image.open(io.BytesIO(content)) as image:
         picture = image.convert("RGB")
     scale = min(1.0, resize.short_side / min(picture.size))
@@ -299,6 +299,6 @@ def shrunk(content: bytes, resize: Resize) -> bytes:
 
 
 def missing(name: str, raw: Path) -> list[str]:
-    """What a person must bring before the shards of a data set can be made, a line for each."""
+    """Files that a person must bring before a data set's shards can be made, a line for each."""
     dataset = register.load_dataset(name)
     return [f"{name}: {file}" for file in sources.load_source(dataset.source).missing(dataset, raw)]

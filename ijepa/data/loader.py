@@ -1,4 +1,4 @@
-"""Batches from shards: any image is one read away, and what comes when is a function of the seed.
+"""Batches from shards: any image takes one read, and the order is a function of the seed.
 
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels.
 """
@@ -25,11 +25,11 @@ from ijepa.randomness import generator
 
 
 class Images:
-    """The images of one split by number, straight from the tars.
+    """Images of one split by number, straight from the tars.
 
     ``labels`` gives for each kind of label the class of every image, ``subsets`` for each official
-    list the numbers of its images. Only these and the places of the images are held in memory; the
-    bytes are mapped, so that they are shared by all processes of a machine.
+    list the numbers of its images. Only these and the images' places in the tars are held in
+    memory; the bytes are mapped, so that all processes of a machine share them.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -45,9 +45,9 @@ class Images:
         self.subsets = {
             name: np.array(
                 [
-                    start + place
+                    start + index
                     for start, shard in zip([0, *self.ends[:-1]], shards, strict=True)
-                    for place in shard.subsets.get(name, [])
+                    for index in shard.subsets.get(name, [])
                 ],
                 np.int64,
             )
@@ -61,12 +61,12 @@ class Images:
     def __getitem__(self, number: int) -> Image.Image:
         """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
         shard = int(np.searchsorted(self.ends, number, side="right"))
-        place, size = self.places[shard][number - self.ends[shard]]
+        first, size = self.places[shard][number - self.ends[shard]]
         if shard not in self._maps:
             with self.paths[shard].open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            return Image.open(io.BytesIO(self._maps[shard][place : place + size])).convert("RGB")
+            return Image.open(io.BytesIO(self._maps[shard][first : first + size])).convert("RGB")
         except (OSError, SyntaxError) as error:
             raise UserError(
                 f"image {number} in {self.paths[shard]} cannot be decoded ({error}): "
@@ -85,7 +85,7 @@ class View(NamedTuple):
 
 
 class Item(NamedTuple):
-    """The views of an image, bytes [H, W, C] each, and the first view's tokens; or a batch's."""
+    """Views of an image, bytes [H, W, C] each, and the first view's tokens; or those of a batch."""
 
     views: list[Any]
     tokens: Any = None
@@ -95,8 +95,8 @@ class Item(NamedTuple):
 class TrainingViews(Dataset[Item]):
     """Augmented images; an item's key is (epoch, image number) and decides its augmentation.
 
-    With the token ids of all whole images, [image, row, column], an item also has those of its
-    first view on a grid of ``grid``.
+    If ``tokens`` has the token ids of all whole images, [image, row, column], an item also has
+    those of its first view, on a grid of ``grid``.
     """
 
     images: Images
@@ -118,7 +118,7 @@ class TrainingViews(Dataset[Item]):
 
 @dataclass(frozen=True)
 class EvaluationViews(Dataset[NDArray[np.uint8]]):
-    """The images in order, in the evaluation view."""
+    """Images in order, in the evaluation view."""
 
     images: Images
     size: int
@@ -133,11 +133,11 @@ class EvaluationViews(Dataset[NDArray[np.uint8]]):
 
 @dataclass(frozen=True)
 class Steps(Sampler[list[tuple[int, int]]]):
-    """For every step from ``first`` on, the keys of its batch.
+    """Sampler of the keys of each step's batch, from step ``first`` on.
 
     Each epoch is a permutation of all images that depends on (seed, epoch) alone; the remainder
-    that does not fill a batch is left out, as in the release. Of each batch this process takes one
-    of ``num_parts`` equal parts.
+    that does not fill a batch is left out, as in the release. This process takes one of
+    ``num_parts`` equal parts of each batch.
     """
 
     num_images: int
@@ -185,24 +185,24 @@ def evaluation_batches(
 
 
 def undisturbed(_worker: int) -> None:
-    """Let a worker ignore what is meant for the process that it works for.
+    """Let a loader's worker ignore the signals that are meant for its parent process.
 
-    Slurm sends its signals to every process of a job; without workers none could save its state.
-    A worker whose process is gone ends by itself.
+    Slurm sends its signals to every process of a job. If they ended the workers, the parent could
+    not finish its step and save its state. A worker whose parent is gone ends by itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def gather(items: list[Item]) -> Item:
-    """Items as one: tensors whose first dimension is the batch."""
+    """Batch of items: tensors whose first dimension is the batch."""
     views, tokens = zip(*items, strict=True)
-    together = [stack(list(same)) for same in zip(*views, strict=True)]
-    return Item(together, None if tokens[0] is None else stack(list(tokens)))
+    stacked = [stack(list(arrays)) for arrays in zip(*views, strict=True)]
+    return Item(stacked, None if tokens[0] is None else stack(list(tokens)))
 
 
 def stack(arrays: list[NDArray[Any]]) -> torch.Tensor:
-    """Arrays of one shape as one tensor."""
+    """Tensor of arrays that have one shape."""
     return torch.from_numpy(np.stack(arrays))
 
 

@@ -1,4 +1,4 @@
-"""Where raw files may be had: one origin after the other, until all files are there."""
+"""Origins of raw files, tried one after the other until all files are there."""
 
 import logging
 import pickle
@@ -29,7 +29,7 @@ FAILURES = (
     subprocess.CalledProcessError,
     UserError,
 )
-"""How an origin may fail: a connection that breaks off, at whatever layer, or other bytes."""
+"""Errors of an origin: a connection that breaks off, at whatever layer, or wrong bytes."""
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,11 @@ def bring(
     origins: Iterable[Mapping[str, str]],
     kinds: Mapping[str, Callable[[str], None]],
 ) -> None:
-    """Let one origin after the other bring files, until all are in ``raw`` as they must be.
+    """Fetch files from one origin after the other, until all are in ``raw`` with their checksums.
 
-    ``kinds`` is what to call with an origin's address. Raises UserError that tells what each origin
-    gave, if files are missing or have other checksums after the last one.
+    ``kinds`` maps each kind of origin to the function that is called with its address. If files are
+    missing or have other checksums after the last origin, raises UserError that tells how each
+    origin failed.
     """
     raw.mkdir(parents=True, exist_ok=True)
     failures = []
@@ -66,28 +67,28 @@ def bring(
             failures.append(f"{address}: {error}")
             log.warning("%s failed: %s", address, error)
     if faults := _faults(dataset, raw, names):
-        found = [f"{name} {fault}" for name, fault in faults.items()]
+        failures += [f"{name} {fault}" for name, fault in faults.items()]
         raise UserError(
             f"{raw}: {', '.join(faults)} could not be had with the checksums of datasets.yaml "
-            f"({'; '.join(failures + found)}). Put the official files there by hand, or run again "
+            f"({'; '.join(failures)}). Put the official files there by hand, or run again "
             "with a network"
         )
 
 
 def fault(dataset: Dataset, path: Path) -> str | None:
-    """What is wrong with a raw file, in words: that it is missing, or its checksum."""
+    """Fault of a raw file in words (missing, or its checksum), or None."""
     if not path.exists():
         return "is missing"
     expected = dataset.checksums.get(path.name)
     if expected is None:
         return None
     algorithm = expected.partition(":")[0]
-    found = f"{algorithm}:{digest(path, algorithm)}"
-    return None if found == expected else f"has {found}, expected {expected}"
+    actual = f"{algorithm}:{digest(path, algorithm)}"
+    return None if actual == expected else f"has {actual}, expected {expected}"
 
 
 def download(address: str, file: IO[bytes]) -> None:
-    """Write what an address gives to a file, and go back to the file's beginning."""
+    """Write the content of an address to a file, and go back to the file's beginning."""
     with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
         size = int(response.headers.get("Content-Length", 0))
         with tqdm.wrapattr(response, "read", total=size, desc="download", mininterval=1) as reader:
@@ -96,5 +97,5 @@ def download(address: str, file: IO[bytes]) -> None:
 
 
 def _faults(dataset: Dataset, raw: Path, names: list[str]) -> dict[str, str]:
-    found = {name: fault(dataset, raw / name) for name in names}
-    return {name: words for name, words in found.items() if words}
+    faults = {name: fault(dataset, raw / name) for name in names}
+    return {name: text for name, text in faults.items() if text}

@@ -14,26 +14,26 @@ REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"
 
 
 class Entry(BaseModel):
-    """What the register refuses to guess: an unknown key is an error."""
+    """Part of the register in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Resize(Entry):
-    """Images are stored smaller: short side in pixels (bicubic), JPEG of this quality."""
+    """Size of stored images, if smaller: short side in pixels (bicubic), and JPEG quality."""
 
     short_side: int = Field(ge=1)
     quality: int = Field(default=95, ge=1, le=100)
 
 
 class Dataset(Entry):
-    """One entry: where a data set comes from and what must be true of it.
+    """One entry: the origin of a data set, and the facts that it must fulfil.
 
-    ``splits`` are ``train`` and ``test`` (what the papers evaluate on, whatever its official name),
-    each with its number of images, or null where that is not known beforehand. ``labels``: for each
-    kind of label its classes, their number, or null (as the raw files say); nothing for images
-    without labels. ``view`` is how a whole image becomes the square that an encoder sees: its
-    centre, or all of it squashed. ``options`` are the source's own.
+    ``splits`` are ``train`` and ``test`` (the one that the papers evaluate on, whatever its
+    official name), each with its number of images, or null if that is not known beforehand.
+    ``labels`` gives for each kind of label its classes, their number, or null (the raw files decide
+    then); it is empty for images without labels. ``view`` makes a whole image the square that an
+    encoder sees: its centre, or all of it squashed. ``options`` belong to the source.
     """
 
     name: str
@@ -53,18 +53,18 @@ class Dataset(Entry):
     options: dict[str, Any] = {}
 
     def num_classes(self, label: str) -> int | None:
-        """How many classes a kind of label has, if the register knows."""
+        """Number of classes of a kind of label; None if the register does not give it."""
         classes = self.labels[label]
         return len(classes) if isinstance(classes, list) else classes
 
 
 def names() -> list[str]:
-    """Every data set of the register."""
+    """Names of all data sets of the register, sorted."""
     return sorted(_read())
 
 
 def load_dataset(name: str) -> Dataset:
-    """The entry of a data set; raises UserError with the known names for any other."""
+    """Entry of a data set; raises UserError with the known names for any other."""
     entries = _read()
     if name not in entries:
         raise UserError(
@@ -73,11 +73,11 @@ def load_dataset(name: str) -> Dataset:
     try:
         return Dataset.model_validate({"name": name, **entries[name]})
     except ValidationError as error:
-        told = "; ".join(
+        faults = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})"
             for e in error.errors()
         )
-        raise UserError(f"{REGISTER}: {name}: {told}") from None
+        raise UserError(f"{REGISTER}: {name}: {faults}") from None
 
 
 def _read() -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """WebDataset shards and their index: format, reading, verification (ijepa.data.build writes).
 
-A split lies in ``SPLIT-00000.tar`` and so on. Beside each tar stands ``SPLIT-00000.json`` with its
-SHA-256, its labels and where in the tar each image begins, so that any image is one read away; a
-shard is finished when that file is there and right. ``index.json``, written last, sums them up.
+A split lies in ``SPLIT-00000.tar`` and so on. Beside each tar is ``SPLIT-00000.json`` with its
+SHA-256, its labels and the place of each image in the tar, so that any image takes one read. A
+shard is finished when that file is there and right. ``index.json``, written last, lists all shards.
 
 Images keep the order of the raw files, which makes building as fast as copying. Our loader reads
-them in random order; whoever streams the tars with another reader must shuffle.
+them in random order; a reader that streams the tars must shuffle them.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from ijepa.errors import UserError
 from ijepa.files import digest, read_json, write_json
 
 ONLY_LABEL = "class"
-"""The label that stands in ``KEY.cls``; one of several called NAME stands in ``KEY.NAME.cls``."""
+"""Name of an only label, which is in ``KEY.cls``; one of several labels is in ``KEY.NAME.cls``."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar: its SHA-256; for each image (first byte, number of bytes) and each kind of label.
 
-    ``subsets`` are the places in this shard, from 0, of the images of official lists. ``corrupt``
-    are (name, fault) of images that were left out.
+    ``subsets`` gives for each official list the numbers of its images in this shard, from 0.
+    ``corrupt`` gives (name, fault) of the images that were left out.
     """
 
     sha256: str
@@ -41,9 +41,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What ``index.json`` says of a folder of shards.
+    """Content of ``index.json``, the description of a folder of shards.
 
-    ``labels`` gives the classes of each kind of label, or their number where they have no names.
+    ``labels`` gives the classes of each kind of label, or their number if they have no names.
     """
 
     dataset: str
@@ -53,13 +53,13 @@ class Index:
     splits: dict[str, list[dict[str, Any]]]
 
     def version(self) -> str:
-        """A short name for exactly this data, from the checksums of all shards."""
+        """Short hash of exactly this data, from the checksums of all shards."""
         sums = [shard["sha256"] for shards in self.splits.values() for shard in shards]
         return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a folder of shards."""
+    """Index of a folder of shards."""
     path = folder / "index.json"
     try:
         return Index(**json.loads(path.read_text(encoding="utf-8")))
@@ -73,7 +73,7 @@ def read_index(folder: Path) -> Index:
 
 
 def read_shard(path: Path) -> Shard:
-    """What stands beside a tar about its content; raises UserError if that is damaged."""
+    """Description of a tar from the JSON file beside it; raises UserError if that is damaged."""
     try:
         content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         pairs = {name: [(a, b) for a, b in content[name]] for name in ("places", "corrupt")}
@@ -83,17 +83,17 @@ def read_shard(path: Path) -> Shard:
 
 
 def verify(folder: Path, splits: list[str] | None = None) -> Index:
-    """The index, after every shard of the splits was compared with it, byte for byte.
+    """Compare every shard of the splits with the index, byte for byte, and return the index.
 
-    What was compared once and has kept its size and time since is not read again: ImageNet takes
-    minutes. Raises UserError that names each missing or damaged shard.
+    A file that was compared before and has kept its size and modification time is not read again,
+    because ImageNet takes minutes. Raises UserError that names each missing or damaged shard.
     """
     index = read_index(folder)
     for split in splits or []:
         if split not in index.splits:
             raise UserError(f"{folder} has no split {split!r}: it has {', '.join(index.splits)}")
-    memory = folder / ".verified.json"
-    known = read_json(memory) if memory.exists() else {}
+    record = folder / ".verified.json"
+    verified = read_json(record) if record.exists() else {}
     expected = {
         name: sha256
         for split in splits or index.splits
@@ -109,25 +109,25 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
         if not path.exists():
             return f"{path} is missing", []
         state = [expected[name], path.stat().st_size, path.stat().st_mtime_ns]
-        if known.get(name) == state or digest(path) == expected[name]:
+        if verified.get(name) == state or digest(path) == expected[name]:
             return None, state
         return f"{path} is damaged: its SHA-256 is not that of index.json", []
 
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(expected, pool.map(compare, expected), strict=True))
-    if faults := [fault for fault, _ in found.values() if fault]:
+        results = dict(zip(expected, pool.map(compare, expected), strict=True))
+    if faults := [fault for fault, _ in results.values() if fault]:
         raise UserError(
             f"{'; '.join(faults)}. To mend: make shards, or python -m ijepa.data build "
             f"{index.dataset} --raw RAW --out {folder} (only these are written again)"
         )
-    states = {name: state for name, (_, state) in found.items()}
-    if os.access(folder, os.W_OK) and not states.items() <= known.items():
-        write_json(memory, known | states)
+    states = {name: state for name, (_, state) in results.items()}
+    if os.access(folder, os.W_OK) and not states.items() <= verified.items():
+        write_json(record, verified | states)
     return index
 
 
 def scan(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, list[int]]]:
-    """A tar's SHA-256, places and labels, from the tar itself."""
+    """SHA-256, places and labels of a tar, from the tar itself."""
     places, labels = [], dict[str, list[int]]()
     with tarfile.open(path) as tar:
         for member in tar:

@@ -36,7 +36,7 @@ def tokenizer_names() -> list[str]:
 
 
 def configure(tokenizer: str, settings: dict[str, Any], where: str) -> Any:
-    """A tokenizer's Config, checked; raises UserError that begins with ``where``."""
+    """Config of a tokenizer, checked; raises UserError that begins with ``where``."""
     if tokenizer not in tokenizer_names():
         raise UserError(
             f"{where}: unknown tokenizer {tokenizer!r}: choose {' or '.join(tokenizer_names())}"
@@ -49,7 +49,7 @@ def configure(tokenizer: str, settings: dict[str, Any], where: str) -> Any:
 
 @dataclass(frozen=True)
 class WholeViews(EvaluationViews):
-    """The images in order, each squeezed whole into a square (Lanczos, as CAE for its dVAE)."""
+    """Images in order, each squeezed whole into a square (Lanczos, as CAE for its dVAE)."""
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         image = self.images[number]

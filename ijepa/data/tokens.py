@@ -1,10 +1,10 @@
-"""A discrete token id for every patch, as CAE needs: ``python -m ijepa.data.tokens small|dalle``.
+"""Discrete token ids of all patches, as CAE needs: ``python -m ijepa.data.tokens small|dalle``.
 
 The ids of all training images lie beside the shards in ``tokens/NAME.npy``, [images, rows, columns]
-of uint16; ``tokens/NAME.json``, written last, has its SHA-256 and says what made it. Each image is
-seen whole, squeezed into a square, so that training can cut the grid where it cuts the image: the
-grid should be finer than training's, and by default has twice its rows. (CAE gives its tokenizer
-the crop itself, resized to half of the training size, at every step.)
+of uint16; ``tokens/NAME.json``, written last, has its SHA-256 and its tokenizer's settings. Each
+image is tokenised whole, squeezed into a square, so that training can cut the grid where it cuts
+the image. The grid should therefore be finer than training's; by default it has twice its rows.
+(CAE gives its tokenizer the crop itself, resized to half of the training size, at every step.)
 """
 
 import argparse
@@ -18,17 +18,17 @@ from ijepa.errors import UserError, run_command
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the command line; those that are left out have the tokenizer's defaults."""
+    """Options of the command line; an option left out has the tokenizer's default."""
     options = argparse.ArgumentParser(prog="python -m ijepa.data.tokens", description=__doc__)
     options.add_argument("tokenizer", help="one of ijepa/data/tokenizers, such as small")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     left_out: Any = argparse.SUPPRESS
     for name, kind, text in (
-        ("size", int, "pixels of a side that every image is squeezed to"),
+        ("size", int, "side in pixels to which every image is squeezed"),
         ("vocabulary", int, "small: number of codes"),
-        ("patch", int, "small: pixels of a side of a patch"),
-        ("stride", int, "small: pixels from patch to patch; the grid is size / stride"),
-        ("seed", int, "small: of the sample and of k-means"),
+        ("patch", int, "small: side of a patch in pixels"),
+        ("stride", int, "small: pixels from patch to patch; the grid has size / stride rows"),
+        ("seed", int, "small: seed of the sample and of k-means"),
         ("weights", Path, "dalle: the encoder's state dict"),
     ):
         options.add_argument(f"--{name}", type=kind, default=left_out, help=text)
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+    parser().parse_args()  # answer --help before torch is imported, which takes seconds
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ def build_tokens(
     """Write the token cache of the training images of a folder of shards.
 
     ``settings`` are the other fields of the tokenizer's ``Config``. The same data, settings and
-    machine give the same bytes; on another machine near ties may fall otherwise. Raises UserError
-    for an unknown tokenizer or setting, for bad weights and for damaged shards. After an
+    machine give the same bytes; on another machine near ties may be decided differently. Raises
+    UserError for an unknown tokenizer or setting, for bad weights and for damaged shards. After an
     interruption, run it again.
     """
     raw: dict[str, Any] = dict(settings) if weights is None else {**settings, "weights": weights}
@@ -66,7 +66,7 @@ def build_tokens(
     images = Images(folder, "train")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = config.encoder(images).eval().to(device)
-    # On a CPU the tokenizer uses every core, and a loader's process would only be in its way.
+    # On a CPU the tokenizer uses every core, and a loader's process would only take time from it.
     num_workers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 0
     batches = evaluation_batches(
         WholeViews(images, config.size), encoder.batch_size, num_workers=num_workers
@@ -98,7 +98,7 @@ def build_tokens(
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The tokens of all training images: ids [images, rows, columns] below ``vocabulary``.
+    """Tokens of all training images: ids [images, rows, columns] below ``vocabulary``.
 
     ``ids`` are mapped into memory. ``sha256`` names exactly these ids, for a run's provenance.
     """
@@ -110,9 +110,9 @@ class TokenCache:
 
 
 def read_tokens(folder: Path, name: str, data_version: str) -> TokenCache:
-    """The token cache of a tokenizer, after its file was compared with its checksum.
+    """Read the token cache of a tokenizer, after its file was compared with its checksum.
 
-    Raises UserError that says the command if it is missing, damaged or of other data.
+    Raises UserError with the command to run if the cache is missing, damaged or of other data.
     """
     path = cache_path(folder, name)
     weights = " --weights FILE" if name == "dalle" else ""
@@ -136,7 +136,7 @@ def read_tokens(folder: Path, name: str, data_version: str) -> TokenCache:
 
 
 def cache_path(folder: Path, name: str) -> Path:
-    """Where the ids of a tokenizer lie."""
+    """Path of the ids of a tokenizer."""
     return folder / "tokens" / f"{name}.npy"
 
 

@@ -1,7 +1,8 @@
 """Augmentations: functions of an image and of its own random draws.
 
-Colours change through PIL, which gives the bytes of torchvision's functions on PIL images in about
-their time; on tensors of 32 or 224 pixels these mostly take twice as long or longer.
+Colours are changed by PIL, which gives the same bytes as torchvision's functions on PIL images, in
+about the same time. On tensors of 32 or 224 pixels torchvision's functions mostly take twice as
+long or longer.
 
 Shape suffixes: B images, C channels, H rows and W columns (of pixels or of tokens), R rows and
 K columns of patches.
@@ -85,7 +86,7 @@ DATA2VEC = replace(CAE, jitter=(0.4, 0.4, 0.4, 0.0))
 """Baevski et al., ICML 2022: facebookresearch/data2vec_vision, beit/datasets.
 
 The release changes colours before it crops, so that its contrast refers to the whole image's mean;
-here to the crop's.
+here it refers to the crop's mean.
 """
 
 DINO_GLOBAL_1 = Crop(
@@ -114,7 +115,7 @@ The script's defaults crop 0.14 to 1 and 0.05 to 0.4 of the area instead.
 
 
 class Box(NamedTuple):
-    """What a view shows of its image, in pixels, and whether it shows it mirrored."""
+    """Part of an image that a view shows, in pixels; ``flip`` is true if the view is mirrored."""
 
     left: int
     top: int
@@ -124,10 +125,10 @@ class Box(NamedTuple):
 
 
 def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator) -> Box:
-    """A part of an image, at random, or all of it (the rule of torchvision's RandomResizedCrop).
+    """Random part of an image, or all of it (the rule of torchvision's RandomResizedCrop).
 
-    Ten tries at a crop that fits inside the image, then the largest central crop of an allowed
-    aspect ratio.
+    Up to ten crops are drawn until one fits inside the image; if none does, the part is the largest
+    central crop of an allowed aspect ratio.
     """
     if crop.whole:
         return Box(0, 0, width, height, random.random() < crop.flip)
@@ -149,10 +150,10 @@ def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator)
 def augment(
     image: Image.Image, size: int, crop: Crop, random: np.random.Generator
 ) -> tuple[Image.Image, Box]:
-    """A square view of ``size`` pixels of an RGB image, and the part of the image that it shows.
+    """Square view of ``size`` pixels of an RGB image, and the part of the image that it shows.
 
-    All randomness comes from ``random``. Box and flip are always drawn, colours only where ``crop``
-    has them.
+    All randomness comes from ``random``. Box and flip are always drawn, changes of colour only if
+    ``crop`` has them.
 
     The order of the operations is DINO's: crop, flip, jitter, grey, blur, solarise.
     """
@@ -183,7 +184,7 @@ def _jitter(
 ) -> Image.Image:
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for i in random.permutation(4):
-        # A hue turned by 0 would still be rounded on the way to HSV and back.
+        # 0 is skipped: a hue turned by 0 would still be rounded on the way to HSV and back.
         if strengths[i] > 0:
             change = random.uniform(-strengths[i], strengths[i])
             image = enhancers[i](image).enhance(1 + change) if i < 3 else turn_hue(image, change)
@@ -191,11 +192,11 @@ def _jitter(
 
 
 def turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """The image with its hues moved on by a share ``turn`` of their circle."""
-    same = list(range(256))
+    """Image with its hues shifted by a share ``turn`` of the circle of hues."""
+    identity = list(range(256))
     shift = int(turn * 255) % 256
-    moved = same[shift:] + same[:shift]
-    return image.convert("HSV").point(moved + same + same).convert("RGB")
+    shifted = identity[shift:] + identity[:shift]
+    return image.convert("HSV").point(shifted + identity + identity).convert("RGB")
 
 
 def crop_tokens(
@@ -212,13 +213,14 @@ def crop_tokens(
 
     Args:
         tokens_HW: The tokens of the whole image, whatever its aspect ratio.
-        image_size: Its width and height in pixels.
-        box: What the view shows of it.
+        image_size: Width and height of the image in pixels.
+        box: The part of the image that the view shows.
         grid: R rows and K columns of patches in the view.
     """
 
     def nearest(first: int, extent: int, patches: int, whole: int, tokens: int) -> NDArray[np.int_]:
-        # Whole numbers (first + (i + 1/2) * extent / patches, times 2 * patches) have no rounding.
+        # In whole numbers, to avoid rounding: first + (i + 1/2) * extent / patches, times
+        # 2 * patches.
         centres = 2 * patches * first + (2 * np.arange(patches) + 1) * extent
         return centres * tokens // (2 * patches * whole)
 
@@ -228,11 +230,11 @@ def crop_tokens(
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The evaluation view: short side resized to 8/7 of ``size``, bicubic, then the central square.
+    """Evaluation view: short side resized to 8/7 of ``size``, bicubic, then the central square.
 
     224 pixels are cut from 256, as in the paper's protocols. An image whose short side is ``size``
     already is only cut: enlarging a 32-pixel photograph to cut 32 pixels from it would lose its
-    rim.
+    border.
     """
     if min(image.size) != size:
         scale = round(size * 8 / 7) / min(image.size)
@@ -244,16 +246,16 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def squash(image: Image.Image, size: int) -> Image.Image:
-    """All of the image as a square, bicubic: the nearest object may stand outside the centre."""
+    """Whole image as a square, bicubic: CLEVR's nearest object may lie outside the centre."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 WHOLE_VIEWS = {"centre": centre_crop, "squash": squash}
-"""How a data set's images become what an encoder is evaluated on."""
+"""Evaluation views by name: each makes a whole image the square that an encoder is evaluated on."""
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Bytes [H, W, 3]; they become floats on the device, four times fewer to move."""
+    """Bytes [H, W, 3] of an image, a quarter of the size of floats, which the device makes."""
     return np.asarray(image)
 
 

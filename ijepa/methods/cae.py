@@ -1,4 +1,4 @@
-"""CAE: regress the features of hidden patches from visible ones, and name their tokens from those.
+"""CAE: predict the features of hidden patches from visible ones, and from these their tokens.
 
 Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", IJCV 2023.
 https://arxiv.org/abs/2202.03026
@@ -39,13 +39,13 @@ class Config(method.MaskedRecipe):
     """Defaults are the published recipe for ViT-B: 1600 epochs in batches of 2048 images.
 
     Warm-up takes 10, 20 or 40 epochs for 300, 800 or 1600. ViT-L has a layer scale of 1e-5. The
-    token targets are ids of DALL-E's dVAE (8192 words); ``tokenizer`` names the one whose token
-    cache the loader reads, and the table says which. The release tokenises each crop; a cache holds
-    those of whole images, which are cropped with them: an approximation. With another tokenizer
-    than ``dalle`` this is a changed method.
+    token targets are ids of DALL-E's dVAE (8192 words). ``tokenizer`` names the tokenizer whose
+    token cache the loader reads; the results table names it too. The release tokenises each crop.
+    Here the cache holds the tokens of whole images, and is cropped with the image: an
+    approximation. With a tokenizer other than ``dalle`` this is a changed method.
 
     The release's 1600-epoch ViT-L script loses its decoder flags to a missing line continuation.
-    Paths are dropped in the encoder, also where it makes the targets of the alignment.
+    Paths are dropped in the encoder, also when it computes the targets of the alignment.
     """
 
     optim: Optim = field(
@@ -81,12 +81,12 @@ class Config(method.MaskedRecipe):
         variant(self)
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """BEiT's blocks."""
+        """Patches hidden in BEiT's blocks, boolean [B, N]."""
         return self.masking.hide(counts_B, grid, generator)
 
     @property
     def tokens(self) -> Tokens:
-        """The targets of the decoder."""
+        """Tokenizer and vocabulary of the decoder's targets."""
         return Tokens(self.tokenizer, self.vocabulary)
 
 
@@ -94,11 +94,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "epochs300": {"optim": {"epochs": 300, "warmup_epochs": 10}},
     "epochs800": {"optim": {"epochs": 800, "warmup_epochs": 20}},
     "large": {"layer_scale": 1e-5},
+    # Small images on a CPU, with the tokenizer that is trained here.
+    "tiny": {
+        "optim": {"batch_size": 64, "epochs": 0.7, "warmup_epochs": 0.15, "lr": 1e-3},
+        "tokenizer": "small",
+        "vocabulary": 512,
+        "masking": {"min_patches": 4},
+        "regressor_depth": 1,
+        "decoder_depth": 1,
+        "drop_path": 0.0,
+    },
 }
 
 
 def variant(config: Config) -> Variant:
-    """BEiT's blocks on fixed positions, the row's half first."""
+    """Variant with BEiT's blocks on fixed positions, the row's half first."""
     return Variant(
         class_token=True,
         positions="sincos_rows_first",
@@ -109,7 +119,7 @@ def variant(config: Config) -> Variant:
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError where the masks do not fit the grid."""
+    """Raise ValueError if the masks do not fit the grid."""
     num_hidden(config.mask_ratio, vit.grid)
 
 
@@ -124,7 +134,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the queries find, of their shape."""
+        """Attended values, of the queries' shape."""
         q = F.linear(q, self.q.weight, self.q_bias)
         v = F.linear(v, self.v.weight, self.v_bias)
         heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, self.k(k), v))
@@ -134,10 +144,11 @@ class CrossAttention(nn.Module):
 
 
 class RegressorBlock(nn.Module):
-    """Queries attend to visible features and to themselves.
+    """Block whose queries attend to visible features and to themselves.
 
     Positions are added to queries and keys only, and before their normalisation. The feed-forward
-    part's residual branch starts from what its LayerNorm makes, unlike in every other block here.
+    part's residual branch starts from the output of its LayerNorm, unlike in every other block
+    here.
     """
 
     def __init__(self, vit: ViTConfig, layer_scale: float) -> None:
@@ -153,7 +164,7 @@ class RegressorBlock(nn.Module):
         )
 
     def forward(self, q: Tensor, kv: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Queries one block later."""
+        """Queries after this block."""
         attended = self.cross_attn(
             self.norm1_q(q + q_pos), self.norm1_k(kv + k_pos), self.norm1_v(kv)
         )
@@ -163,7 +174,7 @@ class RegressorBlock(nn.Module):
 
 
 class Regressor(nn.Module):
-    """From visible features and hidden positions to hidden features ("latent regressor")."""
+    """Network from visible features and hidden positions to hidden features (latent regressor)."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -186,7 +197,7 @@ class Regressor(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the hidden patches' features to a score for each word of the vocabulary."""
+    """Network from the hidden patches' features to a score for each word of the vocabulary."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -208,7 +219,7 @@ class Decoder(nn.Module):
 
 
 class Method(method.Method):
-    """One encoder, which also makes the targets of the alignment, a regressor and a decoder."""
+    """Encoder (which also computes the alignment targets), regressor and decoder."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -246,13 +257,13 @@ class Method(method.Method):
     def targets(
         self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None
     ) -> Tensor:
-        """The encoder's own features of the hidden patches, which it sees alone, [B, H, D]."""
+        """Features of the hidden patches by the same encoder, which sees only these, [B, H, D]."""
         encoder = self.visible_encoder
         features = encoder(images_BCHW, where(hidden_BN), coins_BL2=coins_BL2)
         return encoder.patches(features).float()
 
     def positions(self, index_BK: Tensor) -> Tensor:
-        """The encoder's positions of the chosen patches, [B, K, D]."""
+        """Encoder's positions of the chosen patches, [B, K, D]."""
         table = self.visible_encoder.pos_embed
         assert table is not None
         table_BND = self.visible_encoder.patches(table)
@@ -261,7 +272,7 @@ class Method(method.Method):
     def losses(
         self, features_BHD: Tensor, targets_BHD: Tensor, scores: Tensor, tokens: Tensor
     ) -> dict[str, Tensor]:
-        """Both losses and their weighted sum; ``tokens`` are those of the hidden patches, flat."""
+        """Both losses and their weighted sum; ``tokens`` are the hidden patches', flattened."""
         loss_tokens = F.cross_entropy(scores.float().flatten(0, 1), tokens)
         loss_alignment = F.mse_loss(features_BHD.float(), targets_BHD)
         return {

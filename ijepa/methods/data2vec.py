@@ -34,14 +34,14 @@ RELEASED = {
 class Config(method.MaskedRecipe):
     """Defaults are the paper's recipe for ViT-B (800 epochs in batches of 2048 images).
 
-    Paper and repository disagree: its ViT-B command warms up over 10 epochs, drops paths at 0.25
-    and attention at 0.05 (preset ``repository``, which has no attention dropout). ViT-L is trained
-    twice for 800 epochs in batches of 8192 with a learning rate of 1e-3 and 80 epochs of warm-up
-    (4096 in the repository), momentum 0.9998 and then 0.9999, layer scale 1e-5.
+    Paper and repository disagree. The repository's ViT-B command warms up over 10 epochs, drops
+    paths at 0.25 and attention at 0.05 (preset ``repository``, which has no attention dropout).
+    ViT-L is trained twice for 800 epochs in batches of 8192 (4096 in the repository) with a
+    learning rate of 1e-3, 80 epochs of warm-up, momentum 0.9998 and then 0.9999, layer scale 1e-5.
 
-    The targets are the outputs of whole blocks, as in the code; the text speaks of the outputs of
-    their last feed-forward parts. BEiT's masks stop at or below 120 of 196 patches in the release;
-    here every image has exactly ``mask_ratio`` of them.
+    The targets are the outputs of whole blocks, as in the code; the paper's text speaks of the
+    outputs of their feed-forward parts. In the release BEiT's masks hide 120 of 196 patches or
+    fewer; here every image has exactly ``mask_ratio`` of its patches hidden.
     """
 
     optim: Optim = field(
@@ -62,7 +62,7 @@ class Config(method.MaskedRecipe):
     masking: BlockWise = field(default_factory=BlockWise)
     top_layers: int = 6
     beta: float = 2.0
-    """Of the smooth L1 loss."""
+    """Parameter of the smooth L1 loss: the error at which it becomes linear."""
     momentum: float = 0.9998
     layer_scale: float = 1e-4
     drop_path: float = 0.2
@@ -75,7 +75,7 @@ class Config(method.MaskedRecipe):
         variant(self)
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """BEiT's blocks."""
+        """Patches hidden in BEiT's blocks, boolean [B, N]."""
         return self.masking.hide(counts_B, grid, generator)
 
 
@@ -86,11 +86,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim": {"batch_size": 8192, "lr": 1e-3, "warmup_epochs": 80},
         "layer_scale": 1e-5,
     },
+    # Small images on a CPU.
+    "tiny": {
+        "optim": {"batch_size": 64, "epochs": 1.0, "warmup_epochs": 0.15, "lr": 5e-4},
+        "crop": {"jitter_probability": 0.0},
+        "masking": {"min_patches": 4},
+        "top_layers": 3,
+        "momentum": 0.999,
+        "layer_scale": 1.0,
+        "drop_path": 0.0,
+    },
 }
 
 
 def variant(config: Config) -> Variant:
-    """BEiT's network: relative positions only."""
+    """Variant of BEiT: relative positions only."""
     return Variant(
         class_token=True,
         positions="relative",
@@ -101,7 +111,7 @@ def variant(config: Config) -> Variant:
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError where the masks do not fit the grid or there are too few blocks."""
+    """Raise ValueError if the masks do not fit the grid or there are too few blocks."""
     num_hidden(config.mask_ratio, vit.grid)
     if not 1 <= config.top_layers <= vit.depth:
         raise ValueError(
@@ -111,7 +121,7 @@ def check(config: Config, vit: ViTConfig) -> None:
 
 
 class Network(nn.Module):
-    """An encoder, the token that stands for hidden patches, and the head on its features."""
+    """Encoder, the token that stands for hidden patches, and the head on its features."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -124,7 +134,7 @@ class Network(nn.Module):
 
 
 class Method(method.Method):
-    """The student learns; the teacher, a copy of all of it, follows as a moving average."""
+    """Student, which learns, and teacher: a copy of all of it that follows as a moving average."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -134,7 +144,7 @@ class Method(method.Method):
 
     @property
     def encoder(self) -> ViT:
-        """The student's: what the release fine-tunes."""
+        """Encoder of the student, which the release fine-tunes."""
         return self.student.encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -157,10 +167,10 @@ class Method(method.Method):
 
     @torch.no_grad()
     def targets(self, images_BCHW: Tensor) -> Tensor:
-        """The teacher's features of every patch of the whole image, [B, N, D].
+        """Teacher's features of every patch of the whole image, [B, N, D].
 
-        The outputs of the top blocks, each normalised over features, averaged, normalised once
-        more; no LayerNorm here has weights.
+        The outputs of the top blocks are each normalised over features, averaged, and normalised
+        once more; no LayerNorm here has weights.
         """
         encoder = self.teacher.encoder
         shape = (self.vit.dim,)
@@ -171,7 +181,7 @@ class Method(method.Method):
         return F.layer_norm(total / self.config.top_layers, shape)
 
     def loss(self, predictions_HD: Tensor, targets_HD: Tensor) -> Tensor:
-        """Mean over all elements."""
+        """Smooth L1 loss, averaged over all elements."""
         return F.smooth_l1_loss(predictions_HD.float(), targets_HD, beta=self.config.beta)
 
     def after_step(self, progress: float) -> None:
@@ -179,5 +189,5 @@ class Method(method.Method):
         follow(self.teacher, self.student, self.config.momentum)
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """The momentum, which is constant."""
+        """Momentum, which is constant."""
         return {"momentum": self.config.momentum}

@@ -1,4 +1,4 @@
-"""DINO: make the [cls] features of different crops of an image name the same prototypes.
+"""DINO: train the [cls] features of different crops of an image to choose the same prototypes.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021.
 https://arxiv.org/abs/2104.14294
@@ -100,7 +100,7 @@ class Config(method.Recipe):
         ]
 
     def temperature(self, progress: float) -> float:
-        """The teacher's temperature, which changes from epoch to epoch and then stays."""
+        """Teacher's temperature, which changes from epoch to epoch and then stays."""
         start, end = self.teacher_temperature
         epoch = int(progress * self.optim.epochs + 1e-6)
         return start + (end - start) * min(1.0, epoch / max(1, self.temperature_warmup_epochs - 1))
@@ -113,16 +113,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher_temperature": (0.04, 0.04),
     },
     "small": {"optim": {"epochs": 800}, "norm_last_layer": False},
+    # Small images on a CPU.
+    "tiny": {
+        "optim": {"batch_size": 32, "epochs": 0.6, "warmup_epochs": 0.1, "lr": 5e-4},
+        "num_local": 2,
+        "local_size": 16,
+        "num_prototypes": 256,
+        "head_dim": 256,
+        "bottleneck_dim": 64,
+        "freeze_last_layer_epochs": 0,
+        "teacher_temperature": (0.04, 0.04),
+        "momentum": (0.95, 1.0),
+        "drop_path": 0.0,
+    },
 }
 
 
 def variant(config: Config) -> Variant:
-    """Learned positions, [cls]."""
+    """Variant with learned positions and [cls]."""
     return Variant(class_token=True, positions="learned", drop_path=config.drop_path, init="dino")
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError where the local crops cannot be cut into patches."""
+    """Raise ValueError if the local crops cannot be cut into patches."""
     if config.num_local and config.local_size % vit.patch_size:
         raise ValueError(
             f"recipe.local_size is {config.local_size}: it must be a multiple of vit.patch_size "
@@ -131,7 +144,7 @@ def check(config: Config, vit: ViTConfig) -> None:
 
 
 class Prototypes(nn.Module):
-    """A linear layer without bias whose rows are directions times gains (weight normalisation)."""
+    """Linear layer without bias whose rows are directions times gains (weight normalisation)."""
 
     def __init__(self, dim: int, num_prototypes: int, norm_last_layer: bool) -> None:
         super().__init__()
@@ -145,7 +158,7 @@ class Prototypes(nn.Module):
 
 
 class Head(nn.Module):
-    """From features to scores: three layers, a point on the sphere, prototypes."""
+    """Network from features to scores: three layers, scaling to length 1, prototypes."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -171,7 +184,7 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """An encoder and the head on its features."""
+    """Encoder and the head on its features."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -180,7 +193,7 @@ class Network(nn.Module):
 
 
 class Method(method.Method):
-    """The student sees all views, the teacher the global ones; both name prototypes."""
+    """Student, which sees all views, and teacher, which sees the global ones."""
 
     centre: Tensor
     centre_sum: Tensor
@@ -199,7 +212,7 @@ class Method(method.Method):
 
     @property
     def encoder(self) -> ViT:
-        """The teacher's: what the paper evaluates."""
+        """Encoder of the teacher, which the paper evaluates."""
         return self.teacher.encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -221,17 +234,17 @@ class Method(method.Method):
 
     def coins(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Uniform numbers for stochastic depth, for the rows of the global and the local views."""
-        drawn = batch.uniform("drop_path", len(batch.views), self.vit.depth, 2)
-        drawn_VBL2 = drawn.transpose(0, 1)
-        return drawn_VBL2[:NUM_GLOBAL].flatten(0, 1), drawn_VBL2[NUM_GLOBAL:].flatten(0, 1)
+        coins_BVL2 = batch.uniform("drop_path", len(batch.views), self.vit.depth, 2)
+        coins_VBL2 = coins_BVL2.transpose(0, 1)
+        return coins_VBL2[:NUM_GLOBAL].flatten(0, 1), coins_VBL2[NUM_GLOBAL:].flatten(0, 1)
 
     def sharpened(self, targets_RS: Tensor, progress: float) -> Tensor:
-        """The teacher's probabilities."""
+        """Teacher's probabilities, after centring and division by the temperature."""
         temperature = self.config.temperature(progress)
         return ((targets_RS.float() - self.centre) / temperature).softmax(-1)
 
     def loss(self, scores_RS: Tensor, targets_RS: Tensor, temperature: float) -> Tensor:
-        """Averaged over images and over the pairs of a teacher's view and another of the student's.
+        """Cross-entropy, averaged over images and over pairs of a teacher's and another view.
 
         ``scores_RS`` are the student's for all views, ``targets_RS`` the teacher's for the two
         global ones, both view after view.
@@ -240,7 +253,7 @@ class Method(method.Method):
         log_p_VBS = (scores_RS.float() / self.config.student_temperature).log_softmax(-1)
         log_p_VBS = log_p_VBS.unflatten(0, (-1, B))
         q_GBS = ((targets_RS.float() - self.centre) / temperature).softmax(-1).unflatten(0, (-1, B))
-        # Element by element: autocast would take a matrix product's sums to bfloat16.
+        # Elementwise, because autocast would round the sums of a matrix product to bfloat16.
         pairs = [
             -(q_BS * log_p_BS).sum(-1).mean()
             for g, q_BS in enumerate(q_GBS)
@@ -250,8 +263,8 @@ class Method(method.Method):
         return torch.stack(pairs).mean()
 
     def before_step(self, progress: float) -> None:
-        """Keep the prototypes as they are in the first epoch."""
-        epoch = progress * self.config.optim.epochs + 1e-6  # as in temperature: rounding
+        """Freeze the prototypes for the first ``freeze_last_layer_epochs``."""
+        epoch = progress * self.config.optim.epochs + 1e-6  # against rounding, as in temperature
         if epoch < self.config.freeze_last_layer_epochs:
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
@@ -267,7 +280,7 @@ class Method(method.Method):
         move(self.centre, self.centre_sum, self.config.centre_momentum)
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """The momentum, along a cosine, and the teacher's temperature."""
+        """Momentum, along a cosine, and the teacher's temperature."""
         return {
             "momentum": cosine(*self.config.momentum, progress),
             "teacher_temperature": self.config.temperature(progress),
@@ -283,13 +296,13 @@ def add_up(sums: Tensor, scores: Tensor) -> None:
 
 
 def move(centre: Tensor, sums: Tensor, momentum: float) -> None:
-    """Move a centre towards the mean of what was added up on all devices, and start anew."""
-    everywhere = total(sums)
-    mean = everywhere[:-1] / everywhere[-1]
+    """Move a centre towards the mean of the scores summed on all devices, and reset the sums."""
+    all_sums = total(sums)
+    mean = all_sums[:-1] / all_sums[-1]
     centre.copy_(centre * momentum + mean * (1 - momentum))
     sums.zero_()
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Mean entropy of rows of probabilities, nats: 0 where the teacher has collapsed to a point."""
+    """Mean entropy of rows of probabilities in nats; 0 if the teacher has collapsed to a point."""
     return -(p * p.clamp_min(1e-12).log()).sum(-1).mean()

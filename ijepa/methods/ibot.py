@@ -1,4 +1,4 @@
-"""iBOT: DINO, and besides the student names the prototypes of patches that it does not see.
+"""iBOT: DINO, and the student also predicts the prototypes of patches that are hidden from it.
 
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", ICLR 2022.
 https://arxiv.org/abs/2111.07832
@@ -32,7 +32,7 @@ class Config(dino.Config):
 
     ViT-S trains for 800 epochs, ViT-L for 250. The code's own defaults have other crops (0.14 to 1
     and 0.05 to 0.4). One head serves [cls] and patches. In half of the views nothing is hidden; in
-    the others a share drawn uniformly from ``mask_ratio``.
+    the others the hidden share is drawn uniformly from ``mask_ratio``.
     """
 
     global_crops: tuple[Crop, Crop] = (IBOT_GLOBAL_1, IBOT_GLOBAL_2)
@@ -59,7 +59,7 @@ class Config(dino.Config):
             )
 
     def hidden(self, num_views: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Which patches of each view are hidden, boolean [views, N]."""
+        """Hidden patches of each view, boolean [views, N]."""
         ratio, coin = torch.rand(2, num_views, generator=generator)
         low, high = self.mask_ratio
         share = (low + (high - low) * ratio) * (coin < self.masked_views)
@@ -69,27 +69,34 @@ class Config(dino.Config):
     def masks(
         self, num_images: int, grid: tuple[int, int], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What the student sees of the first global view."""
+        """Patches of the first global view that the student sees, under ``visible``."""
         return {"visible": ~self.hidden(num_images, grid, generator)}
 
     def patches(self, progress: float) -> float:
-        """The teacher's temperature for patches."""
+        """Teacher's temperature for patches."""
         return replace(self, teacher_temperature=self.patch_temperature).temperature(progress)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"optim": {"epochs": 800}},
     "large": {"optim": {"epochs": 250}},
+    # Small images on a CPU: DINO's, and what iBOT adds.
+    "tiny": {
+        **dino.PRESETS["tiny"],
+        "optim": {**dino.PRESETS["tiny"]["optim"], "epochs": 0.4},
+        "masking": {"min_patches": 4},
+        "patch_temperature": (0.04, 0.04),
+    },
 }
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError where the local crops cannot be cut into patches."""
+    """Raise ValueError if the local crops cannot be cut into patches."""
     dino.check(config, vit)
 
 
 class Network(dino.Network):
-    """An encoder, the token that stands for hidden patches, and the head for [cls] and patches."""
+    """Encoder, the token that stands for hidden patches, and the head for [cls] and patches."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__(config, vit)
@@ -148,7 +155,7 @@ class Method(dino.Method):
         }
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Which patches of the global views the student does not see, boolean [F, N]."""
+        """Patches of the global views that are hidden from the student, boolean [F, N]."""
         num_views, random = batch.num_images() * NUM_GLOBAL, batch.generator("masks")
         masks = self.config.hidden(num_views, self.vit.grid, random)
         return batch.rows(masks.unflatten(0, (-1, NUM_GLOBAL))).transpose(0, 1).flatten(0, 1)

@@ -57,10 +57,11 @@ class Config(method.Recipe):
     momentum: tuple[float, float] = (0.996, 1.0)
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
     targets: Literal["features", "block_features", "pixels"] = "features"
-    """What is predicted of a target block: the ``features`` that the target encoder makes of the
-    whole image; ``block_features``, of a target encoder that sees only the block (Table 11: masks
-    at its input); its ``pixels`` (Table 7). The release has the first. Of the others the paper says
-    no more than that: here the LayerNorm over a patch's values stays, and all else."""
+    """Targets of the prediction. ``features`` (the release's): the target encoder's features of the
+    block, when it sees the whole image. ``block_features``: those of a target encoder that sees
+    only the block (Table 11: masks at its input). ``pixels``: the block's pixels (Table 7). The
+    paper gives no details of the last two: here all else stays, also the LayerNorm over a patch's
+    values."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
@@ -76,7 +77,7 @@ class Config(method.Recipe):
     def masks(
         self, num_images: int, grid: tuple[int, int], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The context block less the targets, and every target block."""
+        """Context block without the targets, and every target block, by name."""
         masks = sampler(self.masking, grid).sample(num_images, generator)
         rows = {"context": masks.context_GK}
         rows |= {f"target {m}": t for m, t in enumerate(masks.targets_GMT.unbind(1), start=1)}
@@ -85,7 +86,7 @@ class Config(method.Recipe):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The text where it differs from the release; a preset cannot undo the targets' LayerNorm.
+    # The paper's text where it differs from the release; no preset can undo the targets' LayerNorm.
     "paper": {
         "optim": {"start_lr": 1e-4, "warmup_epochs": 15, "weight_decay_shape": "linear"},
         "loss": "l2",
@@ -93,11 +94,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": {"optim": {"epochs": 600, "warmup_epochs": 15}, "predictor_depth": 6},
     "large": {"optim": {"epochs": 600, "warmup_epochs": 15}},
     "giant": {"predictor_depth": 16},
+    # Small images on a CPU. The release's masks cannot be drawn on a grid of 8x8 (ijepa.masking).
+    "tiny": {
+        "optim": {
+            "batch_size": 64,
+            "epochs": 1.5,
+            "warmup_epochs": 0.15,
+            "lr": 5e-4,
+            "start_lr": 5e-5,
+        },
+        "masking": {"mode": "fixed", "min_keep": 4, "group_size": 64},
+        "predictor_dim": 64,
+        "predictor_depth": 2,
+        "momentum": (0.998, 1.0),
+    },
 }
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError where the masks do not fit the grid or the predictor's width its heads."""
+    """Raise ValueError if the masks do not fit the grid or the predictor's width its heads."""
     sampler(config.masking, vit.grid)
     if config.predictor_dim % vit.num_heads or config.predictor_dim % 4:
         raise ValueError(
@@ -107,9 +122,7 @@ def check(config: Config, vit: ViTConfig) -> None:
 
 
 class Predictor(nn.Module):
-    """A narrow ViT from context features and the positions of a target to the target's features.
-
-    Or to its pixels, where those are the targets.
+    """Narrow ViT from context features and a target's positions to its features, or its pixels.
 
     Each target block has a pass of its own: mask tokens of different blocks never see each other.
     """
@@ -131,7 +144,7 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context_GKD: Tensor, masks: Masks) -> Tensor:
-        """What is predicted of every target patch, [G, M, T, D] (V pixel values in place of D)."""
+        """Predictions for every target patch, [G, M, T, D] (V pixel values in place of D)."""
         M, T = masks.targets_GMT.shape[1:]
         positions_GNP = self.predictor_pos_embed.expand(len(context_GKD), -1, -1)
         context_GKP = self.predictor_embed(context_GKD) + take(positions_GNP, masks.context_GK)
@@ -146,12 +159,12 @@ class Predictor(nn.Module):
 
 
 def normed(x: Tensor) -> Tensor:
-    """Layer-normed over the last dimension, without weights."""
+    """Float32 ``x``, layer-normed over the last dimension without weights."""
     return F.layer_norm(x.float(), x.shape[-1:])
 
 
 class Method(method.Method):
-    """Context encoder and predictor learn; the target encoder follows as a moving average."""
+    """Context encoder and predictor, which learn, and the target encoder, a moving average."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -167,13 +180,14 @@ class Method(method.Method):
         return self.target_encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss over what is predicted and the targets, averaged over images.
+        """Loss between predictions and targets, averaged over images.
 
-        Also the mean number of context patches and of patches per target, which the group's size
-        decides. A group's masks are drawn for all its images, wherever those are.
+        The mean numbers of context patches and of patches per target are returned too; both depend
+        on the group's size. A group's masks are drawn for all its images, on whatever device these
+        are.
         """
         images = batch.images_BCHW
-        # Once for all groups, where they do not depend on the masks.
+        # Targets that do not depend on the masks are computed once for all groups.
         whole_BND = None if self.config.targets == "block_features" else self.targets(images)
         B, size = len(images), self.config.masking.group_size
         first, last = batch.offset, batch.offset + B
@@ -212,7 +226,7 @@ class Method(method.Method):
 
     @torch.no_grad()
     def block_targets(self, images_GCHW: Tensor, masks: Masks) -> Tensor:
-        """The same of a target encoder that sees one block at a time, [G, M * T, D]."""
+        """Targets by a target encoder that sees one block at a time, [G, M * T, D]."""
         M = masks.targets_GMT.shape[1]
         blocks = self.target_encoder(
             images_GCHW.repeat_interleave(M, 0), masks.targets_GMT.flatten(0, 1)
@@ -221,14 +235,14 @@ class Method(method.Method):
         return targets_GQD
 
     def predict(self, images_GCHW: Tensor, masks: Masks) -> Tensor:
-        """What is predicted of every target patch, [G, M, T, D]."""
+        """Predictions for every target patch, [G, M, T, D]."""
         predictions: Tensor = self.predictor(
             self.context_encoder(images_GCHW, masks.context_GK), masks
         )
         return predictions
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Mean over all elements."""
+        """Configured loss, averaged over all elements."""
         return LOSSES[self.config.loss](predictions.float(), targets)
 
     def after_step(self, progress: float) -> None:
@@ -237,6 +251,6 @@ class Method(method.Method):
         follow(self.target_encoder, self.context_encoder, momentum)
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """The momentum of the target encoder, linear from the first value to the second."""
+        """Momentum of the target encoder, linear from the first value to the second."""
         start, end = self.config.momentum
         return {"momentum": start + progress * (end - start)}

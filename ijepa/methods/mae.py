@@ -81,22 +81,31 @@ class Config(method.MaskedRecipe):
             )
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Random patches."""
+        """Patches hidden at random, boolean [B, N]."""
         return random_masks(counts_B, grid[0] * grid[1], generator)
 
 
-PRESETS: dict[str, dict[str, Any]] = {"readme": {"optim": {"epochs": 800}}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "readme": {"optim": {"epochs": 800}},
+    # Small images on a CPU.
+    "tiny": {
+        "optim": {"batch_size": 64, "epochs": 1.2, "warmup_epochs": 0.15, "lr": 1e-3},
+        "decoder_dim": 64,
+        "decoder_depth": 2,
+        "decoder_heads": 2,
+    },
+}
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError where no patch would be visible, or none hidden."""
+    """Raise ValueError if no patch would be visible, or none hidden."""
     num_hidden(config.mask_ratio, vit.grid)
     if vit.init != "official":
         raise ValueError(f"vit.init is {vit.init}: MAE's initial weights are its own; leave it out")
 
 
 class Decoder(nn.Module):
-    """A ViT from visible features to the pixels of every patch."""
+    """ViT from visible features to the pixels of every patch."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -128,7 +137,7 @@ class Decoder(nn.Module):
 
 
 class Method(method.Method):
-    """One encoder, which sees the visible patches only, and a decoder that is thrown away."""
+    """Encoder, which sees the visible patches only, and a decoder that evaluation does not use."""
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
@@ -142,7 +151,7 @@ class Method(method.Method):
         return self.visible_encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean squared error over the pixels of the hidden patches."""
+        """Mean squared error over the pixels of the hidden patches."""
         hidden_BN = self.config.hidden(batch, self.vit.grid)
         predictions = self.predict(batch.images_BCHW, where(~hidden_BN))
         return {"loss": self.loss(predictions, batch.images_BCHW, hidden_BN)}

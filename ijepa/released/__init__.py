@@ -1,1 +1,1 @@
-"""Weights that others have published: downloaded, converted, and written in their layouts."""
+"""Weights that others have published: download, conversion, and export in their layouts."""

@@ -1,8 +1,8 @@
-"""Encoders in the layouts in which others publish them.
+"""Conversion of encoders from and to the layouts in which others publish them.
 
 A file is a dictionary of tensors, each named by its path through the file's dictionaries, joined
-by dots: ``target_encoder.module.norm.bias``. ijepa.released.layouts says what is where; sizes are
-read from shapes.
+by dots: ``target_encoder.module.norm.bias``. ijepa.released.layouts describes the layouts; sizes
+are read from shapes.
 
 Shape suffixes: R rows of a position table, D features, G rows (and columns) of the grid.
 """
@@ -25,7 +25,7 @@ from ijepa.released.layouts import DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES
 from ijepa.vit import ViT
 
 CONSTANTS = ("relative_position_index", "rd_pos_embed")
-"""What a release stores and we compute."""
+"""Endings of the names of constants that a release stores and we compute."""
 
 TRAINING = r"(opt|optimizer|scaler|fp16_scaler|amp|scheduler|lr_scheduler|args|config)\..*"
 """State of a training loop, which holds tensors in some files."""
@@ -40,14 +40,14 @@ NAMED_IN_AN_ERROR = 20
 
 @dataclass(frozen=True)
 class Reading:
-    """A file's encoder as one layout has it, under our names, and what speaks against that."""
+    """Encoder of a file as read in one layout, under our names, and the faults of that reading."""
 
     layout: str
     tower: str
     towers: list[str]
     weights: dict[str, Tensor]
     shape: dict[str, Any]
-    """Of ViTConfig; ``num_heads`` is None where neither table nor width tells it."""
+    """Fields of ViTConfig; ``num_heads`` is None if neither table nor width determines it."""
     variant: Variant
     leftovers: list[str]
     missing: list[str]
@@ -56,11 +56,11 @@ class Reading:
 
     @property
     def problems(self) -> int:
-        """How many names and sizes are not as the layout has them."""
+        """Number of names and sizes that differ from the layout's."""
         return len(self.missing) + len(self.unexpected) + len(self.objections)
 
     def complaint(self) -> str:
-        """The problems in words, with the published names."""
+        """Problems in words, with the published names."""
         lists = {"": self.objections, "missing are ": self.missing, "unknown are ": self.unexpected}
         return "; ".join(title + listed(items) for title, items in lists.items() if items)
 
@@ -68,45 +68,46 @@ class Reading:
 def encoder(
     tensors: Mapping[str, Tensor], where: str, layout: str = "auto", tower: str | None = None
 ) -> Reading:
-    """The encoder of a file in ``layout``, or in the first one that fits it best.
+    """Encoder of a file in ``layout``, or in the first layout that fits it best.
 
-    Raises UserError, which names every tensor that is missing or unknown, unless each tensor of the
-    file is the encoder's, another tower's, or known to be no encoder's. ``where`` names the file.
+    Each tensor of the file must be the encoder's, another tower's, or known to be no encoder's.
+    Otherwise raises UserError that names every missing or unknown tensor. ``where`` names the file.
     """
-    found = readings(tensors, tower)
-    chosen = [one for one in found if layout in ("auto", one.layout)]
-    fits = [one.layout for one in found if not one.problems]
-    if not chosen:
-        wanted = "any layout" if layout == "auto" else f"the layout {layout}"
+    candidates = readings(tensors, tower)
+    matching = [reading for reading in candidates if layout in ("auto", reading.layout)]
+    fits = [reading.layout for reading in candidates if not reading.problems]
+    if not matching:
+        layout_name = "any layout" if layout == "auto" else f"the layout {layout}"
         hint = f"say --layout {fits[0]}" if fits else f"known are {', '.join(LAYOUTS)}"
-        raise UserError(f"{where} holds no encoder in {wanted}: {hint}")
-    if chosen[0].problems:
+        raise UserError(f"{where} holds no encoder in {layout_name}: {hint}")
+    if matching[0].problems:
         other = f"say --layout {fits[0]}" if fits else "say another --layout or --tower"
         remedy = f"{other}, or get the whole file"
-        raise UserError(f"{where}, read as {chosen[0].layout}: {chosen[0].complaint()}: {remedy}")
-    return chosen[0]
+        complaint = matching[0].complaint()
+        raise UserError(f"{where}, read as {matching[0].layout}: {complaint}: {remedy}")
+    return matching[0]
 
 
 def readings(tensors: Mapping[str, Tensor], tower: str | None = None) -> list[Reading]:
-    """The file as every layout in which it holds an encoder, the best first."""
-    found = (read(tensors, name, tower) for name in LAYOUTS)
-    return sorted((one for one in found if one is not None), key=lambda one: one.problems)
+    """Readings of a file in every layout in which it holds an encoder, the best first."""
+    results = (read(tensors, name, tower) for name in LAYOUTS)
+    return sorted((r for r in results if r is not None), key=lambda reading: reading.problems)
 
 
 def read(tensors: Mapping[str, Tensor], name: str, tower: str | None = None) -> Reading | None:
-    """The file's encoder as the layout called ``name``; None where it has none."""
+    """Reading of a file's encoder in the layout called ``name``; None if there is none."""
     layout = LAYOUTS[name]
     roots = find(tensors, layout)
     if not roots:
         return None
-    wanted = next(iter(layout.towers)) if tower is None else tower
-    chosen = wanted if wanted in roots or tower is not None else ""
+    requested = next(iter(layout.towers)) if tower is None else tower
+    selected = requested if requested in roots or tower is not None else ""
     objections = []
-    if chosen not in roots:
-        chosen = next(iter(roots))
-        there = ", ".join(other or "one without a name" for other in roots)
-        objections.append(f"no encoder is called {wanted} (there is {there})")
-    root = roots[chosen]
+    if selected not in roots:
+        selected = next(iter(roots))
+        existing = ", ".join(other or "one without a name" for other in roots)
+        objections.append(f"no encoder is called {requested} (there is {existing})")
+    root = roots[selected]
 
     weights, published, leftovers, unexpected = {}, {}, [], []
     for theirs, value in tensors.items():
@@ -143,12 +144,12 @@ def read(tensors: Mapping[str, Tensor], name: str, tower: str | None = None) -> 
         ]
     towers = list(roots)
     return Reading(
-        name, chosen, towers, weights, shape, variant, leftovers, missing, unexpected, objections
+        name, selected, towers, weights, shape, variant, leftovers, missing, unexpected, objections
     )
 
 
 def find(tensors: Iterable[str], layout: Layout) -> dict[str, str]:
-    """What the names of each encoder in a file begin with, by tower, in the layout's order."""
+    """Beginning of the names of each encoder in a file, by tower, in the layout's order."""
     beginnings = [
         name.removesuffix(layout.patch) for name in tensors if name.endswith(layout.patch)
     ]
@@ -163,44 +164,44 @@ def find(tensors: Iterable[str], layout: Layout) -> dict[str, str]:
 def publish(
     weights: Mapping[str, Tensor], variant: Variant, name: str, tower: str | None = None
 ) -> tuple[str, dict[str, Tensor]]:
-    """An encoder of ours under the names of a layout, and the key of its container ("" for none).
+    """Key of a layout's container ("" for none), and an encoder's weights under its names.
 
-    ``tower`` is the one that it was, if it was one of the layout's. Raises UserError where the
-    layout has no place for such an encoder.
+    ``tower`` is the tower that the encoder was read from; one that the layout does not have is
+    ignored. Raises UserError if the layout cannot hold such an encoder.
     """
     layout = LAYOUTS[name]
-    if layout.variant is not None and (wrong := differences(variant, layout.variant)):
+    if layout.variant is not None and (differing := differences(variant, layout.variant)):
         raise UserError(
-            f"the layout {name} does not fit this encoder ({listed(wrong)}): "
+            f"the layout {name} does not fit this encoder ({listed(differing)}): "
             "choose another --layout"
         )
     if tower not in layout.towers:
         tower = "" if "" in layout.towers else next(iter(layout.towers))
     assert tower is not None
     _, key, prefix = layout.towers[tower]
-    back = {"": ""}
+    to_published = {"": ""}
     if name == "transformers":
         names = VIT_NAMES if variant.layer_scale is None else DINOV2_NAMES
-        back = {ours: theirs for theirs, ours in names.items()}
+        to_published = {ours: theirs for theirs, ours in names.items()}
         weights = split(weights)
-    theirs = {ours: translate(ours, back) for ours in weights}
-    if homeless := [ours for ours, their in theirs.items() if their is None]:
+    theirs = {ours: translate(ours, to_published) for ours in weights}
+    if unnamed := [ours for ours, their in theirs.items() if their is None]:
         raise UserError(
-            f"the layout {name} has no name for {listed(homeless)}: choose another --layout"
+            f"the layout {name} has no name for {listed(unnamed)}: choose another --layout"
         )
     return key, {f"{prefix}{theirs[ours]}": value for ours, value in weights.items()}
 
 
 def listed(items: list[str]) -> str:
-    """The items in a sentence, only so many of them that it can be read."""
+    """Items for a sentence; only the first NAMED_IN_AN_ERROR are named."""
     more = len(items) - NAMED_IN_AN_ERROR
     return ", ".join(items[:NAMED_IN_AN_ERROR]) + (f" and {more} more" if more > 0 else "")
 
 
 def translate(name: str, names: Mapping[str, str]) -> str | None:
-    """The name with the first matching beginning of ``names`` replaced, or None.
+    """Name with the first matching beginning of ``names`` replaced, or None.
 
-    {} in both stands for the same number.
+    {} stands for a number, the same in the old and in the new beginning.
     """
     for old, new in names.items():
         if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
@@ -209,7 +210,7 @@ def translate(name: str, names: Mapping[str, str]) -> str | None:
 
 
 def rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Weights under our names: the first matching prefix of ``names`` is replaced.
+    """Weights under our names, in which the first matching prefix of ``names`` is replaced.
 
     Constants that a release stores and we compute are left out. Raises UserError for a name that
     no prefix matches.
@@ -226,30 +227,30 @@ def rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 
 
 def joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Separate weights of queries, keys and values as one, ``qkv``, where all three are there."""
-    together = dict(weights)
+    """Weights with those of queries, keys and values joined as ``qkv``, if all three are there."""
+    result = dict(weights)
     for name in weights:
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in PARTS]
         if ".attn.q." in name and all(part in weights for part in parts):
-            values = [together.pop(part) for part in parts]
-            together[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(values)
-    return together
+            values = [result.pop(part) for part in parts]
+            result[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(values)
+    return result
 
 
 def split(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``joined``."""
-    apart: dict[str, Tensor] = {}
+    """Weights with ``qkv`` split into queries, keys and values: the inverse of ``joined``."""
+    result: dict[str, Tensor] = {}
     for name, value in weights.items():
         if ".attn.qkv." in name:
             names = [name.replace(".attn.qkv.", f".attn.{part}.") for part in PARTS]
-            apart.update(zip(names, value.chunk(len(PARTS)), strict=True))
+            result.update(zip(names, value.chunk(len(PARTS)), strict=True))
         else:
-            apart[name] = value
-    return apart
+            result[name] = value
+    return result
 
 
 def variant_of(weights: Mapping[str, Tensor]) -> Variant:
-    """What the weights' names and their positions show of an encoder's kind."""
+    """Variant of an encoder, as the names of its weights and its positions show it."""
     scaled = any(name.endswith((".gamma_1", ".ls1.gamma")) for name in weights)
     return Variant(
         class_token="cls_token" in weights,
@@ -260,9 +261,9 @@ def variant_of(weights: Mapping[str, Tensor]) -> Variant:
 
 
 def positions_of(weights: Mapping[str, Tensor]) -> Any:
-    """The kind of positions, a field of Variant.
+    """Kind of positions, a field of Variant.
 
-    Of a fixed table, also of a resampled one, one half is the same in all rows, the other in all
+    In a fixed table, also in a resampled one, one half is the same in all rows, the other in all
     columns.
     """
     if TABLE in weights:
@@ -301,7 +302,7 @@ def grid_of(weights: Mapping[str, Tensor]) -> int:
 
 
 def shape_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The sizes of ViTConfig as the tensors show them; raises ValueError where they show none."""
+    """Sizes of ViTConfig as the tensors show them; raises ValueError if they show none."""
     patch = weights["patch_embed.proj.weight"]
     if patch.ndim != 4 or patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
         raise ValueError(f"its patch embedding is {list(patch.shape)}, not [D, 3, patch, patch]")
@@ -313,14 +314,15 @@ def shape_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "image_size": grid_of(weights) * size,
         "patch_size": size,
         "dim": dim,
-        "depth": min(max(numbers, default=0) + 1, 2 * len(numbers)),  # one far number is an error
+        # A single block number far above the others is an error, and must not make a huge network.
+        "depth": min(max(numbers, default=0) + 1, 2 * len(numbers)),
         "num_heads": HEADS.get(dim) if table is None else table.shape[-1],
         "mlp_ratio": 4.0 if hidden is None else mlp_ratio(len(hidden), dim),
     }
 
 
 def mlp_ratio(hidden: int, dim: int) -> float:
-    """The ratio whose product with ``dim`` is cut to ``hidden``: rounding may fall just below."""
+    """Ratio whose product with ``dim`` truncates to ``hidden``; division may round just below."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
@@ -333,7 +335,7 @@ def shapes(config: ViTConfig, variant: Variant) -> dict[str, torch.Size]:
 
 
 def differences(ours: Variant, wanted: Variant) -> list[str]:
-    """In what an encoder is of another kind than a layout's, in words."""
+    """Differences in kind between an encoder and a layout's, in words."""
     pairs = {
         "class token": (ours.class_token, wanted.class_token),
         "positions": (ours.positions, wanted.positions),
@@ -350,12 +352,12 @@ def differences(ours: Variant, wanted: Variant) -> list[str]:
 def resized(
     weights: dict[str, Tensor], config: ViTConfig, image_size: int
 ) -> tuple[dict[str, Tensor], ViTConfig]:
-    """The encoder for images of another size, its position table resampled.
+    """Weights and config for images of another size, with a resampled position table.
 
     A table of positions, learned or fixed, is resampled bicubically as it is stored, so that the
     features are those that the encoder gives for images of that size (see ViT.positions). A table
     of relative positions keeps its values at small distances and stretches the large ones (BEiT's
-    way, as in timm). Raises ValueError where the patches do not divide the size.
+    way, as in timm). Raises ValueError if the patches do not divide the size.
     """
     new = replace(config, image_size=image_size)
     if new == config:

@@ -1,9 +1,9 @@
 """Released weights: ``python -m ijepa.released.download ADDRESS PATH --sha256 HEX --licence TEXT``.
 
-Bytes go to ``PATH.part``; ``PATH.part.origin`` says what they are the beginning of: the address,
-and the server's mark of this version of the file (ETag or Last-Modified). With these two the same
-command continues after a broken connection or a killed process, and a file that has changed
-meanwhile is fetched anew.
+Bytes go to ``PATH.part``; ``PATH.part.origin`` records where they come from: the address, and the
+server's mark of this version of the file (ETag or Last-Modified). With these two files the same
+command continues after a broken connection or a killed process. A file that has changed meanwhile
+is fetched from its beginning.
 
 ADDRESS may be a ``file://`` address or a plain path, for weights that are on this machine already.
 They are copied, not linked, so that a later edit of the original does no harm.
@@ -31,16 +31,17 @@ from ijepa.files import digest, write_text
 
 TIMEOUT_SECONDS = 20
 PAUSES = (1, 2, 4, 8, 16)
-"""Seconds before each new connection; counted afresh whenever one has brought more bytes."""
+"""Seconds before each new connection; they start again after one that has brought more bytes."""
 
 log = logging.getLogger(__name__)
 
 
 def download(address: str, path: Path, sha256: str, licence: str) -> None:
-    """Bring a file to ``path``; one that is there with the right SHA-256 is left as it is.
+    """Download a file to ``path``, unless it is there with the right SHA-256.
 
-    Raises UserError if the file cannot be had, if it has another SHA-256 (it is then removed, and
-    the next call starts anew), if another file is at ``path``, or if another process is at it.
+    Raises UserError if the download fails, if the file has another SHA-256 (it is then removed, and
+    the next call starts from the beginning), if another file is at ``path``, or if another process
+    is writing it.
     """
     sha256 = sha256.lower()
     if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -61,7 +62,7 @@ def download(address: str, path: Path, sha256: str, licence: str) -> None:
     part = path.with_name(f"{path.name}.part")
     with _alone(part):
         print(f"licence: {licence}\nfetching {address}", flush=True)
-        # All bytes may have arrived before an earlier call was killed.
+        # An earlier call may have been killed after all bytes had arrived.
         if (got := digest(part)) != sha256:
             _receive_all(address, part)
             got = digest(part)
@@ -78,15 +79,15 @@ def download(address: str, path: Path, sha256: str, licence: str) -> None:
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[None]:
-    """Keep other processes from ``part``, and leave nothing behind that does not help later."""
+    """Lock ``part`` against other processes; at the end remove it and its origin if it is empty."""
     with part.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The process that had the lock until just now may have renamed or removed the file.
-            mine = os.path.samestat(os.fstat(file.fileno()), part.stat())
+            # The process that held the lock before may have renamed or removed the file.
+            locked = os.path.samestat(os.fstat(file.fileno()), part.stat())
         except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
+            locked = False
+        if not locked:
             raise UserError(
                 f"{part} is being written by another process: wait until it is done, then run the "
                 "same command again"
@@ -104,11 +105,11 @@ def _origin(part: Path) -> Path:
 
 
 def _receive_all(address: str, part: Path) -> None:
-    """Connect again and again, as long as that brings more of the file than there was before."""
-    pauses: Iterator[float] = iter(())  # before the first byte, waiting is no remedy
-    most = 0
+    """Receive a file; connect again after an error as long as each connection brings more of it."""
+    pauses: Iterator[float] = iter(())  # no new connection before the first byte
+    most_bytes = 0
     while True:
-        before = part.stat().st_size
+        earlier_size = part.stat().st_size
         try:
             return _receive(address, part)
         except (OSError, HTTPException) as error:
@@ -116,9 +117,10 @@ def _receive_all(address: str, part: Path) -> None:
                 error.filename = error.filename or str(part)
                 raise  # a full or unwritable disk is no fault of the server
             size = part.stat().st_size
-            # A server that always starts at byte 0 brings bytes each time and may get nowhere.
-            if size != before and size > most:
-                most, pauses = size, iter(PAUSES)
+            # A server that always starts at byte 0 sends bytes each time and may never finish:
+            # only more bytes than ever before count.
+            if size != earlier_size and size > most_bytes:
+                most_bytes, pauses = size, iter(PAUSES)
             pause = next(pauses, None)
             if pause is None:
                 raise UserError(
@@ -131,10 +133,10 @@ def _receive_all(address: str, part: Path) -> None:
 
 
 def _receive(address: str, part: Path) -> None:
-    """Write to ``part`` what one connection gives: the missing bytes, or all of them anew."""
+    """Write to ``part`` the bytes that one connection gives: those that are missing, or all."""
     origin = _origin(part)
-    known, _, version = (origin.read_text() if origin.exists() else "").partition("\n")
-    response, start = _ask(address, part.stat().st_size if known == address else 0, version)
+    known_address, _, version = (origin.read_text() if origin.exists() else "").partition("\n")
+    response, start = _ask(address, part.stat().st_size if known_address == address else 0, version)
     with response, part.open("ab") as file:
         if start == 0:
             file.truncate(0)
@@ -153,7 +155,7 @@ def _receive(address: str, part: Path) -> None:
 
 
 def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
-    """The server's answer, and the byte of the file that it begins with: ``start`` or 0."""
+    """Server's response, and the byte of the file that it begins with: ``start`` or 0."""
     request = Request(address)
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -167,7 +169,7 @@ def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
         raise
     if not start or response.status != 206:
         return response, 0
-    # Some servers overlook If-Range.
+    # Some servers ignore If-Range.
     same_file = _version(response.headers) == version
     if same_file and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         return response, start
@@ -176,7 +178,7 @@ def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
 
 
 def _version(headers: Message) -> str:
-    """What If-Range accepts as a mark of a file's version: a strong ETag or a date, or nothing."""
+    """Mark of a file's version that If-Range accepts: a strong ETag, a date, or nothing."""
     tag = str(headers.get("ETag", "W/"))
     return str(headers.get("Last-Modified", "")) if tag.startswith("W/") else tag
 

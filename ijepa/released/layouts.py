@@ -1,10 +1,11 @@
 """Layouts in which others publish their encoders, as data; ijepa.released reads and writes them.
 
-A layout says where an encoder's names begin, which names are no encoder's, and what kind of encoder
-it must be. It imports no torch, so that a command line can name the layouts.
+A layout gives the beginning of an encoder's names, the names that belong to no encoder, and the
+kind of encoder that it must be. This module imports no torch, so that a command line can name the
+layouts.
 
 Names are those of the public files (see Assran et al., He et al., Baevski et al., Chen et al.,
-Caron et al., Zhou et al., and the packages timm and transformers); no code is theirs.
+Caron et al., Zhou et al., and the packages timm and transformers); no code was taken from them.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,14 @@ from typing import NamedTuple
 from ijepa.architecture import Variant
 
 LAYER_SCALE = 1e-5
-"""Where a file has layer scales, what they began as is not in it; that they are there is."""
+"""Initial layer scale given to an encoder from a file that has layer scales.
+
+The file holds their trained values only, not the initial one.
+"""
 
 
 class Tower(NamedTuple):
-    """One encoder of a file: a pattern of what its names begin with; where export puts it."""
+    """One encoder of a file: pattern of its names' beginning, and export's key and prefix."""
 
     pattern: str
     key: str = ""
@@ -27,12 +31,12 @@ class Tower(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How one publisher's files are built.
+    """Structure of one publisher's files.
 
-    ``towers``: the first is the one to be evaluated; a nameless one is a file's only encoder.
-    ``leftovers`` matches whole names, less the encoder's beginning if they have it, that are not
-    the encoder's. ``names``: a published beginning and ours, {} standing for a block's number.
-    ``variant`` None means whatever the tensors show.
+    ``towers``: the first is the one to be evaluated; the tower "" is a file's only encoder.
+    ``leftovers`` matches the whole names that are not the encoder's, after the encoder's beginning
+    is removed if they have it. ``names`` maps a published beginning to ours; {} stands for a
+    block's number. ``variant`` None means that the tensors decide.
     """
 
     towers: Mapping[str, Tower]
@@ -59,7 +63,7 @@ VIT_NAMES = {
     "encoder.layer.{}.intermediate.dense.": "blocks.{}.mlp.fc1.",
     "encoder.layer.{}.output.dense.": "blocks.{}.mlp.fc2.",
 }
-"""ViT, ViTMAE and IJepa in transformers."""
+"""Names of ViT, ViTMAE and IJepa in transformers."""
 DINOV2_NAMES = {
     **SHARED_NAMES,
     "encoder.layer.{}.norm1.": "blocks.{}.norm1.",
@@ -128,6 +132,6 @@ LAYOUTS = {
         patch="embeddings.patch_embeddings.projection.weight",
     ),
 }
-"""In the order in which a file that fits several is called by one."""
+"""Layouts by name; a file that fits several is read in the first of them."""
 
 TOWERS = sorted({tower for layout in LAYOUTS.values() for tower in layout.towers if tower})

@@ -1,4 +1,4 @@
-"""What users type on a cluster, and what befalls them there: for test_slurm.py and chaos.py."""
+"""Commands that users type on a cluster, and accidents there: for test_slurm.py and chaos.py."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ CLUSTER = Path(__file__).with_name("cluster")
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A command in a session of its own, as another terminal would have it."""
+    """Start a command in a session of its own, as in another terminal."""
     with log.open("ab") as file:
         return subprocess.Popen(
             command,
@@ -27,7 +27,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdout=file,
             stderr=file,
             start_new_session=True,
-            # What a shell starts with "&" ignores Ctrl-C, and so does all that it starts.
+            # A command that a shell starts with "&" ignores Ctrl-C, and so do its children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -40,7 +40,7 @@ def workflow(
     targets: Sequence[str] = (),
     **profile: Any,
 ) -> list[str]:
-    """``snakemake --profile slurm`` in ``folder``, by the real profile, edited as a user would.
+    """Command ``snakemake --profile slurm`` in ``folder``; the real profile, edited as by a user.
 
     ``pretrain`` are that rule's resources, ``profile`` other keys; no job gets more minutes.
     Without ``targets`` all is made.
@@ -51,41 +51,41 @@ def workflow(
     edited["set-resources"]["pretrain"] |= {"cpus_per_gpu": 1, "gb_per_gpu": 2, **pretrain}
     for rule in ("evaluate_features", "evaluate"):
         edited["set-resources"][rule] |= {"runtime": minutes, "mem_mb": "2500 * attempt"}
-    for place, content in {"config.yaml": config, "profile/config.yaml": edited | profile}.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_text(yaml.safe_dump(content))
+    for name, content in {"config.yaml": config, "profile/config.yaml": edited | profile}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "snakemake", *targets, "--profile", str(folder / "profile")]
     return [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")]
 
 
-def told(*command: str) -> list[list[str]]:
-    """The rows of a Slurm command's answer, whose columns ``|`` parts."""
+def slurm_rows(*command: str) -> list[list[str]]:
+    """Rows of a Slurm command's output, whose columns are separated by ``|``."""
     env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return [line.split("|") for line in done.stdout.splitlines()]
 
 
 def starts(job: str) -> pd.DataFrame:
-    """Every start of a job that accounting knows, with its end and its begin in seconds."""
+    """Every start of a job that accounting knows, with its begin and its end in seconds."""
     columns = "State,Start,End,ElapsedRaw"
-    rows = told("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", columns)
+    rows = slurm_rows("sacct", "-D", "-X", "-n", "-P", "-j", job, "-o", columns)
     return pd.DataFrame(rows, columns=columns.split(","))
 
 
 def gpu_hours(folder: Path) -> float:
-    """What the controller has counted for all jobs that were submitted from a folder."""
+    """GPU-hours that the controller has counted for all jobs that were submitted from a folder."""
     columns = "ElapsedRaw,AllocTRES,WorkDir"
-    asked = ("sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-3hours", "-o", columns)
+    command = ("sacct", "-a", "-D", "-X", "-n", "-P", "-S", "now-3hours", "-o", columns)
     return sum(
         int(elapsed) * int((tres.split("gres/gpu=")[1:] or ["0"])[0].split(",")[0]) / 3600
-        for elapsed, tres, place in told(*asked)
-        if Path(place) == folder
+        for elapsed, tres, work_dir in slurm_rows(*command)
+        if Path(work_dir) == folder
     )
 
 
 def live() -> list[str]:
-    """Numbers of the jobs that have not ended."""
-    return [row[0] for row in told("squeue", "-h", "-o", "%A")]
+    """Ids of the jobs that have not ended."""
+    return [row[0] for row in slurm_rows("squeue", "-h", "-o", "%A")]
 
 
 def lose_a_node(node: str) -> None:

@@ -1,9 +1,10 @@
 """Jobs killed at random for a while on a real Slurm: ``python -m tests.slurm.chaos --help``.
 
-Two pretrainings and their evaluations, once undisturbed and once while somebody kills, requeues,
-cancels and pulls plugs. Says how often what was done, and ends with an error unless encoders and
-results are equal, no run was worked on twice at a time, and GPU-hours are what the controller
-counted. Not a test of every day: it takes half an hour, and what it does is drawn at random.
+Two pretrainings and their evaluations run twice: once undisturbed, and once while jobs are killed,
+requeued and cancelled and nodes are lost. It prints the number of each disturbance, and ends with
+an error unless encoders and results are equal, no run was worked on twice at a time, and GPU-hours
+are what the controller counted. It is no everyday test: it takes half an hour, and its disturbances
+are drawn at random.
 """
 
 import argparse
@@ -62,8 +63,8 @@ def workflow(folder: Path, data: Path, epochs: float) -> list[str]:
 
 
 def running() -> list[str]:
-    """Numbers of the jobs that run, of whatever rule."""
-    return [row[0] for row in actions.told("squeue", "-h", "-t", "R", "-o", "%A")]
+    """Ids of the running jobs of all rules."""
+    return [row[0] for row in actions.slurm_rows("squeue", "-h", "-t", "R", "-o", "%A")]
 
 
 def ranks() -> list[psutil.Process]:
@@ -103,21 +104,21 @@ class Chaos:
         return True
 
     def kill_one_launcher(self) -> bool:
-        found = [
+        launchers = [
             process
             for process in psutil.process_iter(["cmdline"])
             if "ijepa.cluster.launch" in (process.info["cmdline"] or [])
             and "--work" in process.cmdline()
         ]
-        if found:
-            self.random.choice(found).kill()
-        return bool(found)
+        if launchers:
+            self.random.choice(launchers).kill()
+        return bool(launchers)
 
     def kill_one_rank(self) -> bool:
-        found = ranks()
-        if found:
-            self.random.choice(found).kill()
-        return bool(found)
+        processes = ranks()
+        if processes:
+            self.random.choice(processes).kill()
+        return bool(processes)
 
     def requeue(self) -> bool:
         return self.for_a_job("scontrol", "requeue")
@@ -135,7 +136,7 @@ class Chaos:
         return True
 
     def go_on(self, minutes: float, pause: float) -> None:
-        """Disturb for so long, at most ``pause`` seconds apart; what ended is started again."""
+        """Disturb for ``minutes``, at most ``pause`` seconds apart; restart an ended Snakemake."""
         until = time.monotonic() + 60 * minutes
         acts: list[Callable[[], bool]] = [
             self.kill_snakemake, self.interrupt_snakemake, self.kill_one_launcher,
@@ -154,7 +155,7 @@ class Chaos:
                 self.snakemake = self.begin()
 
     def finish(self, seconds: float) -> None:
-        """Leave it in peace until it is done; a Snakemake that the chaos doomed may end once."""
+        """Wait until all is done; restart a Snakemake that an earlier disturbance has ended."""
         until = time.monotonic() + seconds
         while (code := self.snakemake.poll()) != 0 and time.monotonic() < until:
             if code is not None:
@@ -165,7 +166,7 @@ class Chaos:
 
 
 def judge(calm: Path, rough: Path) -> list[str]:
-    """What is wrong with the outcome."""
+    """Faults of the outcome, a line each."""
     faults = []
     table = pd.read_csv(rough / "results/chaos/tables/gpu_hours.csv")
     values = [
@@ -178,23 +179,23 @@ def judge(calm: Path, rough: Path) -> list[str]:
     if values[0] != values[1] or not values[0]:
         faults.append(f"evaluations differ: {values}")
     for run in RUNS:
-        place = f"results/chaos/runs/{run}/seed0"
-        ends = [load_file(folder / place / "encoder.safetensors") for folder in (calm, rough)]
+        run_folder = f"results/chaos/runs/{run}/seed0"
+        ends = [load_file(folder / run_folder / "encoder.safetensors") for folder in (calm, rough)]
         if any(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0]):
             faults.append(f"{run}: the encoders differ")
-        record: dict[str, Any] = json.loads((rough / place / "job.json").read_text())
+        record: dict[str, Any] = json.loads((rough / run_folder / "job.json").read_text())
         numbers = [job["number"] for job in record["jobs"]]
-        told = pd.concat([starts(number) for number in numbers])
-        told = told[told["ElapsedRaw"].astype(int) > 0].sort_values("Start")
-        spans = list(zip(told["Start"].astype(int), told["End"].astype(int), strict=True))
+        rows = pd.concat([starts(number) for number in numbers])
+        rows = rows[rows["ElapsedRaw"].astype(int) > 0].sort_values("Start")
+        spans = list(zip(rows["Start"].astype(int), rows["End"].astype(int), strict=True))
         if any(end > begin for (_, end), (begin, _) in pairwise(spans)):
             faults.append(f"{run}: two starts at the same time: {spans}")
         notes = sorted((note["begun"], note["ended"]) for note in record["attempts"])
         if any(end > begin + 1 for (_, end), (begin, _) in pairwise(notes)):
             faults.append(f"{run}: two attempts at the same time: {notes}")
-        counted = told["ElapsedRaw"].astype(int).sum() * RUNS[run] / 3600
+        counted = rows["ElapsedRaw"].astype(int).sum() * RUNS[run] / 3600
         ours = table[(table.run == run) & (table.rule == "pretrain")].set_index("source").gpu_hours
-        print(f"{run}: {len(numbers)} jobs, {len(told)} starts, GPU-hours: table {ours.to_dict()}, "
+        print(f"{run}: {len(numbers)} jobs, {len(rows)} starts, GPU-hours: table {ours.to_dict()}, "
               f"controller {counted:.4f}", flush=True)  # fmt: skip
         if abs(ours["slurm"] - counted) > 1e-3:
             faults.append(f"{run}: the table's {ours['slurm']} are not {counted} GPU-hours")

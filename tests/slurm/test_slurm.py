@@ -1,4 +1,4 @@
-"""On a real Slurm: jobs that are disturbed end as undisturbed ones, and none runs twice.
+"""Tests on a real Slurm: disturbed jobs end as undisturbed ones, and none runs twice.
 
 ``make test-slurm``. The tests are in the order in which they use the cluster.
 """
@@ -22,7 +22,7 @@ import yaml
 from evals.report.gpu_hours import tabulate
 from ijepa.checkpoint import load_encoder
 from ijepa.cluster import slurm
-from tests.conftest import eventually, raw_run_of
+from tests.conftest import raw_run_of, wait_until
 from tests.slurm import actions
 from tests.slurm.actions import CLUSTER, ROOT, live, lose_a_node, start, starts
 
@@ -43,7 +43,7 @@ def long_run(steps: int) -> dict[str, Any]:
 
 
 def launch(raw: dict[str, Any], data: Path, folder: Path) -> list[str]:
-    """What is typed to pretrain in a folder."""
+    """Command that pretrains in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(raw))
     files = {"data": data, "work": folder / "work", "out": folder / "out" / "encoder.safetensors"}
@@ -52,16 +52,16 @@ def launch(raw: dict[str, Any], data: Path, folder: Path) -> list[str]:
 
 
 def saved(folder: Path) -> int:
-    """The step that the run's log has come to."""
-    found = list(folder.glob("work/*/*/train.jsonl"))
-    lines = found[0].read_text().splitlines() if found else []
+    """Last step in the run's log."""
+    paths = list(folder.glob("work/*/*/train.jsonl"))
+    lines = paths[0].read_text().splitlines() if paths else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
-    """Told to requeue, preempted, its launcher killed, its node lost; then it is finished."""
+    """The run is requeued, loses its launcher, is preempted and loses a node; then it finishes."""
     raw = long_run(steps=120)
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     command = launch(raw, data, calm)
@@ -69,35 +69,35 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
 
     command = launch(raw, data, rough)
     launcher = start(command, rough / "log")
-    (job,) = eventually(lambda: saved(rough) and live())
-    slurm_says = ["scancel", "--signal=USR2", job]
-    subprocess.run(slurm_says, check=True)
-    eventually(lambda: len(starts(job)) == 2)
+    (job,) = wait_until(lambda: saved(rough) and live())
+    requeue = ["scancel", "--signal=USR2", job]
+    subprocess.run(requeue, check=True)
+    wait_until(lambda: len(starts(job)) == 2)
 
     before = saved(rough)
-    eventually(lambda: saved(rough) > before)
+    wait_until(lambda: saved(rough) > before)
     launcher.kill()
-    # Not of the launcher's account: whoever is more urgent takes the nodes.
+    # A job that is not the launcher's takes the nodes, because its partition is more urgent.
     urgent = ["sbatch", "-p", "urgent", "-A", "lab", "-N2", "--gpus-per-node=2", "-t1"]
     subprocess.run([*urgent, "--mem=100", "-o", "/dev/null", "--wrap", "sleep 2"], check=True)
-    eventually(lambda: len(starts(job)) == 3)
+    wait_until(lambda: len(starts(job)) == 3)
 
     launcher = start(command, rough / "log")
-    eventually(lambda: f"job {job} works on this run" in (rough / "log").read_text())
+    wait_until(lambda: f"job {job} works on this run" in (rough / "log").read_text())
     before = saved(rough)
-    eventually(lambda: saved(rough) > before)
+    wait_until(lambda: saved(rough) > before)
     lose_a_node("a100-1")
-    eventually(lambda: slurm.state(job).name in {"PENDING", "FAILED"})
+    wait_until(lambda: slurm.state(job).name in {"PENDING", "FAILED"})
     subprocess.run([CLUSTER, "up"], check=True, capture_output=True)
     assert launcher.wait(300) == 0, (rough / "log").read_text()
 
     ends = [load_encoder(folder / "out" / "encoder.safetensors")[0] for folder in (calm, rough)]
     for ours, theirs in zip(*(end.state_dict().values() for end in ends), strict=True):
         assert torch.equal(ours, theirs)
-    told = json.loads((rough / "out" / "job.json").read_text())
-    assert told["jobs"][0]["number"] == job
-    assert len(told["attempts"]) >= 4
-    spans = [(one["begun"], one["ended"]) for one in told["attempts"]]
+    record = json.loads((rough / "out" / "job.json").read_text())
+    assert record["jobs"][0]["number"] == job
+    assert len(record["attempts"]) >= 4
+    spans = [(attempt["begun"], attempt["ended"]) for attempt in record["attempts"]]
     assert all(end <= begin + 1 for (_, end), (begin, _) in pairwise(spans))
 
 
@@ -106,27 +106,27 @@ def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_from_what_it_saved(
 ) -> None:
     command = [*launch(long_run(steps=400), data, tmp_path), "--gpus", "2"]
     launcher = start(command, tmp_path / "log")
-    eventually(lambda: saved(tmp_path))
+    wait_until(lambda: saved(tmp_path))
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(60) == 130
-    eventually(lambda: not live())
+    wait_until(lambda: not live())
     assert "stopped after step" in logs(tmp_path)
 
     launcher = start(command, tmp_path / "log")
-    (job,) = eventually(live)
-    eventually(lambda: re.search(r"pretrain ijepa: +[1-9]", logs(tmp_path, job)))
+    (job,) = wait_until(live)
+    wait_until(lambda: re.search(r"pretrain ijepa: +[1-9]", logs(tmp_path, job)))
     os.killpg(launcher.pid, signal.SIGTERM)
     assert launcher.wait(60) == 143
-    eventually(lambda: not live())
+    wait_until(lambda: not live())
 
 
 def logs(folder: Path, job: str = "*") -> str:
-    """What the first processes of a run's jobs have written."""
+    """Logs of the first processes of a run's jobs."""
     return "".join(path.read_text() for path in folder.glob(f"work/*/submitit/{job}_0_log.err"))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--partition", "nope"], "slurm_partition: 'nope' is unknown here; there are gpu, urgent"),
         (["--account", "nope"], "slurm_account: 'nope' is none of yours; you have lab"),
@@ -144,10 +144,12 @@ def logs(folder: Path, job: str = "*") -> str:
         ),
     ],
 )
-def test_what_the_cluster_will_never_run_is_refused_at_once(options: list[str], told: str) -> None:
+def test_a_request_that_the_cluster_can_never_run_is_refused_at_once(
+    options: list[str], message: str
+) -> None:
     done = subprocess.run([*LAUNCH, "--check", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.search(f"error: {told}", done.stderr), done.stderr
+    assert re.search(f"error: {message}", done.stderr), done.stderr
     assert not live()
 
 
@@ -164,17 +166,17 @@ def test_a_job_that_fails_says_why_and_a_node_without_the_environment_too(
     assert "ended as FAILED" in (tmp_path / "bare.log").read_text()
 
 
-def test_what_a_killed_snakemake_left_is_ended_and_what_it_has_written_stays(
+def test_jobs_of_a_killed_snakemake_are_ended_and_their_files_stay(
     tmp_path: Path,
 ) -> None:
     """A rule's job is a Snakemake too: told to end, it deletes what it has written."""
     written = tmp_path / "written"
-    told_to_end = f"trap 'rm -f {written}; exit' TERM; touch {written}; sleep 100 & wait"
+    script = f"trap 'rm -f {written}; exit' TERM; touch {written}; sleep 100 & wait"
     job = ["sbatch", "-A", "lab", "-D", str(tmp_path), "--comment=rule_evaluate", "-o", "/dev/null"]
-    for wrap in (told_to_end, f"srun bash -c {shlex.quote(told_to_end)} || rm -f {written}"):
+    for wrap in (script, f"srun bash -c {shlex.quote(script)} || rm -f {written}"):
         for more in ([], ["--begin=now+1hour"]):
             subprocess.run([*job, *more, "--wrap", wrap], check=True)
-        eventually(written.exists)
+        wait_until(written.exists)
         subprocess.run(
             [sys.executable, "-m", "ijepa.cluster.slurm", tmp_path], cwd=ROOT, check=True
         )
@@ -184,32 +186,32 @@ def test_what_a_killed_snakemake_left_is_ended_and_what_it_has_written_stays(
 
 
 def test_a_job_that_was_submitted_twice_runs_once_at_a_time(tmp_path: Path) -> None:
-    """Slurm took the first although its answer was lost: the second one ends it, then begins."""
+    """Slurm took the first although its answer was lost; the second ends the first, then begins."""
     wait = shlex.join(["touch", f"{tmp_path}/first"]) + "; sleep 100"
     end = f"cd {ROOT} && {sys.executable} -m ijepa.cluster.slurm {tmp_path} --again && "
     look = f"squeue -h -o '%A %k' > {tmp_path}/seen"
     job = ["sbatch", "--parsable", "-A", "lab", "-D", str(tmp_path), "-o", "/dev/null"]
 
     def submit(comment: str, script: str) -> str:
-        asked = [*job, f"--comment={comment}", "--mem=200", "--wrap", script]
-        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+        command = [*job, f"--comment={comment}", "--mem=200", "--wrap", script]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     other = submit("rule_evaluate_wildcards_mae_1_knn", "sleep 100")
     submit("rule_evaluate_wildcards_mae_0_knn", wait)
-    eventually((tmp_path / "first").exists)
+    wait_until((tmp_path / "first").exists)
     again = submit("rule_evaluate_wildcards_mae_0_knn", end + look)
-    seen = eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text())
+    seen = wait_until(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text())
     assert sorted(line.split()[0] for line in seen.splitlines()) == [other, again]
     subprocess.run(["scancel", other], check=True)
-    eventually(lambda: not live())
+    wait_until(lambda: not live())
 
 
 @pytest.fixture
 def workflow(tiny: Path, tmp_path: Path) -> list[str]:
-    """Mini's first run on four GPUs and an evaluation, by the real profile, edited as a user's.
+    """Mini's first run on four GPUs and an evaluation, by the real profile, edited as by a user.
 
-    Up to the tables: the plugin would see a minute late that a report's job has ended. Nothing
-    waits long for anything else: this cluster answers at once.
+    It stops at the tables: the plugin would see a minute late that a report's job has ended. All
+    other waits are short: this cluster answers at once.
     """
     mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     run = mini["runs"][0]
@@ -243,7 +245,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     )
 
 
-def test_what_the_cluster_will_never_run_of_any_rule_is_refused_before_the_first_job(
+def test_a_rule_that_the_cluster_can_never_run_is_refused_before_the_first_job(
     workflow: list[str], tmp_path: Path
 ) -> None:
     profile = tmp_path / "profile/config.yaml"
@@ -251,8 +253,8 @@ def test_what_the_cluster_will_never_run_of_any_rule_is_refused_before_the_first
     edited["set-resources"]["evaluate_features"]["slurm_partition"] = "nope"
     profile.write_text(yaml.safe_dump(edited))
     assert start(workflow, tmp_path / "log").wait(400) == 1
-    told = "slurm_partition: 'nope' is unknown here; there are gpu, urgent"
-    assert f"of evaluate_features: error: {told}" in (tmp_path / "log").read_text()
+    message = "slurm_partition: 'nope' is unknown here; there are gpu, urgent"
+    assert f"of evaluate_features: error: {message}" in (tmp_path / "log").read_text()
     assert not live()
 
 
@@ -260,11 +262,11 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     workflow: list[str], tmp_path: Path
 ) -> None:
     snakemake = start(workflow, tmp_path / "log")
-    eventually(lambda: list(tmp_path.glob("work/slurm/ijepa/*/*/*/train.jsonl")), 180)
+    wait_until(lambda: list(tmp_path.glob("work/slurm/ijepa/*/*/*/train.jsonl")), 180)
     os.killpg(snakemake.pid, signal.SIGKILL)
-    queue = actions.told("squeue", "-h", "-o", "%A|%j|%y")
+    queue = actions.slurm_rows("squeue", "-h", "-o", "%A|%j|%y")
     ((pretraining, nice),) = ((job, y) for job, name, y in queue if name.startswith("ijepa-"))
-    assert nice == "7"  # by the profile's slurm_extra
+    assert nice == "7"  # from the profile's slurm_extra
 
     assert start(workflow, tmp_path / "log").wait(400) == 0, (tmp_path / "log").read_text()
     record = json.loads((tmp_path / "results/slurm/runs/ijepa/seed0/job.json").read_text())
@@ -274,7 +276,7 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     on_gpus = {"pretrain", "evaluate_features"}
     assert set(hours.index) == on_gpus | {"build_shards"}
     assert (hours.loc[sorted(on_gpus), "slurm"] > 0).all()
-    # Of one GPU, accounting counts whole seconds, and each rule here is one job of a few.
+    # Accounting counts whole seconds of a GPU, and each rule here is one job of a few seconds.
     agree = pytest.approx(hours["slurm"].tolist(), rel=0.05, abs=1 / 3600)
     assert hours["log"].tolist() == agree
     assert hours["log"].sum() == pytest.approx(hours["slurm"].sum(), rel=0.05)
@@ -290,11 +292,11 @@ def test_the_workflow_goes_on_after_snakemake_was_killed_and_counts_gpu_hours(
     shown = (tmp_path / "failing").read_text()
     assert "Logfile logs/results/slurm/evaluate_features/ijepa-0-tiny.log" in shown
     assert "Trying to restart job" in shown
-    asked = actions.told("sacct", "-X", "-n", "-P", "-o", "ReqMem,State")
-    assert [memory for memory, state in asked if state == "FAILED"][-2:] == ["2500M", "5000M"]
+    rows = actions.slurm_rows("sacct", "-X", "-n", "-P", "-o", "ReqMem,State")
+    assert [memory for memory, state in rows if state == "FAILED"][-2:] == ["2500M", "5000M"]
     # Both tries are in the table, although they have made nothing.
     table = tabulate(tmp_path / "results/slurm", tmp_path / "work/slurm/jobs")
-    told = table[table["item"] == "ijepa_0_tiny"].set_index("source")
-    assert told.starts.tolist() == [3, 3]
+    retried = table[table["item"] == "ijepa_0_tiny"].set_index("source")
+    assert retried.starts.tolist() == [3, 3]
     counted = table[table.source == "slurm"].gpu_hours.sum()
     assert counted == pytest.approx(actions.gpu_hours(tmp_path), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Commands that users of DVC type, and accidents that befall them: for the tests of this folder."""
+"""Commands that users of DVC type, and accidents that happen to them, for this folder's tests."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.conftest import eventually
+from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
 DVC = [sys.executable, "-m", "dvc"]
@@ -45,7 +45,7 @@ def killed_when(condition: Callable[[], Any], folder: Path, *command: str) -> No
     quiet = subprocess.DEVNULL
     process = psutil.Popen(command, cwd=folder, env=environment(), stdout=quiet, stderr=quiet)
     try:
-        eventually(condition, seconds=600, every=0.001)
+        wait_until(condition, seconds=600, every=0.001)
     finally:
         for victim in [*process.children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -54,7 +54,7 @@ def killed_when(condition: Callable[[], Any], folder: Path, *command: str) -> No
 
 
 def tear_locks(folder: Path) -> None:
-    """Leave what a kill of DVC leaves at the wrong moment (seen once in CI)."""
+    """Leave an empty file of locks, as a kill of DVC at the wrong moment does (seen once in CI)."""
     (folder / ".dvc" / "tmp" / "rwlock").write_text("")
 
 
@@ -106,11 +106,11 @@ def finished(output: str) -> list[str]:
     ]
 
 
-def different_files(one: Path, other: Path, folder: str) -> set[str]:
+def different_files(first: Path, other: Path, folder: str) -> set[str]:
     """Paths in a folder of two repositories where a file is not byte for byte the same in both."""
     contents = [
         {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
-        for top in (one / folder, other / folder)
+        for top in (first / folder, other / folder)
     ]
     paths = contents[0].keys() | contents[1].keys()
     return {path for path in paths if contents[0].get(path) != contents[1].get(path)}

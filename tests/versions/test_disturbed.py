@@ -24,23 +24,23 @@ from tests.versions.conftest import WHEN_KILLED, Changed, Store
 
 def objects(folder: Path) -> dict[str, Path]:
     """Files of a cache or remote by the MD5 in their path, temporary ones left out."""
-    found = {"".join(path.parts[-2:]).removesuffix(".dir"): path for path in folder.rglob("??/*")}
-    return {name: path for name, path in found.items() if len(name) == 32 and path.is_file()}
+    paths = {"".join(path.parts[-2:]).removesuffix(".dir"): path for path in folder.rglob("??/*")}
+    return {name: path for name, path in paths.items() if len(name) == 32 and path.is_file()}
 
 
 def whole(folder: Path) -> set[str]:
     """Names of all objects, each of which must have the bytes that its name says."""
-    found = objects(folder)
-    for name, path in found.items():
+    paths = objects(folder)
+    for name, path in paths.items():
         assert hashlib.md5(path.read_bytes()).hexdigest() == name, path
-    return set(found)
+    return set(paths)
 
 
 def leave_torn(remote: Path) -> None:
-    """Leave what a kill at the wrong moment leaves (seen once in CI): an empty object.
+    """Leave an empty object, as a kill at the wrong moment does (seen once in CI).
 
-    DVC (3.67) tries first whether the remote's folder can share blocks, on the object's own place.
-    It finds that out at the next push, but of a listing (README): these come last.
+    DVC (3.67) first tries, at the object's own path, whether the remote's folder can share blocks.
+    The next push finds an empty object, unless it is a listing (README): listings come last.
     """
     for path in remote.rglob("*.dir"):
         path.unlink()
@@ -50,7 +50,7 @@ def leave_torn(remote: Path) -> None:
 
 
 def test_a_killed_repro_has_noted_only_what_was_complete(origin: Path) -> None:
-    """The killed one was pretraining: its data have a version, its encoders none yet."""
+    """It was killed while pretraining: the data have a version, the encoders have none yet."""
     when_killed = yaml.safe_load(origin.with_name(WHEN_KILLED).read_text())["stages"]
     stages = yaml.safe_load((origin / "dvc.lock").read_text())["stages"]
     assert list(when_killed) == ["data-tiny"]
@@ -61,7 +61,7 @@ def test_a_killed_repro_has_noted_only_what_was_complete(origin: Path) -> None:
 def test_a_killed_push_is_finished_by_the_same_command(pulled: Path, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     run(pulled, *DVC, "remote", "add", "folder", str(remote))
-    # The first one seen may be gone again.
+    # The first object that is seen may be gone again.
     killed_when(lambda: len(objects(remote)) > 3, pulled, *DVC, "push", "-r", "folder")
     leave_torn(remote)
     run(pulled, *DVC, "push", "-r", "folder")
@@ -69,7 +69,7 @@ def test_a_killed_push_is_finished_by_the_same_command(pulled: Path, tmp_path: P
 
 
 def test_no_file_is_in_two_of_the_folders_that_dvc_holds(origin: Path) -> None:
-    """DVC (3.67) says later of such a file whose transfer failed that it is pushed."""
+    """DVC (3.67) would later report such a file as pushed, although its transfer failed."""
     folders = [json.loads(path.read_text()) for path in (origin / ".dvc/cache").rglob("*.dir")]
     files = [{entry["md5"] for entry in folder} for folder in folders]
     assert len(files) == 6  # shards, encoders, features, evaluations, tables, figures
@@ -83,7 +83,7 @@ def test_a_killed_pull_is_finished_by_the_same_command(origin: Path, clone: Path
 
 
 def test_a_torn_object_of_the_cache_is_named_and_fetched_again(origin: Path, clone: Path) -> None:
-    """A machine that lost power leaves one: DVC alone takes it for what its name says."""
+    """A machine that lost power leaves a torn object, and DVC alone trusts its name."""
     run(clone, *DVC, "fetch")
     encoder = (origin / "results/tiny/runs/mae/seed0/encoder.safetensors").read_bytes()
     torn = objects(clone / ".dvc" / "cache")[hashlib.md5(encoder).hexdigest()]

@@ -41,7 +41,7 @@ def test_the_committed_stages_are_those_of_their_configs(monkeypatch: pytest.Mon
 def test_in_a_clone_changed_shards_make_everything_that_rests_on_them(
     origin: Path, pulled: Path
 ) -> None:
-    """Also where Snakemake knows nothing of it: an encoder says on which data it was trained.
+    """Snakemake need not know of the change: an encoder says on which data it was trained.
 
     Over 5 s: everything after the shards is made again.
     """
@@ -70,7 +70,7 @@ def test_in_a_clone_a_changed_evaluation_makes_that_evaluation_and_no_other(
     assert "pretrain" not in finished(output)
     results = different_files(origin, clone, EVALUATIONS)
     assert results == {f"{encoder}/seed0/knn.json" for encoder in ENCODERS}
-    # Features stay, too: a note of them has the seconds that they took.
+    # Features stay too; only their note differs, as it has the seconds that they took.
     features = different_files(origin, clone, "results/tiny/features")
     assert {Path(path).name for path in features} <= {"about.json"}
     result = json.loads((clone / EVALUATIONS / "mae/seed0/knn.json").read_text())
@@ -79,7 +79,7 @@ def test_in_a_clone_a_changed_evaluation_makes_that_evaluation_and_no_other(
     metrics = difference["results/tiny/metrics.json"]
     assert {key.split(".")[-1] for key in metrics} <= {"knn"}
     assert "up to date" in run(clone, *DVC, "status")
-    # Beside what DVC holds there is now what was made of it, such as the note of verified shards.
+    # Beside DVC's files there are now files made from them, such as the note of verified shards.
     assert (clone / "data/shards/tiny/.verified.json").exists()
     run(clone, "git", "checkout", "dvc.lock", str(CONFIG))
     run(clone, *DVC, "checkout")
@@ -115,13 +115,13 @@ def test_in_a_clone_a_changed_recipe_trains_that_run_and_no_other(
 
 
 def test_a_cell_of_a_table_leads_to_its_origin(origin: Path) -> None:
-    found = trace(origin / "results/tiny/tables/table", "mae")
-    assert {one["evaluation"] for one in found} == {"knn", "feature_statistics"}
-    for one in found:
-        assert Path(one["result"]).exists()
-        assert one["seed"] == "0"
-        assert one["commit"] == one["commit of the encoder"] != "unknown"
-        assert json.loads(one["config of the encoder"])["method"] == "mae"
+    origins = trace(origin / "results/tiny/tables/table", "mae")
+    assert {result["evaluation"] for result in origins} == {"knn", "feature_statistics"}
+    for result in origins:
+        assert Path(result["result"]).exists()
+        assert result["seed"] == "0"
+        assert result["commit"] == result["commit of the encoder"] != "unknown"
+        assert json.loads(result["config of the encoder"])["method"] == "mae"
     with pytest.raises(UserError, match="has no row 'maee': there are mae, random_init, pixels"):
         trace(origin / "results/tiny/tables/table", "maee")
     with pytest.raises(UserError, match="does not exist: tables here are gpu_hours, table"):
@@ -142,7 +142,7 @@ def test_results_of_an_earlier_config_are_named(
 
 
 def test_an_old_result_is_never_noted_under_new_parameters(pulled: Path) -> None:
-    """Without records, times say that all is up to date: the content must say that it is not.
+    """Without records, times say that all is up to date; the content shows that it is not.
 
     Over 5 s: Snakemake is started, and compares the content.
     """

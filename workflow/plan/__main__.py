@@ -1,4 +1,4 @@
-"""What a config asks for: ``python -m workflow.plan show|tables|schema CONFIG``."""
+"""Plan, tables and schema of a config: ``python -m workflow.plan show|tables|schema CONFIG``."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
 
     Raises UserError for an unknown name.
     """
-    # Not at the top: torch takes seconds, and the other commands need none of it.
+    # Imported here: torch takes seconds to import, and the other commands do not need it.
     from ijepa.config import as_plain, parse_run
 
     runs = Grid(benchmark).runs
@@ -46,7 +46,7 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
     given = runs[name].config(benchmark.seeds[0])
     preset = {key: given["recipe"][key] for key in ["preset"] if key in given.get("recipe", {})}
     size = {key: given["vit"][key] for key in ["size"] if key in given.get("vit", {})}
-    # A recipe of an own size of network or image may not pass the checks of the published one.
+    # With this config's size of network or image, the published recipe may not pass its checks.
     published = parse_run(
         {**given, "recipe": preset, "vit": given.get("vit", {})}, name, checked=False
     )
@@ -54,13 +54,13 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
     defaults["vit"] = as_plain(parse_run({**given, "recipe": preset, "vit": size}, name, False))[
         "vit"
     ]
-    of = f"preset {preset['preset']}" if preset else "the published recipe"
-    yield f"# {name} of {benchmark.name}; a comment has the value of {of} where it is another"
+    source = f"preset {preset['preset']}" if preset else "the published recipe"
+    yield f"# {name} of {benchmark.name}; a comment has the value of {source} where it is another"
     yield from lines_of(as_plain(parse_run(given, name)), defaults)
 
 
 def lines_of(values: dict[str, Any], defaults: Any, indent: str = "") -> Iterator[str]:
-    """YAML of nested values, each with its default as a comment where that is another."""
+    """Lines of YAML of nested values; a comment has the default of a value that differs from it."""
     for key, value in values.items():
         default = defaults.get(key) if isinstance(defaults, dict) else None
         if isinstance(value, dict) and value:
@@ -77,15 +77,67 @@ def inline(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+def keys_in_words() -> str:
+    """Markdown tables of all keys of a config, for config/README.md."""
+    whole = schema()
+    parts = {"Benchmark": whole, **whole["$defs"]}
+    lines = []
+    for name in ("Benchmark", "Run", "Released", "Evaluation", "Table"):
+        kind = parts[name]
+        title = "A config" if name == "Benchmark" else f"An item of `{SECTIONS[name]}`"
+        lines += [f"## {title}", "", *kind["description"].replace("``", "`").splitlines(), ""]
+        lines += ["| key | value | default |", "|---|---|---|"]
+        for key, value in kind["properties"].items():
+            default = value.get("default")
+            shown = "" if default in (None, "", {}, []) else f"`{default}`"
+            shown = "required" if key in kind.get("required", []) else shown
+            lines.append(f"| `{key}` | {type_in_words(value)} | {shown} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+SECTIONS = {
+    "Run": "runs",
+    "Released": "released",
+    "Evaluation": "evaluations",
+    "Table": "tables",
+}
+
+
+WORDS = {
+    "object": "keys and values",
+    "integer": "whole number",
+    "string": "text",
+    "boolean": "yes or no",
+}
+
+
+def type_in_words(value: dict[str, Any]) -> str:
+    """Allowed values of a key, from its JSON schema."""
+    if "anyOf" in value:
+        words = [type_in_words(kind) for kind in value["anyOf"] if kind.get("type") != "null"]
+        return " or ".join(words)
+    if "enum" in value:
+        return ", ".join(f"`{word}`" for word in value["enum"])
+    if "$ref" in value:
+        return "an item as below"
+    if value.get("type") == "array":
+        return f"list: {type_in_words(value['items'])}"
+    text = WORDS[value["type"]]
+    if "minimum" in value:
+        text += f", at least {value['minimum']}"
+    return f"{text} of a-z, 0-9, _" if "pattern" in value else text
+
+
 def write_tables(benchmark: Benchmark) -> str:
-    """Tables of whatever is measured so far; says where they are."""
+    """Write the tables of everything measured so far; returns a message that names their folder."""
     from evals.report.tables import tidy_results, write_tables
 
     grid = Grid(benchmark)
     paths = [path for path in map(Path, grid.wanted) if path.exists()]
     out = Path(grid.results) / "tables"
-    found = tidy_results(grid.report_plan, paths, out / "gpu_hours.csv")
-    write_tables(grid.report_plan, found, out)
+    results = tidy_results(grid.report_plan, paths, out / "gpu_hours.csv")
+    write_tables(grid.report_plan, results, out)
     return f"{len(paths)} of {len(grid.wanted)} results; tables in {out}"
 
 
@@ -99,9 +151,12 @@ def main() -> None:
     tables = commands.add_parser("tables", help="write the tables of what is measured so far")
     tables.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
     commands.add_parser("schema", help="JSON schema of a config, for editors")
+    commands.add_parser("keys", help="tables of all keys of a config, as config/README.md has them")
     options = parser.parse_args()
     if options.command == "schema":
         print(json.dumps(schema(), indent=1))
+    elif options.command == "keys":
+        print(keys_in_words())
     elif options.command == "tables":
         print(write_tables(read_files(options.config)[1]))
     else:

@@ -1,11 +1,12 @@
-"""Whether results on disk are those that a config asks for, by what they say of themselves.
+"""Comparison of results on disk with a config: ``python -m workflow.plan.audit tables CONFIG``.
 
-Snakemake decides by times and by its own records what must be made again. Where these are lost or
-wrong, it takes an old result for a new one, and DVC would note it under the new parameters. Nothing
-here looks at times or records: an encoder's header has its run, a result has its protocol and the
-hash of its encoder, an index has the hash of its shards.
+Snakemake decides by modification times and by its own records what must be made again. If these are
+lost or wrong, it takes an old result for a new one, and DVC would record it under the new
+parameters. Nothing here looks at times or records: an encoder's header has its run, a result has
+its protocol and the hash of its encoder, an index has the hash of its shards.
 """
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -17,16 +18,18 @@ from evals.identity import identity_in, identity_of
 from evals.protocol import configure
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import encoder_digest, read_header
-from ijepa.errors import UserError
+from ijepa.errors import UserError, run_command
 from ijepa.files import read_json
+from workflow.plan.benchmark import read_files
+from workflow.plan.grid import Grid
 
 
 def check(expected: dict[str, Any]) -> None:
     """Raise UserError that names every result which the config would not give.
 
-    ``expected`` has ``encoders``, ``features`` and ``evaluations``, each of them what should be
-    true by path, the ``folders`` in which nothing else may lie, and the names of the only files in
-    ``tables``, by folder (workflow/rules/version.smk).
+    In ``expected``, the ``encoders``, ``features`` and ``evaluations`` have, by path, the values
+    that each file should record. Nothing else may lie in its ``folders``. Its ``tables`` have, by
+    folder, the names of the only files there.
     """
     faults = [
         *_wrong_encoders(expected.get("encoders", {})),
@@ -42,8 +45,45 @@ def check(expected: dict[str, Any]) -> None:
         )
 
 
+def expected_encoders(grid: Grid) -> dict[str, Any]:
+    """Encoders of a config, each with the run that its file should have."""
+    return {
+        "encoders": {
+            f"{grid.run_folder(run, seed)}/encoder.safetensors": grid.runs[run].config(seed)
+            for run, seed in grid.trained
+        },
+        "folders": [f"{grid.results}/runs"],
+    }
+
+
+def expected_tables(grid: Grid) -> dict[str, Any]:
+    """Features, results and tables of a config, with what each file should say of itself."""
+    features, evaluations = {}, {}
+    for cell in grid.cells:
+        item = grid.evaluations[cell.evaluation]
+        made_from = {
+            "data": grid.shards(item.dataset),
+            "images": grid.limit(item.dataset),
+            "encoder": grid.encoder(cell.run, cell.seed),
+        }
+        if grid.uses(cell.run, cell.evaluation) != "images":
+            features[grid.features(cell.run, cell.seed, item.dataset)] = made_from
+        settings = {
+            "name": item.evaluation,
+            "label": item.label,
+            "config": item.settings(cell.run),
+        }
+        evaluations[grid.result(cell)] = {**made_from, **settings}
+    return {
+        "features": features,
+        "evaluations": evaluations,
+        "folders": [f"{grid.results}/features", f"{grid.results}/evaluations"],
+        "tables": {f"{grid.results}/tables": [*grid.tables, "gpu_hours", "cost", "tidy"]},
+    }
+
+
 def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
-    # Not at the top: timm takes seconds, and a table's provenance needs none of it.
+    # Imported here: timm takes seconds to import, and a table's provenance does not need it.
     from ijepa import config
 
     for path, raw in expected.items():
@@ -52,7 +92,7 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
         yield from _differences(path, _plain(run), header["run"])
         data = f"data/shards/{run['dataset']}"
         facts = {"data_version": _version(data)}
-        # They are made where they are needed: whoever only pulls has none.
+        # Tokens are made only where a run needs them: a clone that only pulled results has none.
         tokens = Path(data, "tokens", f"{run['recipe'].get('tokenizer')}.json")
         if tokens.exists():
             facts["tokens_sha256"] = read_json(tokens)["sha256"]
@@ -60,42 +100,48 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
 
 
 def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
-    for path, asked in expected.items():
+    for path, entry in expected.items():
         about = read_json(Path(path))
         wanted = {
-            "data_version": _version(asked["data"]),
-            "encoder": encoder_hash(asked["encoder"]),
+            "data_version": _version(entry["data"]),
+            "encoder": encoder_hash(entry["encoder"]),
         }
         yield from _differences(path, wanted, about)
-        for split, shards in read_index(Path(asked["data"])).splits.items():
+        for split, shards in read_index(Path(entry["data"])).splits.items():
             note = read_json(Path(path).with_name(f"{split}.part.json"))
-            have = sum(shard["num_samples"] for shard in shards)
-            count = {f"{split} images": asked["images"].get(split, have)}
+            num_images = sum(shard["num_samples"] for shard in shards)
+            count = {f"{split} images": entry["images"].get(split, num_images)}
             yield from _differences(path, count, {f"{split} images": note["rows"]})
 
 
 def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
-    for path, asked in expected.items():
-        protocol = configure(asked["name"], asked["config"], path)
+    for path, entry in expected.items():
+        protocol = configure(entry["name"], entry["config"], path)
         about = {
-            "data_version": _version(asked["data"]),
-            "encoder": encoder_hash(asked["encoder"]),
+            "data_version": _version(entry["data"]),
+            "encoder": encoder_hash(entry["encoder"]),
         }
-        wanted = identity_of(asked["name"], protocol, asked["label"], asked["images"], about)
+        wanted = identity_of(entry["name"], protocol, entry["label"], entry["images"], about)
         yield from _differences(path, wanted, identity_in(read_json(Path(path))))
 
 
 def _left_over(expected: dict[str, Any]) -> Iterator[str]:
-    """Runs, seeds and tables that lie there and are not the config's any more."""
+    """A line for every run, seed and table on disk that the config no longer has."""
     for folder in map(Path, expected["folders"]):
-        asked = {
+        seeds = {
             Path(path).relative_to(folder).parts[:2]
             for part in ("encoders", "features", "evaluations")
             for path in expected.get(part, {})
             if Path(path).is_relative_to(folder)
         }
         for path in sorted(folder.glob("*/seed*")):
-            if path.relative_to(folder).parts not in asked:
+            if path.relative_to(folder).parts not in seeds:
+                yield f"{path} is of an earlier config"
+        # Results of an evaluation, or features of a data set, that the config has no more.
+        files = {*expected.get("features", {}), *expected.get("evaluations", {})}
+        for path in sorted([*folder.glob("*/seed*/*.json"), *folder.glob("*/seed*/*/about.json")]):
+            of_run = path.relative_to(folder).parts[:2]
+            if of_run in seeds and path.name != "job.json" and str(path) not in files:
                 yield f"{path} is of an earlier config"
     for tables, names in expected.get("tables", {}).items():
         for path in sorted(Path(tables).iterdir()):
@@ -103,19 +149,19 @@ def _left_over(expected: dict[str, Any]) -> Iterator[str]:
                 yield f"{path} is of an earlier config"
 
 
-def _differences(path: str, wanted: dict[str, Any], have: dict[str, Any]) -> Iterator[str]:
+def _differences(path: str, wanted: dict[str, Any], recorded: dict[str, Any]) -> Iterator[str]:
     for key, value in wanted.items():
-        found = have.get(key)
-        if isinstance(value, dict) and isinstance(found, dict):
-            for inner in sorted(value.keys() | found.keys()):
-                if value.get(inner) != found.get(inner):
-                    yield f"{path} has {key}.{inner} {found.get(inner)!r}, not {value.get(inner)!r}"
-        elif value != found:
-            yield f"{path} has {key} {found!r}, not {value!r}"
+        has = recorded.get(key)
+        if isinstance(value, dict) and isinstance(has, dict):
+            for inner in sorted(value.keys() | has.keys()):
+                if value.get(inner) != has.get(inner):
+                    yield f"{path} has {key}.{inner} {has.get(inner)!r}, not {value.get(inner)!r}"
+        elif value != has:
+            yield f"{path} has {key} {has!r}, not {value!r}"
 
 
 def _plain(value: Any) -> Any:
-    """As it is after a way through JSON."""
+    """The value after a round trip through JSON."""
     return json.loads(json.dumps(value))
 
 
@@ -128,3 +174,18 @@ def _version(data: str) -> str:
 def encoder_hash(encoder: str | None) -> str:
     """Digest by which results name an encoder's file, read once: it may have gigabytes."""
     return encoder_digest(None if encoder is None else Path(encoder))
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.plan.audit", description=__doc__)
+    parser.add_argument("stage", choices=["encoders", "tables"])
+    parser.add_argument("config", type=Path, help="for example config/mini.yaml")
+    options = parser.parse_args()
+    _, benchmark = read_files([options.config])
+    expected = {"encoders": expected_encoders, "tables": expected_tables}[options.stage]
+    check(expected(Grid(benchmark)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,6 +1,6 @@
-"""A whole benchmark's config, checked before its first job.
+"""Check of a whole benchmark's config before its first job.
 
-``python -m workflow.plan.check config/mini.yaml`` says nothing, or what is wrong.
+``python -m workflow.plan.check config/mini.yaml`` prints nothing, or what is wrong.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help is answered before torch is there, which takes seconds
+    parser().parse_args()  # answers --help before the imports, which take seconds
 
 from evals.protocol import configure, load_evaluation
 from evals.report import published
@@ -38,7 +38,7 @@ from workflow.plan.benchmark import (
 )
 
 TAKEN = {"tidy", "cost", "gpu_hours"}
-"""What lies beside a config's tables."""
+"""Names of other files in the folder of a config's tables."""
 
 
 def check(benchmark: Benchmark) -> None:
@@ -71,10 +71,10 @@ def check(benchmark: Benchmark) -> None:
         _check_evaluation(item, encoders)
     for dataset, counts in benchmark.images.items():
         for split, count in counts.items():
-            have = register.load_dataset(dataset).splits.get(split, 0)
-            if have is not None and count > have:
+            available = register.load_dataset(dataset).splits.get(split, 0)
+            if available is not None and count > available:
                 raise UserError(
-                    f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {have}"
+                    f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {available}"
                 )
     datasets = {item.name: item.dataset for item in benchmark.evaluations}
     external = _check_external(benchmark, {*datasets}, encoders)
@@ -84,7 +84,7 @@ def check(benchmark: Benchmark) -> None:
 
 
 def planned(run: Run) -> Planned:
-    """A run with its method's defaults; raises UserError where its GPUs don't divide its batch."""
+    """A run with its method's defaults; raises UserError if its GPUs don't divide its batch."""
     config = parse_run(run.config(), f"runs.{run.name}")
     optim = config.recipe.optim
     if optim.batch_size % (run.gpus * optim.accumulate):
@@ -101,9 +101,9 @@ def _check_table(
     encoders: set[str],
     methods: dict[str, str],
 ) -> None:
-    """Raise UserError unless the table can be made, and like is put beside like.
+    """Raise UserError unless the table can be made and compares only like with like.
 
-    ``evaluations`` has the data set of each.
+    ``evaluations`` has the data set of each evaluation.
     """
     if table.name in TAKEN:
         raise UserError(f"tables: {table.name} is another file's name: give it another")
@@ -128,10 +128,10 @@ def _check_table(
             f"{', '.join(str(name) for name in rows if name not in published.IDENTITY)}"
         )
     for evaluation in {*table.evaluations} & {*rows}:
-        if (of_paper := published.dataset_of(evaluation)) != evaluations[evaluation]:
+        if (published_on := published.dataset_of(evaluation)) != evaluations[evaluation]:
             raise UserError(
                 f"{where}.evaluations: {evaluation} is on {evaluations[evaluation]}, the published "
-                f"numbers are on {of_paper}: give it another name, or make a table without "
+                f"numbers are on {published_on}: give it another name, or make a table without "
                 "published"
             )
     for run, number in filled.items():
@@ -144,7 +144,7 @@ def _check_table(
 
 
 def _check_external(benchmark: Benchmark, evaluations: set[str], encoders: set[str]) -> set[str]:
-    """The runs that were measured elsewhere; raises UserError where a table could not show them."""
+    """Names of runs that were measured elsewhere; raises UserError if no table can show one."""
     table = read_external([Path(path) for path in benchmark.external])
     for _, row in table.iterrows():
         if row["evaluation"] not in evaluations:
@@ -175,12 +175,12 @@ def _check_evaluation(item: Evaluation, encoders: set[str]) -> None:
             f"({', '.join(sorted(encoders))})"
         )
     for encoder in ("", *item.config_of):
-        place = f"{where}.config_of.{encoder}" if encoder else f"{where}.config"
-        configure(item.evaluation, item.settings(encoder), place)
+        path = f"{where}.config_of.{encoder}" if encoder else f"{where}.config"
+        configure(item.evaluation, item.settings(encoder), path)
     entry = register.load_dataset(item.dataset)
     if item.label not in entry.labels:
-        known = ", ".join(entry.labels) or "none: its images have no labels"
-        raise UserError(f"{where}.label: {entry.name} has no label {item.label!r}; it has {known}")
+        labels = ", ".join(entry.labels) or "none: its images have no labels"
+        raise UserError(f"{where}.label: {entry.name} has no label {item.label!r}; it has {labels}")
     if "test" not in entry.splits:
         raise UserError(f"{where}.dataset: {entry.name} has no test images")
 

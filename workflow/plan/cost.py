@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Entry point of the command line."""
     options = parser().parse_args()
-    # Not at the top: torch takes seconds, and --help needs none of it.
+    # Imported here: torch takes seconds to import, and --help does not need it.
     from ijepa.cost import predict
     from ijepa.cost.speed import images_per_second, matrix_product_speed
     from ijepa.data.shards import read_index
@@ -52,10 +52,10 @@ def main() -> None:
     for path in options.shards.glob("*/index.json") if options.shards else ():
         shards = read_index(path.parent).splits.get("train", [])
         num_images[path.parent.name] = sum(shard["num_samples"] for shard in shards)
-    for told in options.images:
-        dataset, _, number = told.partition("=")
+    for option in options.images:
+        dataset, _, number = option.partition("=")
         if not number.isdecimal():
-            raise UserError(f"--images: {told!r} must be DATASET=NUMBER")
+            raise UserError(f"--images: {option!r} must be DATASET=NUMBER")
         num_images[dataset] = int(number)
     card = predict.card_here() if options.gpu == "here" else options.gpu
     here = options.gpu in ("here", "cpu")
@@ -74,7 +74,7 @@ def main() -> None:
     elif card not in GPUS:
         if options.shards is None:
             raise UserError("--gpu cpu measures on real images: say --shards data/shards")
-        configs = {name: one.run for name, one in runs.items()}
+        configs = {name: plan.run for name, plan in runs.items()}
         speeds = images_per_second(configs, options.shards, threads)
     costs = predict.predict(
         runs, GPUS.get(card), options.utilisation, num_images, speeds, here, product
@@ -84,11 +84,11 @@ def main() -> None:
     if options.markdown:
         print(predict.markdown(costs), end="")
         return
-    how = f"{card} at {options.utilisation:.2f} of its peak" if card in GPUS else "measured here"
+    basis = f"{card} at {options.utilisation:.2f} of its peak" if card in GPUS else "measured here"
     if card == "product":
-        how = f"this machine's CPU at {product / 1e9:.0f} GFLOP/s for each run"
+        basis = f"this machine's CPU at {product / 1e9:.0f} GFLOP/s for each run"
     predict.show(
-        f"{options.config}, {how}",
+        f"{options.config}, {basis}",
         [{name: tell(c) for name, tell in predict.COLUMNS.items()} for c in costs],
     )
     total, seeds = sum(c.gpu_hours for c in costs), len(benchmark.seeds)

@@ -1,8 +1,8 @@
 """Time that a config takes on this machine: ``python -m workflow.plan.estimate CONFIG``.
 
-FLOPs of every job over the speed of a matrix product here, and what does not depend on FLOPs, as it
-was measured on two cores of 78 GFLOP/s each (SECONDS, LOG.md 2026-11-29), scaled to this machine.
-It says nothing of a cluster, where queues decide.
+A job takes its FLOPs over the speed of a matrix product here. Times that do not depend on FLOPs
+were measured on two cores of 78 GFLOP/s each (SECONDS, LOG.md 2026-11-29) and are scaled to this
+machine. The estimate says nothing of a cluster, where queues decide.
 """
 
 import argparse
@@ -21,7 +21,7 @@ Seconds = dict[tuple[str, ...], float]
 REFERENCE_SPEED = 78e9
 """FLOP/s of one core of the machine on which SECONDS were measured."""
 SECONDS = {
-    "start": 8.0,  # torch and timm, and what a job does before its first image
+    "start": 8.0,  # imports of torch and timm, and everything else before the first image
     "light": 2.0,  # a job without torch
     "report": 20.0,
     "predict_cost": 14.0,
@@ -30,7 +30,7 @@ SECONDS = {
     "rendered image": 8e-3,
     "token image": 2e-3,
     "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
-    "evaluation": 3.0,  # any other on features: neighbours, logistic regression
+    "evaluation": 3.0,  # any other evaluation of features: neighbours, logistic regression
 }
 RENDERED = {"clevr_small", "clevr_tiny"}
 """Data sets that are drawn here, on all cores."""
@@ -61,7 +61,7 @@ def job_seconds(
         gflops: FLOPs (1e9) of pretraining by run, without the control.
         vits: Each run's encoder.
         splits: Images of each data set by split.
-        speed: Of a matrix product, with the threads of a job.
+        speed: FLOP/s of a matrix product with the threads of a job.
     """
     slower = REFERENCE_SPEED / speed
     cost = {name: seconds * slower for name, seconds in SECONDS.items()}
@@ -107,7 +107,7 @@ def _group_seconds(
     cost: dict[str, float],
     network: float,
 ) -> float:
-    """Features, then every evaluation of them."""
+    """Seconds to extract the features of a group and to make every evaluation of them."""
     counts = _evaluated(grid, group.dataset, splits)
     images = sum(counts.values())
     if group.run == PIXELS:
@@ -138,7 +138,7 @@ def _images_seconds(
     splits: dict[str, dict[str, int]],
     network: float,
 ) -> float:
-    """An evaluation that runs the encoder: fine-tuned, or frozen under a head."""
+    """Seconds of an evaluation that runs the encoder, fine-tuned or frozen under a head."""
     item = grid.evaluations[evaluation]
     config = item.settings(run)
     counts, forward = _evaluated(grid, item.dataset, splits), forward_flops(vits[run])
@@ -155,9 +155,10 @@ def _images_seconds(
 
 
 def wall_seconds(grid: Grid, seconds: Seconds) -> float:
-    """Seconds of the whole on all cores: chains of jobs, none started before what it needs.
+    """Seconds of the whole plan on all cores: no job starts before the files that it needs.
 
-    Jobs are taken by the length of what follows them, as Snakemake's scheduler nearly does.
+    Shards come first, then the jobs of MIDDLE side by side, then tables and report. Snakemake's
+    scheduler nearly reaches that time.
     """
     at_once = max(1, grid.cores // grid.threads)
     data = sum(value for key, value in seconds.items() if key[0] in ("fetch", "build_shards"))
@@ -173,7 +174,7 @@ MIDDLE = {"tokenise", "pretrain", "evaluate_features", "evaluate", "predict_cost
 
 def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     """Seconds of every job and of the whole on this machine, and FLOP/s of one job."""
-    # Here, so that what only plans imports no network.
+    # Imported here: commands that only plan need no network.
     from ijepa.cost.predict import predict
     from ijepa.cost.speed import matrix_product_speed
     from ijepa.data import register
@@ -184,10 +185,10 @@ def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     runs = {run.name: planned(run) for run in grid.costing}
     costs = predict(runs, None)
     gflops = {cost.run: cost.gflop_per_image * cost.images for cost in costs}
-    vits = {name: {**vars(one.run.vit)} for name, one in runs.items()}
+    vits = {name: {**vars(plan.run.vit)} for name, plan in runs.items()}
     if vits:
         vits[UNTRAINED] = next(iter(vits.values()))
-    for name in grid.released:  # sizes of published weights are known when they are read
+    for name in grid.released:  # the size of published weights is known only when they are read
         vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
     splits: dict[str, dict[str, int]] = {
         dataset: {

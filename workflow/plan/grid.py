@@ -4,17 +4,13 @@ The Snakefile asks this module and nothing else; so do tests and the commands th
 imports no torch: a plan takes milliseconds.
 """
 
-import os
-import shlex
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from evals.report.plan import ReportPlan, TableSpec
-from ijepa.files import ROOT, write_yaml
+from ijepa.files import write_yaml
 from workflow.plan.benchmark import (
     PIXELS,
     UNTRAINED,
@@ -25,18 +21,6 @@ from workflow.plan.benchmark import (
     Table,
     as_plain,
 )
-
-LAUNCH = {
-    "cluster": "local",
-    "gpus_per_node": 8,
-    "cpus_per_gpu": 10,
-    "gb_per_gpu": 55,
-    "save_seconds": 120,
-    "poll_seconds": 10,
-    "stage": "",
-    "setup": "",
-}
-"""Resources of pretraining that a profile may set; by default it is a process of this machine."""
 
 
 class Cell(NamedTuple):
@@ -116,7 +100,7 @@ class Grid:
 
     @cached_property
     def tokenizers(self) -> dict[str, str]:
-        """For each run that predicts token ids, the tokenizer that they come from."""
+        """Tokenizer of each run that predicts token ids, by run."""
         return {name: run.tokenizer for name, run in self.runs.items() if run.tokenizer}
 
     def tokenizer_settings(self, run: str) -> dict[str, int | str]:
@@ -167,12 +151,12 @@ class Grid:
         return groups
 
     def grouped(self) -> str:
-        """What one job makes, by data set, in words: for whoever reads a plan."""
+        """Sentence for a person who reads a plan: the results that one job makes, by data set."""
         names: dict[str, dict[str, None]] = {}
         for group, evaluations in self.groups.items():
             names.setdefault(group.dataset, {}).update(dict.fromkeys(evaluations))
-        told = "; ".join(f"{dataset}: {', '.join(of)}" for dataset, of in names.items())
-        return f"evaluate_features, one job an encoder and data set, makes of {told}"
+        lists = "; ".join(f"{dataset}: {', '.join(results)}" for dataset, results in names.items())
+        return f"evaluate_features, one job an encoder and data set, makes of {lists}"
 
     @cached_property
     def trained(self) -> list[tuple[str, int]]:
@@ -271,15 +255,20 @@ class Grid:
         run, seed, dataset = group
         return f"{self.results}/evaluations/{run}/seed{seed}/{dataset}.done"
 
+    def shards(self, dataset: str) -> str:
+        """Folder of a data set's shards."""
+        return f"data/shards/{dataset}"
+
     def index(self, dataset: str) -> str:
         """Index of a data set's shards."""
-        return f"data/shards/{dataset}/index.json"
+        return f"{self.shards(dataset)}/index.json"
 
     def tokens(self, run: str) -> str | None:
         """Token cache of a run, if it predicts ids."""
         if run not in self.tokenizers:
             return None
-        return f"data/shards/{self.runs[run].dataset}/tokens/{self.tokenizers[run]}.json"
+        folder = self.shards(self.runs[run].dataset)
+        return f"{folder}/tokens/{self.tokenizers[run]}.json"
 
     def raw(self, dataset: str) -> str:
         """Folder where the raw files of a data set lie, or are brought to."""
@@ -365,7 +354,7 @@ class Grid:
 
     @cached_property
     def report_plan(self) -> ReportPlan:
-        """What tables and report must know of the config."""
+        """Plan of the tables and the report."""
         benchmark = self.benchmark
         titles = {item.name: item.title for item in benchmark.evaluations if item.title}
         differs = {item.name: sorted(item.config_of) for item in benchmark.evaluations}
@@ -401,46 +390,6 @@ class Grid:
         write_yaml(Path(self.tables_plan), asdict(self.report_plan))
         write_yaml(Path(self.config_plan), as_plain(self.benchmark))
 
-    def expected_encoders(self) -> dict[str, dict[str, Any]]:
-        """The run of each encoder, as its file should have it."""
-        return {
-            f"{self.run_folder(run, seed)}/encoder.safetensors": self.runs[run].config(seed)
-            for run, seed in self.trained
-        }
-
-    def expected_features(self) -> dict[str, dict[str, Any]]:
-        """What the features that evaluations ask for should say of themselves."""
-        asked = sorted(
-            {
-                (cell.run, cell.seed, self.evaluations[cell.evaluation].dataset)
-                for cell in self.cells
-                if self.uses(cell.run, cell.evaluation) != "images"
-            }
-        )
-        return {
-            self.features(run, seed, dataset): {
-                "data": f"data/shards/{dataset}",
-                "images": self.limit(dataset),
-                "encoder": self.encoder(run, seed),
-            }
-            for run, seed, dataset in asked
-        }
-
-    def expected_evaluations(self) -> dict[str, dict[str, Any]]:
-        """What each result of the tables should say of itself."""
-        return {
-            self.result(cell): {
-                "name": item.evaluation,
-                "label": item.label,
-                "config": item.settings(cell.run),
-                "images": self.limit(item.dataset),
-                "data": f"data/shards/{item.dataset}",
-                "encoder": self.encoder(cell.run, cell.seed),
-            }
-            for cell in self.cells
-            for item in [self.evaluations[cell.evaluation]]
-        }
-
     def missing_raw(self) -> list[str]:
         """``DATASET=FOLDER`` of the data sets whose shards are not made yet."""
         return [
@@ -450,7 +399,7 @@ class Grid:
         ]
 
     def missing_weights(self) -> list[str]:
-        """What must be brought by hand for token caches that are not made yet."""
+        """Weights that the user must bring for token caches that are not made yet, a line each."""
         settings = self.benchmark.tokenizers
         wanted = sorted(
             {(self.tokenizers[run], run) for run, _ in self.trained if run in self.tokenizers}
@@ -463,42 +412,3 @@ class Grid:
             and not Path(str(self.tokens(run))).exists()
         }
         return sorted(lines)
-
-
-def launch_options(gpus: int, resources: Any, threads: int) -> str:
-    """The options of ijepa.cluster.launch, from a run's GPUs and the profile's resources."""
-    return as_options(
-        {
-            "cluster": resources.cluster,
-            "gpus": gpus,
-            "threads": threads,
-            "partition": resources.get("slurm_partition", ""),
-            "account": resources.get("slurm_account", ""),
-            "qos": resources.get("qos", ""),
-            "constraint": resources.get("constraint", ""),
-            "extra": resources.get("slurm_extra", ""),
-            "minutes": resources.get("runtime", 1440),
-            "gpus-per-node": resources.gpus_per_node,
-            "cpus-per-gpu": resources.cpus_per_gpu,
-            "gb-per-gpu": resources.gb_per_gpu,
-            "save-seconds": resources.save_seconds,
-            "poll": resources.poll_seconds,
-            "stage": resources.stage,
-            "setup": resources.setup,
-        }
-    )
-
-
-def as_options(values: dict[str, Any]) -> str:
-    """Values as a command takes them; an empty one is left out."""
-    return " ".join(
-        f"--{key}={shlex.quote(str(value))}" for key, value in values.items() if value != ""
-    )
-
-
-def register_entry(dataset: str) -> dict[str, Any]:
-    """What the register says of a data set and decides its shards; nothing of titles, addresses."""
-    path = os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml")
-    entry = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get(dataset, {})
-    words = {"title", "citation", "licence", "origins", "max_corrupt"}
-    return {key: value for key, value in entry.items() if key not in words}

@@ -2,13 +2,14 @@
 
 
 # One process extracts the features and makes every result that uses nothing else. The results lie
-# undeclared beside the marker: Snakemake would delete those that a failed job has finished.
+# beside the completion marker and are not declared: Snakemake would delete those that a failed job
+# has finished.
 rule evaluate_features:
     input:
         data=lambda wc: GRID.index(wc.dataset),
         encoder=lambda wc: GRID.encoder(wc.run, wc.seed) or [],
     output:
-        # The arrays lie beside it, where Snakemake does not delete what a killed job has written.
+        # The arrays beside it are not declared: Snakemake would delete those of a killed job.
         about=f"{RESULTS}/features/{{run}}/seed{{seed}}/{{dataset}}/about.json",
         done=f"{RESULTS}/evaluations/{{run}}/seed{{seed}}/{{dataset}}.done",
     log:
@@ -21,7 +22,7 @@ rule evaluate_features:
     params:
         encoder=lambda wc, input: input.encoder or "pixels",
         plan=lambda wc: GRID.group_plan(wc.run, wc.seed, wc.dataset),
-        # Not used here: a change makes the group again.
+        # The command does not use these two. A changed value makes the group again.
         evaluations=lambda wc: GRID.items(Group(wc.run, int(wc.seed), wc.dataset)),
         images=lambda wc: GRID.limit(wc.dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}",
@@ -37,7 +38,7 @@ rule evaluate:
     input:
         data=lambda wc: GRID.index(GRID.evaluations[wc.evaluation].dataset),
         encoder=lambda wc: GRID.encoder(wc.run, wc.seed),
-        # Ancient: features that were not kept and are extracted anew are the same as before.
+        # Ancient: deleted features that are extracted again are the same as before.
         features=lambda wc: ancient(
             GRID.single_features(wc.run, wc.seed, wc.evaluation)
         ),
@@ -57,7 +58,7 @@ rule evaluate:
             f"--features {input.features}" if input.features else ""
         ),
         plan=lambda wc: GRID.evaluation_plan(wc.run, wc.seed, wc.evaluation),
-        # Not used here: a change makes the result again.
+        # The command does not use this one. A changed value makes the result again.
         config=lambda wc: GRID.evaluations[wc.evaluation].settings(wc.run),
         images=lambda wc: GRID.images_option(GRID.evaluations[wc.evaluation].dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",

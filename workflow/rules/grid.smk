@@ -1,4 +1,4 @@
-# The config as workflow.plan.grid has it, and what must be brought before the first job.
+# The plan of the config (workflow.plan.grid), and the files that the user must bring first.
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from ijepa.errors import UserError
 from workflow.plan.benchmark import read_benchmark
-from workflow.plan.grid import Grid, Group, LAUNCH, as_options, launch_options
-from workflow.plan.grid import register_entry
+from workflow.plan.grid import Grid, Group
+from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
 try:
     GRID = Grid(read_benchmark(dict(config)), workflow.cores)
@@ -19,8 +19,8 @@ THREADS = GRID.threads
 
 
 def run_module(module, *arguments):
-    """The output of a command of this project, or its error as one of Snakemake's."""
-    env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
+    """Output of a command of this project; its error becomes one of Snakemake's."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, env=env, text=True, capture_output=True)
     if done.returncode:
@@ -33,8 +33,8 @@ if workflow.is_main_process:
     logger.info(GRID.grouped())
     for path in GRID.forget_incomplete():
         logger.warning(f"{path} is gone: it is made again")
-    # Said when a plan is made, and an error before the first job.
-    if asked := GRID.missing_raw():
-        MISSING += run_module("ijepa.data", "missing", *asked).splitlines()
+    # A warning while the plan is made; an error before the first job (onstart).
+    if folders := GRID.missing_raw():
+        MISSING += run_module("ijepa.data", "missing", *folders).splitlines()
     if MISSING := [*MISSING, *GRID.missing_weights()]:
         logger.warning("\n".join(["Files that you must bring:", *MISSING]))

@@ -4,17 +4,17 @@
 rule pretrain:
     input:
         data=lambda wc: GRID.index(GRID.runs[wc.run].dataset),
-        # Ancient: tokens that are made anew are the same; what decides them is among params.
+        # Ancient: tokens that are made again are the same. Their settings are among the params.
         tokens=lambda wc: ancient(tokens) if (tokens := GRID.tokens(wc.run)) else [],
     output:
-        # Checkpoints are not declared: they lie in work/, where Snakemake does not delete them.
+        # Checkpoints are not declared: Snakemake would delete them. They lie in work/.
         encoder=f"{RESULTS}/runs/{{run}}/seed{{seed}}/encoder.safetensors",
         run=f"{RESULTS}/runs/{{run}}/seed{{seed}}/run.yaml",
         log=f"{RESULTS}/runs/{{run}}/seed{{seed}}/train.jsonl",
         job=f"{RESULTS}/runs/{{run}}/seed{{seed}}/job.json",
     log:
         f"logs/{RESULTS}/pretrain/{{run}}-{{seed}}.log",
-    # The launcher starts a lost job again by itself; others would fail again.
+    # The launcher restarts a lost job by itself; any other failure would happen again.
     retries: 0
     conda:
         "../../environment.yml"
@@ -25,14 +25,15 @@ rule pretrain:
     params:
         work=f"{GRID.work}/{{run}}/seed{{seed}}",
         plan=lambda wc: GRID.run_plan(wc.run, wc.seed),
-        # Not used here: a change trains anew.
+        # The command does not use these two. A changed value trains again.
         run=lambda wc: GRID.runs[wc.run].config(int(wc.seed)),
         tokenizer=lambda wc: GRID.tokenizer_settings(wc.run),
         launch=lambda wc, resources, threads: launch_options(
             GRID.runs[wc.run].gpus, resources, threads
         ),
     shell:
-        # In work/, too: a job in the queue reads it when it begins, whatever becomes of the output.
+        # A copy in work/: a queued job reads it only when it begins, and Snakemake may have deleted
+        # the outputs by then.
         "mkdir -p {params.work} && cp {params.plan} {params.work}/run.yaml.part"
         " && mv {params.work}/run.yaml.part {params.work}/run.yaml"
         " && python -m ijepa.cluster.launch {params.work}/run.yaml --data $(dirname {input.data})"

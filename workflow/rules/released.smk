@@ -3,7 +3,7 @@
 
 rule fetch_weights:
     output:
-        # The bytes of an interrupted download lie beside it, where Snakemake does not delete them.
+        # The part of an interrupted download beside it is not declared: Snakemake would delete it.
         "data/weights/{released}",
     log:
         "logs/fetch_weights/{released}.log",

@@ -12,14 +12,16 @@ rule tabulate:
             table=GRID.tables,
             kind=["csv", "md", "tex"],
         ),
-        # What snakemake --report shows.
+        # Files that snakemake --report shows.
         report(
             expand(f"{RESULTS}/tables/{{table}}.html", table=GRID.tables),
             category="Tables",
+            caption="../report/table.rst",
         ),
         report(
             expand(f"{RESULTS}/tables/{{table}}.svg", table=GRID.tables),
             category="Accuracy and its cost",
+            caption="../report/accuracy.rst",
         ),
         f"{RESULTS}/tables/tidy.csv",
     log:
@@ -29,7 +31,7 @@ rule tabulate:
     params:
         folder=lambda wc, output: Path(output[0]).parent,
         plan=GRID.tables_plan,
-        # Not used here: a change makes it again.
+        # The command does not use this one. A changed value makes the output again.
         config=asdict(GRID.report_plan),
         results=GRID.wanted,
     shell:
@@ -42,7 +44,7 @@ rule report:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=GRID.tables),
         evaluated=GRID.evaluated,
         gpu_hours=f"{RESULTS}/tables/gpu_hours.csv",
-        # Of a config that trains nothing there is nothing to predict.
+        # A config that trains nothing has no cost to predict.
         predicted=[f"{RESULTS}/tables/cost.csv"] if GRID.costing else [],
         logs=[f"{GRID.run_folder(*cell)}/train.jsonl" for cell in GRID.trained],
         features=[
@@ -50,7 +52,11 @@ rule report:
         ],
         data=GRID.index(GRID.dataset),
     output:
-        html=report(f"{RESULTS}/report.html", category="The whole report"),
+        html=report(
+            f"{RESULTS}/report.html",
+            category="The whole report",
+            caption="../report/page.rst",
+        ),
         figures=directory(f"{RESULTS}/figures"),
     log:
         f"logs/{RESULTS}/report.log",
@@ -59,7 +65,7 @@ rule report:
     params:
         results=lambda wc, output: Path(output.html).parent,
         plan=GRID.tables_plan,
-        # Not used here: a change makes it again.
+        # The command does not use this one. A changed value makes the output again.
         config=asdict(GRID.report_plan),
         chosen=GRID.wanted,
         predicted=lambda wc, input: (
@@ -85,7 +91,7 @@ rule predict_cost:
     params:
         plan=GRID.config_plan,
         runs=[run.name for run in GRID.costing],
-        # Not used here: a change makes it again.
+        # The command does not use this one. A changed value makes the output again.
         config=GRID.predicted,
     shell:
         "python -m workflow.plan.cost {params.plan} --runs {params.runs} --shards data/shards"
@@ -95,7 +101,7 @@ rule predict_cost:
 rule gpu_hours:
     input:
         evaluated=GRID.evaluated,
-        # Which jobs there were; of released weights there are none.
+        # The jobs of each training; released weights have none.
         jobs=[f"{GRID.run_folder(*cell)}/job.json" for cell in GRID.trained],
     output:
         csv=f"{RESULTS}/tables/gpu_hours.csv",
@@ -107,7 +113,7 @@ rule gpu_hours:
     params:
         results=lambda wc, output: Path(output.csv).parents[1],
     shell:
-        # No parameter: where notes lie is no reason to make a table again that dvc has brought.
+        # Not a param: the folder of the notes is no reason to remake a table that DVC has brought.
         "python -m evals.report.gpu_hours {params.results} --out {output.csv}"
         f" --notes {GRID.jobs} "
         "2>&1 | tee {log}"

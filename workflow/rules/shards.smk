@@ -3,7 +3,7 @@
 
 rule fetch:
     output:
-        # The batches beside it stay where they are; each is checked before it is used.
+        # The raw files beside it are not declared, so they stay. Each is checked before it is used.
         touch("data/raw/{dataset}/fetched"),
     log:
         "logs/fetch/{dataset}.log",
@@ -20,7 +20,7 @@ rule build_shards:
     input:
         "data/raw/{dataset}/fetched",
     output:
-        # Only the index is declared: Snakemake would delete finished shards when it is interrupted.
+        # Only the index is declared: an interrupted Snakemake would delete finished shards.
         "data/shards/{dataset}/index.json",
     log:
         "logs/build_shards/{dataset}.log",
@@ -29,7 +29,7 @@ rule build_shards:
     threads: workflow.cores
     params:
         raw=lambda wc: GRID.raw(wc.dataset),
-        # Not used here, but a change makes the shards anew.
+        # The command does not use this one. A changed entry makes the shards again.
         entry=lambda wc: register_entry(wc.dataset),
     shell:
         "python -m ijepa.data build {wildcards.dataset} --raw {params.raw:q}"
@@ -38,7 +38,8 @@ rule build_shards:
 
 rule tokenise:
     input:
-        # Its weights are the user's: the plan names them where they are missing, as raw files.
+        # A tokenizer's weights are no input: the user brings them, as raw files, and the plan names
+        # those that are missing.
         index="data/shards/{dataset}/index.json",
     output:
         "data/shards/{dataset}/tokens/{tokenizer}.npy",

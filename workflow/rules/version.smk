@@ -1,7 +1,7 @@
-# What DVC versions (dvc.yaml), compared with the config before DVC notes its hash.
+# Files that DVC versions (dvc.yaml), compared with the config before DVC records their hashes.
 
 
-# Rules without output: they run whenever they are asked for.
+# These rules have no output, so they run whenever they are requested.
 rule encoders:
     input:
         [
@@ -19,12 +19,9 @@ rule encoders:
     conda:
         "../../environment.yml"
     params:
-        expected=lambda wc: {
-            "encoders": GRID.expected_encoders(),
-            "folders": [f"{RESULTS}/runs"],
-        },
-    script:
-        "../scripts/audit.py"
+        plan=GRID.config_plan,
+    shell:
+        "python -m workflow.plan.audit encoders {params.plan} 2>&1 | tee {log}"
 
 
 rule tables:
@@ -35,13 +32,6 @@ rule tables:
     conda:
         "../../environment.yml"
     params:
-        expected=lambda wc: {
-            "features": GRID.expected_features(),
-            "evaluations": GRID.expected_evaluations(),
-            "folders": [f"{RESULTS}/features", f"{RESULTS}/evaluations"],
-            "tables": {
-                f"{RESULTS}/tables": [*GRID.tables, "gpu_hours", "cost", "tidy"]
-            },
-        },
-    script:
-        "../scripts/audit.py"
+        plan=GRID.config_plan,
+    shell:
+        "python -m workflow.plan.audit tables {params.plan} 2>&1 | tee {log}"

@@ -1,8 +1,8 @@
 """Write dvc.yaml: the stages of the configs that are versioned here.
 
-``python -m workflow.scripts.dvc_stages config/mini.yaml config/hour.yaml``. What a stage depends on
-is in the configs and nowhere else: DVC's own templates have no lists of dependencies. A config
-that was never run stays out, or ``dvc status`` would say of every clone that it is not up to date.
+``python -m workflow.scripts.dvc_stages config/mini.yaml config/hour.yaml``. The dependencies of a
+stage are in the configs and nowhere else: DVC's own templates have no lists of dependencies. Leave
+out a config that was never run, or ``dvc status`` would say that no clone is up to date.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MAKE = "python -m workflow.scripts.versioned make"
 
 
 def document(paths: list[Path]) -> dict[str, Any]:
-    """The stages of all configs; a data set that several of them use has one."""
+    """The stages of all configs; a data set that several configs use has one stage."""
     stages: dict[str, Any] = {}
     for path in paths:
         for name, stage in stages_of(path).items():
@@ -46,21 +46,21 @@ def stages_of(path: Path) -> dict[str, Any]:
             "outs": kept(f"data/shards/{dataset}", f"data/records/{dataset}.records.json"),
         }
 
-    def asked(*keys: str) -> list[Any]:
+    def parameters(*keys: str) -> list[Any]:
         return [{str(path): [key for key in keys if key in config]}]
 
     encoders = [f"{results}/{part}" for part in ("runs", "released") if part in config]
     stages[f"encoders-{name}"] = {
         "desc": f"every pretrained network of {path}",
         "cmd": f"{MAKE} encoders {path}",
-        "params": asked("dataset", "vit", "seeds", "runs", "tokenizers", "released", "tables"),
+        "params": parameters("dataset", "vit", "seeds", "runs", "tokenizers", "released", "tables"),
         "deps": [f"data/shards/{dataset}" for dataset in sorted(trained_on)],
         "outs": kept(*encoders, f"{results}/encoders.records.json"),
     }
     stages[f"tables-{name}"] = {
         "desc": "features, evaluations, tables and report",
         "cmd": f"{MAKE} tables {path}",
-        # The whole of it, so that a key that is new today is not overlooked.
+        # The whole config: in a list of keys, a new one could be forgotten.
         "params": [{str(path): None}],
         "deps": [
             *encoders,
@@ -103,7 +103,7 @@ def plot(path: str, template: str, x: tuple[str, str], y: tuple[str, str]) -> di
 
 
 def text_of(paths: list[Path]) -> str:
-    """dvc.yaml."""
+    """Text of dvc.yaml."""
     body = yaml.safe_dump(document(paths), sort_keys=False, width=100)
     return HEAD.format(configs=" ".join(map(str, paths))) + body
 

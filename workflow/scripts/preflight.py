@@ -1,7 +1,7 @@
-"""What this machine lacks, said in one line before anything is downloaded.
+"""Say in one line what this machine lacks, before anything is downloaded.
 
-``python3 workflow/scripts/preflight.py [install|run]``, by whatever python3 there is: it needs
-nothing installed. ``make setup`` and ``make reproduce`` run it.
+``python3 workflow/scripts/preflight.py [install|run]`` works with any python3 and needs nothing
+installed. ``make setup`` and ``make reproduce`` run it.
 """
 
 import os
@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-PYTHON = "3.11"
-"""The version that requirements.lock pins (pyproject.toml, requires-python)."""
+PYTHONS = ("3.11", "3.12", "3.13")
+"""Versions that requirements.lock resolves for (pyproject.toml, requires-python)."""
 GB = 10**9
 LEAST_DISK = {"install": 12 * GB, "run": 3 * GB}
 """Bytes: the environment takes 6 GB and as much again while it is installed, data and results 1."""
@@ -21,17 +21,17 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 
 def memory() -> float:
-    """Bytes that this process may use: the machine's, or what its container is given."""
-    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Bytes of memory that this process may use: the machine's, or its container's limit."""
+    available = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in LIMITS:
         text = Path(path).read_text().strip() if Path(path).is_file() else ""
         if text.isdigit():
-            found = min(found, float(text))
-    return found
+            available = min(available, float(text))
+    return available
 
 
 def uv() -> "str | None":
-    """The installer that brings a Python of its own, where it is installed."""
+    """Path of uv, an installer that brings a Python of its own; None if it is not installed."""
     user = subprocess.run(
         [sys.executable, "-m", "site", "--user-base"], stdout=subprocess.PIPE, check=False
     )
@@ -39,15 +39,16 @@ def uv() -> "str | None":
 
 
 def right_python() -> bool:
-    """Whether a Python of the pinned version is there."""
-    if shutil.which("python" + PYTHON):
+    """True if a Python that the lock resolves for is installed."""
+    if any(shutil.which("python" + version) for version in PYTHONS):
         return True
-    told = subprocess.run(["python3", "--version"], stdout=subprocess.PIPE, check=False)
-    return told.stdout.decode().startswith("Python " + PYTHON + ".")
+    version = subprocess.run(["python3", "--version"], stdout=subprocess.PIPE, check=False)
+    words = tuple("Python " + version + "." for version in PYTHONS)
+    return version.stdout.decode().startswith(words)
 
 
 def network() -> bool:
-    """Whether the package index answers, by whatever address pip is set up with."""
+    """True if the package index answers at the address that pip is set up with."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -61,17 +62,17 @@ def network() -> bool:
         ]
         command += ["--retries", "0", "--timeout", "8", "--disable-pip-version-check", "six"]
         done = subprocess.run(command, capture_output=True, check=False)
-    # Without pip there is nothing to ask with: the installer will say it.
+    # Without pip the index cannot be asked; the installer will report that pip is missing.
     return done.returncode == 0 or b"No module named pip" in done.stderr
 
 
-def fault(what: str, folder: str = ".") -> "str | None":
+def fault(task: str, folder: str = ".") -> "str | None":
     """The first thing that is lacking for ``install`` or ``run``, with its remedy; or None."""
     if not shutil.which("git"):
         return (
             "git is not installed: install it (apt-get install git), each result names its commit"
         )
-    free, needed = shutil.disk_usage(folder).free, LEAST_DISK[what]
+    free, needed = shutil.disk_usage(folder).free, LEAST_DISK[task]
     if free < needed:
         return (
             f"{Path(folder).resolve()} has {free / GB:.1f} GB of disk left, {needed / GB:.0f} are "
@@ -82,12 +83,12 @@ def fault(what: str, folder: str = ".") -> "str | None":
             f"this machine (or container) has {memory() / GB:.1f} GB of memory, "
             f"{LEAST_MEMORY / GB:.0f} are needed: give it more, or take a larger one"
         )
-    if what == "run":
+    if task == "run":
         return None
     if not uv() and not right_python():
         return (
-            f"there is no Python {PYTHON} here: install it (python{PYTHON}, with venv), or uv, "
-            "which brings one: python3 -m pip install --user uv"
+            f"there is no Python {', '.join(PYTHONS)} here: install one (python{PYTHONS[0]}, with "
+            "venv), or uv, which brings one: python3 -m pip install --user uv"
         )
     if not network():
         return (

@@ -1,13 +1,14 @@
-"""A stage of dvc.yaml, and what makes Snakemake agree with files that DVC has brought.
+"""Make a stage of dvc.yaml, and make Snakemake agree with files that DVC has brought.
 
 ``python -m workflow.scripts.versioned make encoders config/mini.yaml`` lets Snakemake make the
-stage, compares what is there with the config (workflow/plan/audit.py), and keeps Snakemake's
-records of it in a file that DVC versions with it. ``... settle`` follows ``dvc pull`` and ``dvc
-checkout``; ``... unlock`` precedes them where DVC was killed in the middle of writing its locks.
+stage, compares the files with the config (workflow/plan/audit.py), and keeps Snakemake's records of
+them in a file that DVC versions with them. Run ``... settle`` after ``dvc pull`` and ``dvc
+checkout``. Run ``... unlock`` before them if DVC was killed while it was writing its locks.
 
-Two things of Snakemake's do not survive a checkout. Times: it makes again what is older than its
-input, and DVC writes files in any order; so all get one and the same time. Records: without them it
-does not see that a parameter has changed since; so they are put back.
+Two things that Snakemake needs do not survive a checkout. The first are modification times:
+Snakemake makes a file again that is older than its input, and DVC writes files in any order, so all
+files get one and the same time. The second are Snakemake's records: without them it does not see
+that a parameter has changed, so they are put back.
 """
 
 import argparse
@@ -31,7 +32,10 @@ from workflow.scripts.dvc_stages import stages_of
 
 METADATA = Path(".snakemake/metadata")
 SETTLED = Path(".snakemake/settled")
-"""What was last put back or kept, one file a stage: another one on disk came by DVC."""
+"""Copies of the records that were last put back or kept here, one file a stage.
+
+Records on disk that differ from their copy were brought by DVC.
+"""
 STAGES = ["encoders", "tables"]
 """Rules of the same names (workflow/rules/version.smk) make them."""
 KINDS = ["outs", "metrics", "plots"]
@@ -39,10 +43,10 @@ RECORDS = "records.json"
 
 
 def make(stage: str, config: Path, dataset: str | None) -> None:
-    """Make a stage, or what is missing of it; raise UserError if it is not the config's."""
+    """Make the missing files of a stage; raises UserError if dvc.yaml does not fit the config."""
     wanted = stages_of(config)
-    have = read(Path("dvc.yaml")).get("stages", {})
-    if different := [name for name in wanted if not fits(have.get(name), wanted[name])]:
+    stages = read(Path("dvc.yaml")).get("stages", {})
+    if different := [name for name in wanted if not fits(stages.get(name), wanted[name])]:
         raise UserError(
             f"dvc.yaml: {', '.join(different)} is not what {config} asks for now: python -m "
             f"workflow.scripts.dvc_stages {config} (and the other configs that are versioned here)"
@@ -50,7 +54,7 @@ def make(stage: str, config: Path, dataset: str | None) -> None:
     settle(only_new=True)
     target = f"data/shards/{dataset}/index.json" if dataset else stage
     profile = os.environ.get("IJEPA_PROFILE", "workflow/profiles/local")
-    # The target first: --configfile would take it for one more.
+    # The target comes first: after --configfile it would be taken for one more config.
     command = [sys.executable, "-m", "snakemake", target, "--profile", profile]
     done = subprocess.run([*command, "--configfile", str(config)], check=False)
     if done.returncode != 0:
@@ -58,24 +62,24 @@ def make(stage: str, config: Path, dataset: str | None) -> None:
     if dataset is not None:
         verify(Path("data/shards") / dataset)
     name = f"data-{dataset}" if dataset else f"{stage}-{read(config)['name']}"
-    outs = [Path(next(iter(out))) for kind in KINDS for out in have[name].get(kind, [])]
+    outs = [Path(next(iter(out))) for kind in KINDS for out in stages[name].get(kind, [])]
     text = to_json(records_of(outs))
     write_text(next(path for path in outs if path.name.endswith(RECORDS)), text)
     write_text(SETTLED / name, text)
 
 
-def fits(have: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    """Whether a stage has what it should; a data set's may belong to another config."""
-    return have is not None and all(
-        have.get(key) == value for key, value in wanted.items() if key not in ("cmd", "desc")
+def fits(stage: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """True if a stage is as it should be; a data set's stage may be another config's."""
+    return stage is not None and all(
+        stage.get(key) == value for key, value in wanted.items() if key not in ("cmd", "desc")
     )
 
 
 def settle(only_new: bool = False) -> int:
-    """Give Snakemake back its records of the files in dvc.lock, and these files one time.
+    """Put back Snakemake's records of the files in dvc.lock, and give all these files one time.
 
-    ``only_new``: of those stages whose records are not what was kept here last. Returns how many
-    files there were. Raises UserError where DVC has not brought all bytes of what it holds.
+    ``only_new``: only for stages whose records differ from those that were last kept here. Returns
+    the number of files. Raises UserError if DVC has not brought all bytes of its files.
     """
     files: list[Path] = []
     stages = read(Path("dvc.yaml")).get("stages", {})
@@ -85,15 +89,15 @@ def settle(only_new: bool = False) -> int:
         if records is None or not records.exists():
             continue
         text = records.read_text(encoding="utf-8")
-        kept = SETTLED / name
-        if only_new and kept.exists() and kept.read_text(encoding="utf-8") == text:
+        settled = SETTLED / name
+        if only_new and settled.exists() and settled.read_text(encoding="utf-8") == text:
             continue
         whole(stage["outs"], held_by_dvc(stages.get(name, {})))
         for old in records_of(outs):
             (METADATA / old).unlink()
         for record, content in json.loads(text).items():
             write_text(METADATA / record, json.dumps(content))
-        write_text(kept, text)
+        write_text(settled, text)
         for out in outs:
             files += [out] if out.is_file() else out.rglob("*")
     now = time.time_ns()
@@ -105,18 +109,19 @@ def settle(only_new: bool = False) -> int:
 def held_by_dvc(stage: dict[str, Any]) -> set[str]:
     """The outputs of a stage that are in DVC's cache and not in git."""
     outs = (out for kind in KINDS for out in stage.get(kind, []))
-    return {path for out in outs for path, how in out.items() if how.get("cache", True)}
+    return {path for out in outs for path, options in out.items() if options.get("cache", True)}
 
 
 def whole(outs: list[dict[str, Any]], held: set[str]) -> None:
     """Raise UserError unless the outputs have the size that dvc.lock says.
 
-    DVC takes an object of its cache for what its name says (it is read-only), also where a machine
-    that lost power has left a half of it. What .dvcignore names does not count here either.
+    An object of DVC's cache is named after its hash. DVC trusts that name because the object is
+    read-only, even if a machine that lost power has left only half of the bytes. Files that
+    .dvcignore names do not count.
     """
     with Repo() as repo:
         for out in outs:
-            if out["path"] not in held:  # git's own
+            if out["path"] not in held:  # git has it
                 continue
             path = Path(out["path"])
             files = [path] if path.is_file() else repo.dvcignore.find(repo.fs, out["path"])
@@ -131,7 +136,7 @@ def whole(outs: list[dict[str, Any]], held: set[str]) -> None:
 
 def records_of(outs: list[Path]) -> dict[str, Any]:
     """Snakemake's records of the files in these folders, by their names in its own folder."""
-    found = {}
+    records = {}
     for record in sorted(METADATA.rglob("*")) if METADATA.exists() else []:
         if record.is_dir():
             continue
@@ -140,22 +145,23 @@ def records_of(outs: list[Path]) -> dict[str, Any]:
         path = Path(urlsafe_b64decode("".join(name.parts).replace("@", "")).decode())
         if any(path == out or out in path.parents for out in outs):
             content = read_json(record)
-            # The environment's whole text, which decides nothing here (rerun-triggers).
-            found[str(name)] = {key: content[key] for key in content if key != "conda_env"}
-    return found
+            # Without the environment's whole text: no rerun-trigger of the profiles reads it.
+            records[str(name)] = {key: content[key] for key in content if key != "conda_env"}
+    return records
 
 
 def unlock() -> None:
     """Delete DVC's file of locks if a kill has torn it.
 
-    DVC writes it in place, also as its last act when its command was killed; torn, no stage of the
-    repository is made, pulled or checked out again (treeverse/dvc issue 7615). Whole, it stays:
-    DVC itself drops the locks of processes that are gone.
+    DVC writes it in place, even as the last act of a killed command. With a torn file, DVC makes,
+    pulls and checks out no stage of the repository any more (treeverse/dvc issue 7615). A file that
+    is whole stays: DVC itself drops the locks of processes that are gone.
     """
     with Repo() as repo:
         folder = Path(str(repo.tmp_dir))
     locks = folder / RWLOCK_FILE
-    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):  # DVC's own, around each edit
+    # DVC takes this lock around each edit.
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):
         try:
             json.loads(locks.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -166,7 +172,7 @@ def unlock() -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file, or nothing where there is none."""
+    """Content of a YAML file; empty if there is no such file."""
     return (read_yaml(path) if path.exists() else None) or {}
 
 
@@ -178,10 +184,10 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("make", help="make one stage (IJEPA_PROFILE: another profile)")
-    one.add_argument("stage", choices=["data", *STAGES])
-    one.add_argument("config", type=Path)
-    one.add_argument("--dataset", help="of the stage data")
+    maker = commands.add_parser("make", help="make one stage (IJEPA_PROFILE: another profile)")
+    maker.add_argument("stage", choices=["data", *STAGES])
+    maker.add_argument("config", type=Path)
+    maker.add_argument("--dataset", help="of the stage data")
     commands.add_parser("settle", help="after dvc pull or dvc checkout")
     commands.add_parser("unlock", help="before dvc repro or dvc pull, after a kill of DVC")
     options = parser.parse_args()

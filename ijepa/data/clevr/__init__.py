@@ -1,1 +1,1 @@
-"""CLEVR-like scenes: what stands where, and how it is rendered."""
+"""CLEVR-like scenes: random objects, labels, and a ray tracer."""

@@ -1,4 +1,4 @@
-"""CLEVR's files: where they lie, and VTAB's two kinds of labels of a scene.
+"""Paths of CLEVR's files, and VTAB's two kinds of labels of a scene.
 
 Johnson et al., "CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual
 Reasoning", CVPR 2017; Zhai et al., "A Large-scale Study of Representation Learning with the Visual
@@ -18,12 +18,12 @@ DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 
 
 def image_folder(raw: Path, split: str) -> Path:
-    """Where the images of a split lie."""
+    """Folder of the images of a split."""
     return raw / FOLDER / "images" / OFFICIAL_SPLITS[split]
 
 
 def scenes_file(raw: Path, split: str) -> Path:
-    """The file that describes each image of a split."""
+    """Path of the file that describes each image of a split."""
     return raw / FOLDER / "scenes" / f"CLEVR_{OFFICIAL_SPLITS[split]}_scenes.json"
 
 

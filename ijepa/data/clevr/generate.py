@@ -21,7 +21,7 @@ from ijepa.files import to_json, write_text, written_whole
 
 @dataclass(frozen=True)
 class Settings:
-    """What is generated: images of each split, their width and height in pixels, and a seed."""
+    """Number of images of each split, their width and height in pixels, and the seed."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     width: Annotated[int, Field(ge=8)] = 96
@@ -33,12 +33,12 @@ class Settings:
 def generate(settings: Settings, raw: Path, workers: int | None = None) -> None:
     """Write both splits into ``raw/CLEVR_v1.0``, with as many threads as there are cores.
 
-    Images that are there are kept, so an interrupted call may be repeated; the scenes file of a
-    split is written last. Raises UserError if the folder holds what other settings gave.
+    Existing images are kept, so an interrupted call may be repeated; the scenes file of a split is
+    written last. Raises UserError if the folder holds images of other settings.
     """
     stamp = raw / FOLDER / "generated.json"
     text = to_json(asdict(settings))
-    # The stamp is there before the first image.
+    # The stamp is written before the first image: images without it have other settings.
     if (raw / FOLDER / "images").exists() and not (stamp.exists() and stamp.read_text() == text):
         raise UserError(
             f"{raw / FOLDER} holds other images than {settings} gives: move it away, or choose "
@@ -59,13 +59,13 @@ def _write_split(
     def make(number: int) -> str:
         size = settings.width, settings.height
         scene = sample_scene(settings.seed, split, number, *size)
-        described = describe(scene, split, number, *size)
-        path = image_folder(raw, split) / described["image_filename"]
+        description = describe(scene, split, number, *size)
+        path = image_folder(raw, split) / description["image_filename"]
         if not path.exists():
             part = path.with_suffix(".part")
             Image.fromarray(render(*scene, *size)).save(part, "png")
             part.replace(path)
-        return json.dumps(described)
+        return json.dumps(description)
 
     info = {"split": OFFICIAL_SPLITS[split], "generator": asdict(settings)}
     with (
@@ -81,7 +81,7 @@ def _write_split(
 
 
 def contact_sheet(settings: Settings, count: int = 48, columns: int = 8) -> Image.Image:
-    """The first training images, each with its two labels below."""
+    """Picture of the first training images, each with its two labels below."""
     rows = -(-count // columns)
     cell = settings.width + 4, settings.height + 16
     sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
@@ -89,8 +89,8 @@ def contact_sheet(settings: Settings, count: int = 48, columns: int = 8) -> Imag
     for number, (picture, scene) in enumerate(_pictures(settings, count)):
         left, top = number % columns * cell[0], number // columns * cell[1]
         sheet.paste(picture, (left, top))
-        told = ", ".join(f"{name} {label}" for name, label in labels(scene).items())
-        draw.text((left, top + settings.height), told, "black", ImageFont.load_default(10))
+        caption = ", ".join(f"{name} {label}" for name, label in labels(scene).items())
+        draw.text((left, top + settings.height), caption, "black", ImageFont.load_default(10))
     return sheet
 
 

@@ -1,11 +1,11 @@
 """Geometry of the ray tracer: objects, camera, and where rays meet objects; compiled by numba.
 
-It adds, multiplies, divides and takes square roots, all of which IEEE 754 defines to the last bit,
-and uses no fast-math: the same scene gives the same pixels on every processor.
+The code only adds, multiplies, divides and takes square roots, all of which IEEE 754 defines to the
+last bit, and uses no fast-math: the same scene gives the same pixels on every processor.
 
-It is a module of its own, never run as a program, because code that numba has compiled for a class
-of the program that runs is not found again by the next one. The cached code of a module does not
-notice a change of another: after an edit here, delete ``__pycache__`` in this folder.
+This is a module of its own and never run as a program, because numba does not find cached code
+again if it was compiled for a class of ``__main__``. The cached code of another module does not
+notice a change of this one: after an edit here, delete ``__pycache__`` in this folder.
 """
 
 import math
@@ -32,7 +32,7 @@ COLOURS = {
 }
 
 FOCAL_LENGTH = 35 / 32
-"""In lengths of the image's longer side: 49.1 degrees."""
+"""Focal length in lengths of the image's longer side; the angle of view is 49.1 degrees."""
 
 Floats = NDArray[np.float64]
 Objects = NDArray[np.void]
@@ -55,7 +55,7 @@ OBJECT = np.dtype(
 
 
 class Camera(NamedTuple):
-    """A place and three axes of length 1."""
+    """Place and three axes of length 1."""
 
     place: Vector
     right: Vector
@@ -64,7 +64,7 @@ class Camera(NamedTuple):
 
 
 def compiled(function: Function) -> Function:
-    """The function as machine code, kept on disk between processes.
+    """Machine code of a function, kept on disk between processes.
 
     It runs beside Python's other threads. Division by 0 gives infinity, as rays along an axis need.
     """
@@ -72,9 +72,10 @@ def compiled(function: Function) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """As ``compiled``, and copied into the compiled function that calls it.
+    """Machine code as of ``compiled``, copied into each compiled function that calls it.
 
-    That saves the calls' overhead, and costs time to compile: for long functions of one caller.
+    That saves the calls' overhead and costs time to compile: use it for long functions with one
+    caller.
     """
     return _machine_code(function, inline=True)
 
@@ -106,7 +107,7 @@ def cross(a: Vector, b: Vector) -> Vector:
 
 @compiled
 def along(origin: Vector, direction: Vector, distance: float) -> Vector:
-    """The point at a distance, counted in lengths of ``direction``."""
+    """Point on a ray at a distance, counted in lengths of ``direction``."""
     return (
         origin[0] + distance * direction[0],
         origin[1] + distance * direction[1],
@@ -116,13 +117,13 @@ def along(origin: Vector, direction: Vector, distance: float) -> Vector:
 
 @compiled
 def times(a: Vector, b: Vector) -> Vector:
-    """Product of each component, as of a light and a colour."""
+    """Product component by component, as of a light and a colour."""
     return (a[0] * b[0], a[1] * b[1], a[2] * b[2])
 
 
 @compiled
 def unit(a: Vector) -> Vector:
-    """A vector scaled to length 1."""
+    """Vector scaled to length 1."""
     scale = 1 / math.sqrt(dot(a, a))
     return (scale * a[0], scale * a[1], scale * a[2])
 
@@ -141,18 +142,18 @@ def ray_through(camera: Camera, x: float, y: float, width: int, height: int) -> 
     return unit(along(ray, camera.up, (height / 2 - y) * scale))
 
 
-# --- Where rays meet objects ---
+# --- Intersections of rays and objects ---
 
 
 @compiled
 def from_centre(thing: Any, point: Vector) -> Vector:
-    """The way from an object's centre to a point."""
+    """Vector from an object's centre to a point."""
     return (point[0] - thing.x, point[1] - thing.y, point[2] - thing.z)
 
 
 @compiled
 def to_local(thing: Any, vector: Vector) -> Vector:
-    """A vector as it looks from a turned object."""
+    """Vector in the axes of a turned object."""
     return (
         thing.cos * vector[0] + thing.sin * vector[1],
         thing.cos * vector[1] - thing.sin * vector[0],
@@ -162,7 +163,7 @@ def to_local(thing: Any, vector: Vector) -> Vector:
 
 @compiled
 def to_world(thing: Any, vector: Vector) -> Vector:
-    """Undo ``to_local``."""
+    """Vector in the axes of the scene: the inverse of ``to_local``."""
     return (
         thing.cos * vector[0] - thing.sin * vector[1],
         thing.sin * vector[0] + thing.cos * vector[1],
@@ -172,14 +173,14 @@ def to_world(thing: Any, vector: Vector) -> Vector:
 
 @compiled
 def within_slab(origin: float, direction: float, half: float) -> tuple[float, float]:
-    """The stretch of a ray on which one coordinate lies between -half and half."""
+    """Stretch of a ray on which one coordinate lies between -half and half."""
     a, b = (-half - origin) / direction, (half - origin) / direction
     return min(a, b), max(a, b)
 
 
 @compiled
 def within_ball(o: Vector, d: Vector, radius: float) -> tuple[float, float]:
-    """The stretch of a ray from o along d that is closer to 0 than a radius; empty if none is."""
+    """Stretch of a ray from o along d that is closer to 0 than a radius; empty if none is."""
     od, dd = dot(o, d), dot(d, d)
     discriminant = od * od - dd * (dot(o, o) - radius * radius)
     if discriminant < 0:
@@ -190,9 +191,10 @@ def within_ball(o: Vector, d: Vector, radius: float) -> tuple[float, float]:
 
 @compiled
 def distance_to(thing: Any, origin: Vector, direction: Vector) -> float:
-    """How far a ray from outside goes until it enters an object; infinite if it never does.
+    """Distance at which a ray from outside enters an object; infinite if it never does.
 
-    Each shape is where all of its stretches overlap: a ball, a column and a slab, or three slabs.
+    Each shape is an intersection, of a ball, of a column and a slab, or of three slabs: the ray is
+    inside where its stretches in all of them overlap.
     """
     o = from_centre(thing, origin)
     enter, leave = within_ball(o, direction, thing.reach)
@@ -225,13 +227,13 @@ def nearest(objects: Objects, origin: Vector, direction: Vector) -> tuple[int, f
 
 @compiled
 def to_floor(origin: Vector, direction: Vector) -> float:
-    """How far a ray from above the floor goes until it meets it; infinite if it never does."""
+    """Distance at which a ray from above the floor meets it; infinite if it never does."""
     return -origin[2] / direction[2] if direction[2] < 0 else math.inf
 
 
 @compiled
 def normal_at(thing: Any, point: Vector) -> Vector:
-    """The direction, of length 1, in which an object's surface faces at a point of it."""
+    """Direction, of length 1, in which an object's surface faces at a point of it."""
     x, y, z = to_local(thing, from_centre(thing, point))
     if thing.shape == SPHERE:
         local = (x, y, z)
@@ -246,11 +248,11 @@ def normal_at(thing: Any, point: Vector) -> Vector:
 
 @compiled
 def reached(centre: float, depth: float, radius: float, size: int, other: int) -> tuple[int, int]:
-    """The range of columns in which a ball may be seen, or of rows; the second number is outside.
+    """Range of columns (or rows) in which a ball may be seen; the second number is exclusive.
 
-    ``centre`` and ``depth`` are where the ball lies, from the camera: across and along its axis.
-    ``size`` and ``other`` are the image's width and height; for rows, the reverse. A pixel more at
-    each side outweighs any rounding.
+    ``centre`` and ``depth`` give the ball's place relative to the camera: across and along its
+    axis. ``size`` and ``other`` are the image's width and height; for rows, the reverse. One pixel
+    is added at each side, which outweighs any rounding.
     """
     if depth <= 1.01 * radius:
         return 0, size
@@ -268,15 +270,15 @@ def find_foremost(
 ) -> None:
     """Fill both arrays for ``foremost``, an object at a time.
 
-    Of two at the same distance the first counts, as for ``nearest``.
+    If two are at the same distance, the first counts, as for ``nearest``.
     """
     height, width = numbers.shape
     for number in range(len(objects)):
         thing = objects[number]
-        apart = along((thing.x, thing.y, thing.z), camera.place, -1.0)
-        depth = dot(apart, camera.forward)
-        left, right = reached(dot(apart, camera.right), depth, thing.reach, width, height)
-        top, bottom = reached(-dot(apart, camera.up), depth, thing.reach, height, width)
+        offset = along((thing.x, thing.y, thing.z), camera.place, -1.0)
+        depth = dot(offset, camera.forward)
+        left, right = reached(dot(offset, camera.right), depth, thing.reach, width, height)
+        top, bottom = reached(-dot(offset, camera.up), depth, thing.reach, height, width)
         for y in range(top, bottom):
             for x in range(left, right):
                 ray = ray_through(camera, x + 0.5, y + 0.5, width, height)
@@ -290,7 +292,7 @@ def foremost(
 ) -> tuple[NDArray[np.int64], Floats]:
     """Number and distance of the object seen through the middle of each pixel: ``[height, width]``.
 
-    Where there is none they are -1 and infinite.
+    They are -1 and infinite if there is none.
     """
     # Arrays are made outside compiled functions: inside, they take seconds more to compile.
     numbers = np.full((height, width), -1, np.int64)

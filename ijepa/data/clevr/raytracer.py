@@ -1,7 +1,7 @@
 """Ray tracer for CLEVR's objects on a grey floor: light and shadow; compiled by numba.
 
-It uses IEEE 754's exact operations alone, as ijepa.data.clevr.geometry does: the same scene gives
-the same pixels on every processor.
+The code uses IEEE 754's exact operations alone, as ijepa.data.clevr.geometry does: the same scene
+gives the same pixels on every processor.
 """
 
 import math
@@ -44,7 +44,7 @@ LIGHT_COLOURS = np.array(
 )
 """Linear red, green and blue of each light, in CLEVR's proportions."""
 PALETTE = np.array(list(COLOURS.values())) / 255
-# What follows was set by eye.
+# The following values were set by eye.
 FLOOR_COLOUR = (0.5, 0.5, 0.5)
 SKY = (0.2, 0.2, 0.2)
 AMBIENT = (0.22, 0.22, 0.22)
@@ -56,17 +56,17 @@ LIFT = 1e-6
 NEARBY = 0.4
 """Points this close share one search for objects that may shade them. No picture depends on it."""
 BITS = 20
-"""For the objects of each light in what ``shaders`` returns: a scene may not have more objects."""
+"""Bits for each light in the result of ``shaders``: the most objects that a scene may have."""
 
 
 @compiled
 def shaders(objects: Objects, lights: Floats, point: Vector, room: float) -> int:
     """Objects that may hide a part of a light from places closer to a point than ``room``.
 
-    Bit ``BITS * i + j`` of the result stands for light i and object j. An object is left out where
-    the ball around it lies outside a cone: from the point to the whole light, wider by ``room``.
+    Bit ``BITS * i + j`` of the result stands for light i and object j. An object is left out if the
+    ball around it lies outside a cone: from the point to the whole light, wider by ``room``.
     """
-    found = 0
+    bits = 0
     for light in range(len(lights)):
         to_light = along(row(lights, light), point, -1.0)
         shorten = 1 / math.sqrt(dot(to_light, to_light))
@@ -80,8 +80,8 @@ def shaders(objects: Objects, lights: Floats, point: Vector, room: float) -> int
             side = radius + ahead * spread
             inside = ahead > -radius and aside_squared * (1 - spread * spread) < side * side
             if inside or spread >= 1:
-                found |= 1 << (BITS * light + number)
-    return found
+                bits |= 1 << (BITS * light + number)
+    return bits
 
 
 @inlined
@@ -94,7 +94,7 @@ def unshadowed(
     column: int,
     line: int,
 ) -> float:
-    """Part of a square light that is seen from a point, by four of the 4 x 4 places on it.
+    """Part of a square light that is seen from a point, sampled at four of 4 x 4 places on it.
 
     The four samples of a pixel have different columns and lines (0 or 1): together, all 16 places.
     Only objects whose bits are set in the lowest ``BITS`` of ``candidates`` count.
@@ -102,7 +102,7 @@ def unshadowed(
     candidates &= (1 << BITS) - 1
     if candidates == 0:
         return 1.0
-    seen = 0.0
+    visible = 0.0
     for i in range(2):
         for j in range(2):
             x = light[0] + edge * ((column + 2 * i + 0.5) / 4 - 0.5)
@@ -114,8 +114,8 @@ def unshadowed(
                     blocked = True
                     break
             if not blocked:
-                seen += 0.25
-    return seen
+                visible += 0.25
+    return visible
 
 
 @compiled
@@ -129,7 +129,7 @@ def surface(objects: Objects, number: int, point: Vector) -> tuple[Vector, Vecto
 
 @compiled
 def gloss(cosine: float, material: int) -> float:
-    """Shine where the mirrored view points at a light: small and bright on metal, else dull."""
+    """Shine by the cosine of mirrored view and light: small and bright on metal, else dull."""
     if material == FLOOR or cosine <= 0:
         return 0.0
     power = cosine
@@ -150,7 +150,7 @@ def direct_light(
     column: int,
     line: int,
 ) -> tuple[Vector, Vector]:
-    """Light that a surface gets from the lights it sees, and the shine that it gives back."""
+    """Light that a surface point gets from the lights it sees, and its shine towards the viewer."""
     matt, shine = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
     for number in range(len(lights)):
         light = row(lights, number)
@@ -188,8 +188,8 @@ def brightness(
 ) -> Vector:
     """Linear red, green and blue that come from a ray's direction, after one bounce at most.
 
-    ``number`` and ``distance`` are what ``nearest`` finds for the ray, and ``candidates`` what
-    ``shaders`` finds near there.
+    ``number`` and ``distance`` are the result of ``nearest`` for the ray, ``candidates`` that of
+    ``shaders`` for a point near there.
     """
     total, weight = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     for bounce in range(2):
@@ -217,9 +217,9 @@ def brightness(
 def render(
     objects: Objects, camera: Camera, lights: Floats, width: int, height: int
 ) -> NDArray[np.uint8]:
-    """A picture, ``[height, width, 3]``; each pixel is the mean of 2 x 2 rays."""
+    """Picture, ``[height, width, 3]``; each pixel is the mean of 2 x 2 rays."""
     picture = np.zeros((height, width, 3), np.uint8)
-    # A ray is the middle of a pixel of a picture of twice the size.
+    # Each ray goes through the middle of a pixel of a picture of twice the size.
     paint(objects, camera, lights, *foremost(objects, camera, 2 * width, 2 * height), picture)
     return picture
 
@@ -247,8 +247,8 @@ def paint(
                     if number < 0:
                         distance = to_floor(camera.place, ray)
                     point = along(camera.place, ray, distance)
-                    apart = along(point, middle, -1.0)
-                    if not dot(apart, apart) < NEARBY * NEARBY:
+                    offset = along(point, middle, -1.0)
+                    if not dot(offset, offset) < NEARBY * NEARBY:
                         middle = point
                         candidates = shaders(objects, lights, middle, NEARBY)
                     light = brightness(

@@ -5,10 +5,10 @@ Compositional Language and Elementary Visual Reasoning", CVPR 2017) and written 
 its JSON, so that one reader serves both. The camera stands where the original's stands, and depths
 have the same unit, so that labels made from depths mean the same.
 
-The pictures come from a small ray tracer instead of Blender. What differs: edges of cubes and
-cylinders are sharp; metal is a perfect mirror of one bounce; light that reaches a surface by way of
-others is a constant; the floor is an endless plane; brightness is encoded by a square root instead
-of the sRGB curve. Shadows are soft, as there.
+The pictures come from a small ray tracer instead of Blender. They differ in this: edges of cubes
+and cylinders are sharp; metal is a perfect mirror of one bounce; indirect light is a constant; the
+floor is an endless plane; brightness is encoded by a square root instead of the sRGB curve. Shadows
+are soft, as in Blender.
 
 Image i of a split depends on the seed, the split, i and the size alone; the bytes of its PNG file
 also on Pillow's version of zlib.
@@ -43,13 +43,13 @@ SIZES = {"large": 0.7, "small": 0.35}
 EXTENT = 3.0
 """Centres lie in a square of the ground from -EXTENT to EXTENT."""
 MIN_GAP = 0.25
-"""Between two objects, in scene units."""
+"""Smallest gap between two objects, in scene units."""
 MIN_MARGIN = 0.4
-"""Between the centres of two objects along left-right and along front-behind."""
+"""Smallest distance of two objects' centres along left-right and along front-behind."""
 MIN_VISIBLE = 200 / 320**2
-"""Visible part of an object, in squares on the image's longer side: 200 pixels of 320 x 240."""
+"""Smallest visible part of an object, in squares on the image's longer side: 200 of 320 x 240."""
 RETRIES = 50
-"""Places tried for an object before its scene is started anew."""
+"""Places tried for an object before its scene is started again."""
 MAX_STARTS = 5000
 """Starts of a scene: ten objects take 22 on average. Only strange image sizes take thousands."""
 VISIBILITY_PIXELS = 160
@@ -63,7 +63,7 @@ LIGHTS = np.array([(6.447, -2.905, 4.258), (-4.671, -4.014, 3.011), (-1.169, 2.6
 
 
 class Scene(NamedTuple):
-    """All that a picture shows; ``lights`` are places, ``[3, 3]``."""
+    """Objects, camera and lights of a picture; ``lights`` are their places, ``[3, 3]``."""
 
     objects: Objects
     camera: Camera
@@ -74,25 +74,25 @@ class Scene(NamedTuple):
 def place(places: Floats, candidates: Floats, radii: Floats, right: Vector, behind: Vector) -> bool:
     """Fill ``places``, ``[n, 2]``: for each object the first candidate that keeps its distances.
 
-    ``candidates`` are ``[n, RETRIES, 2]``; ``right`` and ``behind`` the camera's, on the ground.
-    Returns whether there is a place for each object.
+    ``candidates`` are ``[n, RETRIES, 2]``; ``right`` and ``behind`` are the camera's directions on
+    the ground. Returns True if there is a place for each object.
     """
     for number in range(len(radii)):
-        found = False
+        fits = False
         for attempt in range(RETRIES):
             x, y = candidates[number, attempt, 0], candidates[number, attempt, 1]
-            found = True
+            fits = True
             for other in range(number):
-                apart = (x - places[other, 0], y - places[other, 1], 0.0)
-                gap = math.sqrt(dot(apart, apart)) - radii[number] - radii[other]
-                margin = min(abs(dot(apart, right)), abs(dot(apart, behind)))
+                offset = (x - places[other, 0], y - places[other, 1], 0.0)
+                gap = math.sqrt(dot(offset, offset)) - radii[number] - radii[other]
+                margin = min(abs(dot(offset, right)), abs(dot(offset, behind)))
                 if gap < MIN_GAP or margin < MIN_MARGIN:
-                    found = False
+                    fits = False
                     break
-            if found:
+            if fits:
                 places[number, 0], places[number, 1] = x, y
                 break
-        if not found:
+        if not fits:
             return False
     return True
 
@@ -100,8 +100,8 @@ def place(places: Floats, candidates: Floats, radii: Floats, right: Vector, behi
 def sample_scene(seed: int, split: str, number: int, width: int, height: int) -> Scene:
     """Scene ``number`` of a split. Of the image's size only the aspect ratio matters.
 
-    A scene with an object that finds no place, or that others hide, is drawn anew with the same
-    number of objects. Raises UserError if that never ends, as in images of an extreme shape.
+    A scene with an object that finds no place, or that others hide, is drawn again with the same
+    number of objects. Raises UserError after MAX_STARTS, as for images of an extreme shape.
     """
     rng = np.random.default_rng((seed, list(OFFICIAL_SPLITS).index(split), number))
     count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
@@ -122,12 +122,12 @@ def sample_scene(seed: int, split: str, number: int, width: int, height: int) ->
 
 
 def sample_camera(rng: np.random.Generator) -> Camera:
-    """A camera near the original's place that looks at the middle of the ground."""
+    """Camera near the original's place that looks at the middle of the ground."""
     x, y, z = rng.uniform(-CAMERA_JITTER, CAMERA_JITTER, 3)
-    place = (CAMERA[0] + float(x), CAMERA[1] + float(y), CAMERA[2] + float(z))
-    forward = unit((-place[0], -place[1], -place[2]))
+    position = (CAMERA[0] + float(x), CAMERA[1] + float(y), CAMERA[2] + float(z))
+    forward = unit((-position[0], -position[1], -position[2]))
     right = unit(cross(forward, (0.0, 0.0, 1.0)))
-    return Camera(place, right, cross(right, forward), forward)
+    return Camera(position, right, cross(right, forward), forward)
 
 
 def sample_objects(rng: np.random.Generator, count: int, camera: Camera) -> Objects | None:
@@ -156,24 +156,24 @@ def sample_objects(rng: np.random.Generator, count: int, camera: Camera) -> Obje
 
 
 def behind(camera: Camera) -> Vector:
-    """The direction away from the camera, along the ground."""
+    """Direction away from the camera, along the ground."""
     return unit((camera.forward[0], camera.forward[1], 0.0))
 
 
 def pixel_coords(camera: Camera, point: Vector, width: int, height: int) -> list[float]:
     """Column, row (whole pixels) and depth of a point: scene units along the camera's axis."""
-    apart = along(point, camera.place, -1.0)
-    depth = dot(apart, camera.forward)
+    offset = along(point, camera.place, -1.0)
+    depth = dot(offset, camera.forward)
     scale = FOCAL_LENGTH * max(width, height) / depth
     return [
-        round(width / 2 + scale * dot(apart, camera.right)),
-        round(height / 2 - scale * dot(apart, camera.up)),
+        round(width / 2 + scale * dot(offset, camera.right)),
+        round(height / 2 - scale * dot(offset, camera.up)),
         depth,
     ]
 
 
 def describe(scene: Scene, split: str, number: int, width: int, height: int) -> dict[str, Any]:
-    """A scene as an item of CLEVR's scenes files."""
+    """Item of CLEVR's scenes files for a scene."""
     objects, camera, _ = scene
     right, away = camera.right, behind(camera)
     directions = {
@@ -210,7 +210,7 @@ def describe(scene: Scene, split: str, number: int, width: int, height: int) -> 
 
 
 def relationships(centres: list[Vector], direction: Vector) -> list[list[int]]:
-    """For each object, the numbers of those that lie in a direction from it, by 0.2 or more."""
+    """Numbers of the objects that lie in a direction from each object, by 0.2 or more."""
     # Plain sums: a call of a compiled function takes longer than they do.
     a, b, c = direction
     return [

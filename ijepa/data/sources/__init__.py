@@ -1,7 +1,7 @@
 """Raw formats: one module each, named by ``source`` in ``data/datasets.yaml``.
 
-A source says where in the raw files each image lies. It reads no pixels: the shard builder reads
-many places at once, on every core, from whatever the entries name.
+A source lists where in the raw files each image lies. It reads no pixels: the shard builder reads
+the bytes that the entries name, many entries at once, on every core.
 """
 
 import importlib
@@ -35,34 +35,34 @@ class Source(Protocol):
     """A module of this folder."""
 
     def missing(self, dataset: Dataset, raw: Path) -> list[str]:
-        """Paths that a person must bring, each with a word on where it comes from.
+        """Paths that a person must bring, each with a note on its origin.
 
-        Empty where everything is there, or where ``fetch`` can bring it. Quick: no checksums.
+        It is empty if everything is there, or if ``fetch`` can bring it. It is quick: no checksums.
         """
 
     def fetch(self, dataset: Dataset, raw: Path) -> None:
-        """Bring the raw files into the folder ``raw``, unpack what must be, check what was brought.
+        """Bring the raw files into the folder ``raw``, unpack archives, and check the files.
 
-        May be run again after an interruption. Raises UserError that names what is missing.
+        May be run again after an interruption. Raises UserError that names the missing files.
         """
 
     def entries(self, dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-        """Every image of a split in a fixed order, with memory that does not grow with them.
+        """Images of a split in a fixed order; the memory used does not grow with their number.
 
-        Raises UserError where labels are missing, unknown or outside the classes.
+        Raises UserError if labels are missing, unknown or outside the classes.
         """
 
     def encode(self, dataset: Dataset, content: bytes) -> bytes:
-        """A complete image file from an entry's bytes; most sources give them back unchanged."""
+        """Complete image file from an entry's bytes; most sources return these unchanged."""
 
 
 def names() -> list[str]:
-    """Every module of this folder."""
+    """Names of all modules of this folder, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load_source(name: str) -> Source:
-    """The module of a raw format; raises UserError with the known names for any other."""
+    """Module of a raw format; raises UserError with the known names for any other."""
     if name not in names():
         raise UserError(f"unknown source {name!r}: known are {', '.join(names())}")
     module: Source = importlib.import_module(f"{__name__}.{name}")

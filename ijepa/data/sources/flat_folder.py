@@ -1,6 +1,6 @@
 """Any folder of images without labels, at any depth.
 
-All are training images, but for those in the folder ``options.test``, where it is given.
+All are training images except those in the folder ``options.test``, if it is given.
 """
 
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from ijepa.errors import UserError
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """The folders that are not there."""
+    """Folders that are not there."""
     test = _test_folder(dataset, raw)
     return [f"{path} (images)" for path in (raw, test) if path is not None and not path.is_dir()]
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
     """Raise UserError if a folder is not there: it is the user's own."""
-    if absent := missing(dataset, raw):
-        raise UserError(f"bring {', '.join(absent)}, then run again")
+    if missing_folders := missing(dataset, raw):
+        raise UserError(f"bring {', '.join(missing_folders)}, then run again")
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-    """The images of a split, sorted by path within each folder."""
+    """Images of a split, sorted by path within each folder."""
     if dataset.labels:
         raise UserError(
             f"datasets.yaml: {dataset.name}: labels are {list(dataset.labels)}: a flat_folder has "
@@ -45,7 +45,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The image as it is."""
+    """Image file, unchanged."""
     return content
 
 

@@ -1,4 +1,4 @@
-"""MNIST's IDX files, for any data set that has its four: an array of images and one of labels each.
+"""MNIST's IDX files, for any data set that has these four: images and labels of each split.
 
 LeCun, Cortes and Burges, "The MNIST Database of Handwritten Digits", describe the format: two zero
 bytes, one byte for the type (8: unsigned bytes), one for the number of dimensions, each dimension
@@ -34,7 +34,7 @@ NAMES = [name for pair in FILES.values() for name in pair]
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """The IDX files, where neither they nor their ``.gz`` nor an origin is there."""
+    """IDX files that are missing both unpacked and as ``.gz``, unless there is an origin."""
     if dataset.origins:
         return []
     return [
@@ -57,11 +57,11 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-    """The images of a split, in the order of its file."""
+    """Images of a split, in the order of its file."""
     images, labels = (raw / name for name in FILES[split])
     for path in (images, labels):
-        if found := fault(dataset, path):
-            raise UserError(f"{path} {found}: fetch it again (make shards)")
+        if problem := fault(dataset, path):
+            raise UserError(f"{path} {problem}: fetch it again (make shards)")
     if list(dataset.labels) != ["class"]:
         raise UserError(
             f"datasets.yaml: {dataset.name}: labels are {list(dataset.labels)}: IDX files have "
@@ -87,7 +87,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """A grey image as PNG."""
+    """Grey image as PNG."""
     pixels = np.frombuffer(content, np.uint8).reshape(dataset.image_size, dataset.image_size)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
@@ -95,7 +95,7 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
 
 
 def _header(path: Path, num_dimensions: int) -> tuple[list[int], int]:
-    """The dimensions of an array and the place of its first value; raises UserError for others."""
+    """Dimensions of an array and position of its first value; UserError for other dimensions."""
     start = 4 + 4 * num_dimensions
     with path.open("rb") as file:
         header = file.read(start)
@@ -114,7 +114,7 @@ def _header(path: Path, num_dimensions: int) -> tuple[list[int], int]:
 
 
 def _from_folder(dataset: Dataset, raw: Path, address: str) -> None:
-    """What is missing, from ``.gz`` files below an address."""
+    """Fetch the missing files from ``.gz`` files below an address."""
     for name in NAMES:
         if fault(dataset, raw / name):
             with tempfile.TemporaryFile(dir=raw) as file:
@@ -123,11 +123,11 @@ def _from_folder(dataset: Dataset, raw: Path, address: str) -> None:
 
 
 def _from_debian(dataset: Dataset, raw: Path, package: str) -> None:
-    """What is missing, from a Debian package that is unpacked and not installed."""
+    """Fetch the missing files from a Debian package, which is unpacked and not installed."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise FileNotFoundError(f"{tool} is not installed: this machine is no Debian")
-    # A fixed name, so that the next start removes what a killed one left.
+    # The name is fixed, so that the next start removes the folder that a killed one left.
     folder = raw / "debian"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -137,10 +137,10 @@ def _from_debian(dataset: Dataset, raw: Path, package: str) -> None:
         _run("dpkg-deb", "-x", packed.name, ".", folder=folder)
         for name in NAMES:
             if fault(dataset, raw / name):
-                found = next(folder.glob(f"usr/share/datasets/*/{name}.gz"), None)
-                if found is None:
+                packed_file = next(folder.glob(f"usr/share/datasets/*/{name}.gz"), None)
+                if packed_file is None:
                     raise FileNotFoundError(f"{packed.name} has no {name}.gz")
-                with found.open("rb") as file:
+                with packed_file.open("rb") as file:
                     _unzip(file, raw / name)
     finally:
         shutil.rmtree(folder)

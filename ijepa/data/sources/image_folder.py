@@ -1,7 +1,7 @@
 """Any ImageFolder: ``train/CLASS/**/*.jpg``, and ``test`` or ``val`` of the same form.
 
 The classes are the names of ``train``'s folders in their order, or those that the register lists.
-Where both ``test`` and ``val`` are there, ``test`` is taken.
+If both ``test`` and ``val`` are there, ``test`` is taken.
 """
 
 import os
@@ -16,7 +16,7 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".t
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """The folders that are not there."""
+    """Folders that are not there."""
     return [
         f"{folder} (a folder of images for each class)"
         for folder in (_folder(raw, split) for split in dataset.splits)
@@ -26,12 +26,12 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
 
 def fetch(dataset: Dataset, raw: Path) -> None:
     """Raise UserError if a folder is not there: it is the user's own."""
-    if absent := missing(dataset, raw):
-        raise UserError(f"bring {', '.join(absent)}, then run again")
+    if missing_folders := missing(dataset, raw):
+        raise UserError(f"bring {', '.join(missing_folders)}, then run again")
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-    """The images of a split, class by class, each class sorted by path."""
+    """Images of a split, class by class, each class sorted by path."""
     if len(dataset.labels) != 1:
         raise UserError(
             f"datasets.yaml: {dataset.name}: labels are {list(dataset.labels)}: an image_folder "
@@ -40,8 +40,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     (label,) = dataset.labels
     folder = _folder(raw, split)
     classes = _classes(dataset, raw, label)
-    found = _class_folders(folder)
-    if unknown := sorted(set(found) - set(classes)):
+    if unknown := sorted(set(_class_folders(folder)) - set(classes)):
         raise UserError(
             f"{folder / unknown[0]} is no class of {dataset.name}: it has {', '.join(classes)}"
         )
@@ -50,29 +49,29 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     total = 0
     # A test split may lack a class; training images may not.
     for number, name in enumerate(classes):
-        before = total
+        earlier_total = total
         for path in images(folder / name):
             total += 1
             where = str(path.relative_to(raw))
             yield Entry(path, 0, None, where, {label: number})
-        if split == "train" and total == before:
+        if split == "train" and total == earlier_total:
             raise UserError(f"{folder / name} has no image: bring some, or remove the class")
     if not total:
         raise UserError(f"{folder} has no image in any class's folder")
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The image as it is."""
+    """Image file, unchanged."""
     return content
 
 
 def images(folder: Path) -> Iterator[Path]:
-    """Every image in a folder and those below it, sorted in each; hidden ones are none."""
+    """Images in a folder and in those below it, sorted in each, without hidden ones."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as content:
-        found = sorted((item for item in content if item.name[0] != "."), key=lambda i: i.name)
-    for item in found:
+        items = sorted((item for item in content if item.name[0] != "."), key=lambda i: i.name)
+    for item in items:
         path = Path(item.path)
         if item.is_dir():
             yield from images(path)
@@ -91,19 +90,19 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _stray(folder: Path) -> Path | None:
-    """An image that has no class."""
+    """Image that has no class, or None."""
     files = (path for path in folder.iterdir() if path.is_file())
     return next((path for path in files if path.suffix.lower() in ENDINGS), None)
 
 
 def _classes(dataset: Dataset, raw: Path, label: str) -> list[str]:
-    known = dataset.labels[label]
-    if isinstance(known, list):
-        return known
+    expected = dataset.labels[label]
+    if isinstance(expected, list):
+        return expected
     classes = _class_folders(_folder(raw, "train"))
-    if known is not None and len(classes) != known:
+    if expected is not None and len(classes) != expected:
         raise UserError(
-            f"{raw / 'train'} has {len(classes)} folders, datasets.yaml says {known} classes: "
+            f"{raw / 'train'} has {len(classes)} folders, datasets.yaml says {expected} classes: "
             "correct one of them"
         )
     return classes

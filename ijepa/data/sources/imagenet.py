@@ -1,14 +1,13 @@
 """ImageNet-1k (ILSVRC 2012): the official archives, or folders of images by class.
 
-A split is read in place from its archive or, where that is not there, from ``train`` or ``val``
-with one folder a class, as torchvision's ImageFolder has it. Either way gives the same images in
-the same order: by class, then by name. Classes are numbered in the order of their WordNet IDs,
-which is torchvision's.
+A split is read in place from its archive or, if that is not there, from ``train`` or ``val`` with
+one folder a class, as torchvision's ImageFolder has it. Either way gives the same images in the
+same order: by class, then by name. Classes are numbered in the order of their WordNet IDs, as in
+torchvision.
 
-The archives of images do not name the classes: the official development kit does. The files
-``1percent.txt`` and ``10percent.txt``, where they are there, name images of ``train`` for
-low-shot evaluation, one a line: the lists of SimCLR (Chen et al., 2020) or of MSN (Assran et al.,
-2022).
+The archives of images do not name the classes: the official development kit does. The optional
+files ``1percent.txt`` and ``10percent.txt`` name images of ``train`` for low-shot evaluation, one a
+line: the lists of SimCLR (Chen et al., 2020) or of MSN (Assran et al., 2022).
 """
 
 import re
@@ -81,7 +80,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The bytes as they are: they are image files."""
+    """Bytes unchanged: they are image files."""
     return content
 
 
@@ -113,7 +112,7 @@ def _devkit_file(raw: Path, name: str) -> Path:
 
 
 def _wordnet_ids(meta: Path) -> dict[int, str]:
-    """The WordNet ID of each ILSVRC2012_ID that is a class of images, not one of their parents."""
+    """WordNet ID of each ILSVRC2012_ID that is a class of images, not a parent of classes."""
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
@@ -143,12 +142,12 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _check_classes(found: list[str], classes: list[str], path: Path) -> None:
-    """Raise UserError where the data have other classes than they should."""
-    if others := sorted(set(found).symmetric_difference(classes)):
-        without = [wnid for wnid in others if wnid in classes]
-        fault = f"lacks the class {without[0]}" if without else f"has another class, {others[0]}"
-        raise UserError(f"{path} {fault} ({len(others)} such in all): bring it whole")
+def _check_classes(names: list[str], classes: list[str], path: Path) -> None:
+    """Raise UserError if the names of the data's classes are not those expected."""
+    if differing := sorted(set(names).symmetric_difference(classes)):
+        absent = [wnid for wnid in differing if wnid in classes]
+        fault = f"lacks the class {absent[0]}" if absent else f"has another class, {differing[0]}"
+        raise UserError(f"{path} {fault} ({len(differing)} such in all): bring it whole")
 
 
 def _from_folders(folder: Path, classes: list[str]) -> Iterator[Entry]:
@@ -162,7 +161,7 @@ def _from_folders(folder: Path, classes: list[str]) -> Iterator[Entry]:
 
 
 def _from_train_archive(archive: Path, classes: list[str]) -> Iterator[Entry]:
-    """Each class has its own tar in the tar."""
+    """Images of the training archive, in which each class is a tar of its own."""
     tars = sorted(tar_entries(archive))
     _check_classes([PurePosixPath(name).stem for name, _, _ in tars], classes, archive)
     for label, (_, tar_offset, tar_size) in enumerate(tars):
@@ -171,7 +170,7 @@ def _from_train_archive(archive: Path, classes: list[str]) -> Iterator[Entry]:
 
 
 def _from_val_archive(archive: Path, raw: Path, classes: list[str]) -> Iterator[Entry]:
-    """Line n of the ground truth says what ILSVRC2012_ID image number n has."""
+    """Images of the validation archive; line n of the ground truth is image n's ILSVRC2012_ID."""
     truth = _devkit_file(raw, "ILSVRC2012_validation_ground_truth.txt")
     wordnet_ids = _wordnet_ids(_devkit_file(raw, "meta.mat"))
     lines = truth.read_text(encoding="utf-8", errors="replace").split()
@@ -196,18 +195,19 @@ def _from_val_archive(archive: Path, raw: Path, classes: list[str]) -> Iterator[
 
 
 def _with_subsets(images: Iterator[Entry], raw: Path, classes: list[str]) -> Iterator[Entry]:
-    wanted = {
+    """Images with the names of the subsets that list them; each listed image must be there."""
+    missing_stems = {
         subset: _read_list(raw / name, classes)
         for subset, name in SUBSETS.items()
         if (raw / name).exists()
     }
     for entry in images:
         stem = PurePosixPath(entry.name).stem
-        subsets = tuple(subset for subset, stems in wanted.items() if stem in stems)
+        subsets = tuple(subset for subset, stems in missing_stems.items() if stem in stems)
         for subset in subsets:
-            wanted[subset].remove(stem)
+            missing_stems[subset].remove(stem)
         yield entry._replace(subsets=subsets)
-    for subset, stems in wanted.items():
+    for subset, stems in missing_stems.items():
         if stems:
             raise UserError(
                 f"{raw / SUBSETS[subset]} names {len(stems)} images that are not there, such as "
@@ -218,7 +218,7 @@ def _with_subsets(images: Iterator[Entry], raw: Path, classes: list[str]) -> Ite
 def _read_list(path: Path, classes: list[str]) -> set[str]:
     """Names of images without their ending; each class must have some."""
     stems: set[str] = set()
-    without = set(classes)
+    unlisted = set(classes)
     for number, line in enumerate(
         path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
     ):
@@ -232,10 +232,10 @@ def _read_list(path: Path, classes: list[str]) -> set[str]:
         if stem in stems:
             raise UserError(f"{path}, line {number}: {stem} is there twice: delete one of them")
         stems.add(stem)
-        without.discard(wnid)
-    if without:
+        unlisted.discard(wnid)
+    if unlisted:
         raise UserError(
-            f"{path} names no image of {len(without)} classes, such as {min(without)}: bring the "
+            f"{path} names no image of {len(unlisted)} classes, such as {min(unlisted)}: bring the "
             "official list"
         )
     return stems

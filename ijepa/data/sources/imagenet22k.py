@@ -17,7 +17,7 @@ from ijepa.errors import UserError
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """The tars, if there is none."""
+    """Tars of the classes, if there is none."""
     if _tars(raw):
         return []
     return [
@@ -48,7 +48,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The bytes as they are: they are image files."""
+    """Bytes unchanged: they are image files."""
     return content
 
 

@@ -73,12 +73,12 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The bytes as they are: they are image files."""
+    """Bytes unchanged: they are image files."""
     return content
 
 
 def _read(path: Path) -> tuple[list[tuple[int, str]], list[tuple[int, int]], list[int]]:
-    """A split's images (ID, path), annotations (image ID, category ID) and category IDs."""
+    """Images (ID, path), annotations (image ID, category ID) and category IDs of a split."""
     if not path.exists():
         raise UserError(f"{path} is missing: fetch the raw files again")
     try:
@@ -94,7 +94,7 @@ def _read(path: Path) -> tuple[list[tuple[int, str]], list[tuple[int, int]], lis
 
 
 def _compact(item: dict[str, Any]) -> Any:
-    """An annotation or an image as the pair that is needed of it: half of the memory."""
+    """Pair of the needed values of an annotation or an image, which saves half of the memory."""
     if "image_id" in item:
         return item["image_id"], item["category_id"]
     if "file_name" in item:

@@ -16,7 +16,7 @@ from ijepa.errors import UserError
 
 TAR = "imagesPlaces205_resize.tar"
 IMAGES = "data/vision/torralba/deeplearning/images256"
-"""The folder in the archive that the lists' names start from."""
+"""Folder in the archive from which the lists' names start."""
 LISTS = "trainvalsplit_places205"
 LIST_ARCHIVES = (f"{LISTS}.tar.gz", f"{LISTS}.zip")
 LIST_FILES = {"train": "train_places205.csv", "test": "val_places205.csv"}
@@ -35,7 +35,7 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
-    """Check what has a checksum, list the files of a ``.tar``, unpack the other archives."""
+    """Check the archives with a checksum, list the files of a ``.tar``, unpack the others."""
     refuse_missing(missing(dataset, raw))
     names = [*LIST_ARCHIVES]
     if (raw / TAR).exists():
@@ -62,30 +62,30 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
                     f"{path}, line {number}: {label!r} is no class from 0 to {num_classes - 1}: "
                     "bring the official list"
                 )
-            place = find(name)
-            if place is None:
+            location = find(name)
+            if location is None:
                 raise UserError(
                     f"{path}, line {number}: the image {name!r} is not there: bring the official "
                     f"archive of images; if it was unpacked, delete {raw / f'.{TAR}.gz.unpacked'} "
                     "too; then fetch again"
                 )
-            yield Entry(*place, name, {"class": int(label)})
+            yield Entry(*location, name, {"class": int(label)})
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The bytes as they are: they are image files."""
+    """Bytes unchanged: they are image files."""
     return content
 
 
 @contextlib.contextmanager
 def _finder(raw: Path) -> Iterator[Callable[[str], tuple[Path, int, int | None] | None]]:
-    """A function from an image's name to its place, or None."""
+    """Yield a function from an image's name to its file, first byte and size, or to None."""
     if (raw / TAR).exists():
         with tar_lookup(raw / TAR) as lookup:
 
             def in_tar(name: str) -> tuple[Path, int, int | None] | None:
-                place = lookup(f"{IMAGES}/{name}")
-                return None if place is None else (raw / TAR, *place)
+                extent = lookup(f"{IMAGES}/{name}")
+                return None if extent is None else (raw / TAR, *extent)
 
             yield in_tar
     else:
@@ -98,12 +98,12 @@ def _finder(raw: Path) -> Iterator[Callable[[str], tuple[Path, int, int | None] 
 
 
 def _image_folders(raw: Path) -> list[Path]:
-    """Where unpacked images may lie."""
+    """Folders in which unpacked images may lie."""
     return [raw / IMAGES, raw / Path(IMAGES).name]
 
 
 def _list_files(raw: Path, split: str) -> list[Path]:
-    """Where an unpacked list may lie."""
+    """Paths at which an unpacked list may lie."""
     return [raw / LISTS / LIST_FILES[split], raw / LIST_FILES[split]]
 
 

@@ -2,10 +2,10 @@
 
 ``options.train`` and ``options.test`` are patterns with brace notation, such as
 ``imagenet-train-{0000..1023}.tar``. Paths are relative to the folder of raw files, and are read in
-place; what lies at an address (http, https, gs, pipe, ...) is fetched first.
+place; shards at an address (http, https, gs, pipe, ...) are fetched first.
 
-An image's only label stands in ``KEY.cls`` or, under the name ``options.json_label``, in
-``KEY.json``; one of several labels stands in ``KEY.NAME.cls``.
+An image's only label is in ``KEY.cls`` or, under the name ``options.json_label``, in ``KEY.json``;
+one of several labels is in ``KEY.NAME.cls``.
 """
 
 import hashlib
@@ -46,9 +46,9 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
-    """Bring the shards that are elsewhere, one after the other, and check the checksums."""
-    if absent := missing(dataset, raw):
-        raise UserError(f"bring {', '.join(absent)}, or correct options, then run again")
+    """Download the shards that are elsewhere, one after the other, and check the checksums."""
+    if missing_shards := missing(dataset, raw):
+        raise UserError(f"bring {', '.join(missing_shards)}, or correct options, then run again")
     for split in dataset.splits:
         shards = _shards(dataset, raw, split)
         elsewhere = [(address, path) for address, path in shards if not path.exists()]
@@ -62,7 +62,7 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
-    """The images of a split, shard by shard, in the order of each tar."""
+    """Images of a split, shard by shard, in the order of each tar."""
     empty = True
     for _, path in _shards(dataset, raw, split):
         if not path.exists():
@@ -86,7 +86,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
-    """The image as it is."""
+    """Image file, unchanged."""
     return content
 
 
@@ -109,7 +109,7 @@ def _is_remote(address: str) -> bool:
 
 
 def _file(raw: Path, split: str, number: int, address: str) -> Path:
-    """Where a shard is or is to be; one of another address never passes for it."""
+    """Path of a shard, downloaded or not; shards of different addresses have different paths."""
     if _is_remote(address):
         mark = hashlib.sha256(address.encode()).hexdigest()[:8]
         return raw / f"{split}-{number:05d}-{mark}.tar"
@@ -137,7 +137,7 @@ def _download(address: str, path: Path, count: Callable[[int], object]) -> None:
 def _samples(path: Path) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample: members with one key that follow each other."""
     seen = set()
-    files = ((*base_plus_ext(name), place) for name, *place in tar_entries(path))
+    files = ((*base_plus_ext(name), extent) for name, *extent in tar_entries(path))
     for key, group in groupby((file for file in files if file[0]), key=lambda file: file[0]):
         members: Members = {}
         for _, ending, (offset, size) in group:
@@ -154,7 +154,7 @@ def _samples(path: Path) -> Iterator[tuple[str, Members]]:
 
 
 def _label(dataset: Dataset, label: str, members: Members, file: IO[bytes], where: str) -> int:
-    """The number of a sample's class."""
+    """Number of a sample's class."""
     endings = [f"{label}.cls", *(["cls", "json"] if len(dataset.labels) == 1 else [])]
     ending = next((ending for ending in endings if ending in members), None)
     if ending is None:
@@ -169,8 +169,8 @@ def _label(dataset: Dataset, label: str, members: Members, file: IO[bytes], wher
     try:
         number = json.loads(content)[name] if ending == "json" else int(content)
     except (ValueError, TypeError, KeyError):
-        told = f" under the name {name!r} (options.json_label)" if ending == "json" else ""
-        raise UserError(f"{where}: {ending} has no number of a class{told}") from None
+        detail = f" under the name {name!r} (options.json_label)" if ending == "json" else ""
+        raise UserError(f"{where}: {ending} has no number of a class{detail}") from None
     num_classes = dataset.num_classes(label)
     if type(number) is not int or not 0 <= number < (num_classes or number + 1):
         raise UserError(

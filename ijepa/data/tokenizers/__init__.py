@@ -1,1 +1,1 @@
-"""The tokenizers: one module each, whose file name is the tokenizer's name (ijepa.data.tokens)."""
+"""Tokenizers: one module each, whose file name is the tokenizer's name (ijepa.data.tokenizer)."""

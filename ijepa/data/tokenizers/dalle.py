@@ -19,7 +19,7 @@ from ijepa.errors import UserError
 
 
 class Conv(nn.Module):
-    """A convolution that keeps the size, with the release's names ``w`` and ``b``."""
+    """Convolution that keeps the size, with the release's names ``w`` and ``b``."""
 
     def __init__(self, num_in: int, num_out: int, kernel: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Conv(nn.Module):
 
 
 class DalleBlock(nn.Module):
-    """A residual bottleneck of the dVAE's encoder: identity + gain * four convolutions."""
+    """Residual bottleneck of the dVAE's encoder: identity + gain * four convolutions."""
 
     def __init__(self, num_in: int, num_out: int, gain: float) -> None:
         super().__init__()
@@ -79,16 +79,16 @@ class DalleEncoder(nn.Module):
         self.blocks = nn.Sequential(blocks)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:  # noqa: D102
-        # The dVAE was trained on pixels in [0.1, 0.9], away from the rim of its logit.
+        # The dVAE was trained on pixels in [0.1, 0.9], which keeps their logits finite.
         scores_BVRL: Tensor = self.blocks(0.8 * images_BCHW + 0.1)
         return scores_BVRL.argmax(1)
 
 
 def load_dalle(path: Path) -> DalleEncoder:
-    """The dVAE's encoder from a plain state dict; its sizes are those of the weights.
+    """Load the dVAE's encoder from a plain state dict, with the sizes of its weights.
 
     No code of the file is run. Raises UserError for a file that would need that, such as the
-    released ``encoder.pkl``, and for one that lacks weights or has others.
+    released ``encoder.pkl``, and for a file with missing or other weights.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -97,7 +97,7 @@ def load_dalle(path: Path) -> DalleEncoder:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the dVAE encoder's file as weights") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        # torch's text goes on with advice to run the file's code.
+        # torch's message is left out: it advises the user to run the file's code.
         raise UserError(
             f"{path} is not a plain state dict ({type(error).__name__}): if it is the released "
             "encoder.pkl, convert it in an environment where you trust the DALL-E package: "
@@ -127,7 +127,7 @@ def load_dalle(path: Path) -> DalleEncoder:
 
 @dataclass(frozen=True)
 class Config:
-    """Weights that the user has downloaded, and pixels of the side that images are squeezed to."""
+    """Path of the weights that the user has downloaded, and side of squeezed images in pixels."""
 
     weights: Path
     size: int = 224
@@ -137,5 +137,5 @@ class Config:
             raise ValueError(f"size is {self.size}: choose a multiple of 8, the dVAE's reduction")
 
     def encoder(self, images: Images) -> DalleEncoder:
-        """The tokenizer."""
+        """Tokenizer with the configured weights."""
         return load_dalle(self.weights)

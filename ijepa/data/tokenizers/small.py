@@ -1,7 +1,7 @@
 """Token ids by a codebook of contrast-normalised pixel patches, learnt here by k-means.
 
 This is not CAE's tokenizer: that is the DALL-E dVAE, whose 8192 ids are learnt from millions of
-images and reconstruct them. These ids know edges and colours of a few pixels and no more; a CAE
+images and reconstruct them. These ids describe edges and colours of a few pixels and no more. A CAE
 trained on them is another method, and its results must be named so.
 
 Shape suffixes: as in ijepa.data.tokenizer; P sampled patches, D numbers of a patch.
@@ -23,12 +23,12 @@ from ijepa.errors import UserError
 SAMPLED_IMAGES, PATCHES_PER_IMAGE = 1000, 200
 """Size of the sample that the codebook is learnt from."""
 CONTRAST_FLOOR = 10 / 255**2
-"""Keeps the noise of flat patches small (Coates et al. 2011, section 3.2.1: 10 for bytes)."""
+"""Constant that keeps the noise of flat patches small (Coates et al. 2011, 3.2.1: 10 for bytes)."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the codebook is learnt with: words, pixels of image, patch and stride, and a seed."""
+    """Settings of the codebook: number of words, pixels of image, patch and stride, and a seed."""
 
     vocabulary: int = 512
     size: int = 32
@@ -52,7 +52,7 @@ class Config:
             raise ValueError(f"seed is {self.seed}: choose 0 or more")
 
     def encoder(self, images: Images) -> "Codebook":
-        """The tokenizer, learnt from a random sample of the images."""
+        """Tokenizer, learnt from a random sample of the images."""
         random = np.random.default_rng(self.seed)
         numbers = random.permutation(len(images))[:SAMPLED_IMAGES]
         views = WholeViews(images, self.size)
@@ -86,9 +86,9 @@ def contrast_normalised_patches(images_BCHW: Tensor, patch: int, stride: int) ->
     ``stride`` pixels. Brightness and contrast are lost, colour is kept: both are taken over all
     channels. Coates, Ng and Lee (2011), section 3.2.1; their whitening is left out.
     """
-    before = (patch - stride) // 2
-    after = patch - stride - before
-    padded = F.pad(images_BCHW, (before, after, before, after), mode="reflect")
+    pad_before = (patch - stride) // 2
+    pad_after = patch - stride - pad_before
+    padded = F.pad(images_BCHW, (pad_before, pad_after, pad_before, pad_after), mode="reflect")
     patches_BND = F.unfold(padded, patch, stride=stride).transpose(1, 2)
     patches_BND = patches_BND - patches_BND.mean(2, keepdim=True)
     variance = patches_BND.square().mean(2, keepdim=True)

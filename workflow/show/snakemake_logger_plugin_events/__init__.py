@@ -26,34 +26,34 @@ class LogHandler(LogHandlerBase):
         event = getattr(record, "event", None)
         if event is None:
             return
-        told: dict[str, Any] = {"event": str(event), "time": time.time()}
+        content: dict[str, Any] = {"event": str(event), "time": time.time()}
         for field in FIELDS:
             if (value := getattr(record, field, None)) is not None:
-                told[field] = value
-        self.file.write(json.dumps(told, default=str) + "\n")
+                content[field] = value
+        self.file.write(json.dumps(content, default=str) + "\n")
         self.file.flush()
 
     @property
     def writes_to_stream(self) -> bool:
-        """It leaves the terminal to others."""
+        """False: the terminal is left to others."""
         return False
 
     @property
     def writes_to_file(self) -> bool:
-        """Not the kind of file that Snakemake would name at the end."""
+        """False: Snakemake would name such a file at the end of a run."""
         return False
 
     @property
     def has_filter(self) -> bool:
-        """It decides itself what it writes."""
+        """True: it decides itself which events it writes."""
         return True
 
     @property
     def has_formatter(self) -> bool:
-        """It writes JSON."""
+        """True: it writes JSON."""
         return True
 
     @property
     def needs_rulegraph(self) -> bool:
-        """It shows jobs, not rules."""
+        """False: jobs are shown, not rules."""
         return False
