@@ -184,15 +184,16 @@ def summary(results: Results, titles: dict[str, str]) -> Table:
     return table
 
 
-def show(folder: Path, plan: ReportPlan) -> None:
+def show(folder: Path, plan: ReportPlan | None = None) -> None:
     """Print a folder's results, the path of its report, and the comparison with the reference."""
     console = Console(soft_wrap=True)
-    titles = {evaluation: plan.title(evaluation) for evaluation in plan.evaluations}
     reference = Path(REFERENCE / folder.name)
     try:  # raises if a result was changed by hand and contradicts itself
         own = read_result_set(str(folder), str(folder))
     except UserError as error:
         raise UserError(f"{error} (delete the file, and the same command makes it)") from None
+    names = plan.evaluations if plan else sorted({evaluation for _, _, evaluation in own})
+    titles = {name: plan.title(name) if plan else name for name in names}
     own = {key: result for key, result in own.items() if key[2] in titles}
     console.print(summary(own, titles))
     console.print(f"report: {folder / 'report.html'}   tables: {folder / 'tables'}")
@@ -227,13 +228,12 @@ def main() -> None:
     )
     parser.add_argument("command", choices=["show", "publish"])
     parser.add_argument("folder", type=Path, help="for example results/mini")
-    parser.add_argument("--plan", type=Path, help="by default work/NAME/plan/tables.yaml")
+    parser.add_argument("--plan", type=Path, help="tables.yaml of work/NAME/plan, for titles")
     options = parser.parse_args()
     if options.command == "publish":
         publish(options.folder)
         return
-    plan = options.plan or Path("work", options.folder.name, "plan", "tables.yaml")
-    show(options.folder, read_plan(plan))
+    show(options.folder, read_plan(options.plan) if options.plan else None)
 
 
 if __name__ == "__main__":

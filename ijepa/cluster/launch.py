@@ -53,7 +53,7 @@ def pretrain(launch: Launch) -> None:
         patiently(launch.request.check)
     # Made first, lest an encoder is trained that cannot be written.
     launch.out.parent.mkdir(parents=True, exist_ok=True)
-    message = f"launcher {{process}} waits for the same run ({launch.run})"
+    message = "launcher {process} waits for the same run"
     with (
         cancelled_by_signals(launch) as current,
         held(launch.work / f"{launch.name}.lock", message),

@@ -216,7 +216,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     run = mini["runs"][0]
     run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 40, "warmup_epochs": 1}
-    run["recipe"]["masking"]["group_size"] = 16
+    run["recipe"]["masking"] = {"group_size": 16}
     config = {
         "name": "slurm",
         "dataset": "tiny",

@@ -45,7 +45,8 @@ def killed_when(condition: Callable[[], Any], folder: Path, *command: str) -> No
     quiet = subprocess.DEVNULL
     process = psutil.Popen(command, cwd=folder, env=environment(), stdout=quiet, stderr=quiet)
     try:
-        wait_until(condition, seconds=600, every=0.001)
+        wait_until(lambda: condition() or process.poll() is not None, seconds=600, every=0.001)
+        assert process.poll() is None, f"{command} ended before it could be killed"
     finally:
         for victim in [*process.children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):

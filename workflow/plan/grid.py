@@ -4,6 +4,8 @@ The Snakefile asks this module and nothing else; so do tests and the commands th
 imports no torch: a plan takes milliseconds.
 """
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -308,10 +310,11 @@ class Grid:
     # The files that commands read. They are written before the first job (``write_plan``), for a
     # person to read and for a command to be typed again.
 
-    @property
+    @cached_property
     def plan(self) -> str:
-        """Folder of those files."""
-        return f"{self.work}/plan"
+        """Folder of those files, named by their content: a run that is under way keeps its own."""
+        content = json.dumps(as_plain(self.benchmark), sort_keys=True).encode()
+        return f"{self.work}/plan/{hashlib.sha256(content).hexdigest()[:12]}"
 
     def run_plan(self, run: str, seed: int | str) -> str:
         """YAML file of a run, for ijepa.cluster.launch."""

@@ -21,13 +21,13 @@ rule evaluate_features:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         encoder=lambda wc, input: input.encoder or "pixels",
-        plan=lambda wc: GRID.group_plan(wc.run, wc.seed, wc.dataset),
         # The command does not use these two. A changed value makes the group again.
         evaluations=lambda wc: GRID.items(Group(wc.run, int(wc.seed), wc.dataset)),
         images=lambda wc: GRID.limit(wc.dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}",
     shell:
-        "python -m evals.group {params.plan} {params.encoder} --data $(dirname {input.data})"
+        f"python -m evals.group {GRID.plan}/evaluations/"
+        "{wildcards.run}/seed{wildcards.seed}/{wildcards.dataset}.yaml {params.encoder} --data $(dirname {input.data})"
         " --features {output.about} --results $(dirname {output.done}) --work {params.work}"
         " --done {output.done} 2>&1 | tee {log}"
 
@@ -57,12 +57,13 @@ rule evaluate:
         features=lambda wc, input: (
             f"--features {input.features}" if input.features else ""
         ),
-        plan=lambda wc: GRID.evaluation_plan(wc.run, wc.seed, wc.evaluation),
         # The command does not use this one. A changed value makes the result again.
         config=lambda wc: GRID.evaluations[wc.evaluation].settings(wc.run),
         images=lambda wc: GRID.images_option(GRID.evaluations[wc.evaluation].dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",
     shell:
         "python -m evals {params.name} --data $(dirname {input.data}) --label {params.label}"
-        " --encoder {input.encoder} {params.features} --config {params.plan} {params.images}"
+        " --encoder {input.encoder} {params.features} {params.images}"
+        f" --config {GRID.plan}/evaluations/"
+        "{wildcards.run}/seed{wildcards.seed}/{wildcards.evaluation}.settings.yaml"
         " --work {params.work} --out {output} 2>&1 | tee {log}"

@@ -1,5 +1,10 @@
 # One workflow at a time in a folder.
 
+import os
+import shlex
+import sys
+from pathlib import Path
+
 from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 

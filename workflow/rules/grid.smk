@@ -30,6 +30,7 @@ def run_module(module, *arguments):
 
 MISSING = []
 if workflow.is_main_process:
+    GRID.write_plan()  # not in onstart, which --no-hooks leaves out
     logger.info(GRID.grouped())
     for path in GRID.forget_incomplete():
         logger.warning(f"{path} is gone: it is made again")

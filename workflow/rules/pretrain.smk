@@ -24,7 +24,6 @@ rule pretrain:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         work=f"{GRID.work}/{{run}}/seed{{seed}}",
-        plan=lambda wc: GRID.run_plan(wc.run, wc.seed),
         # The command does not use these two. A changed value trains again.
         run=lambda wc: GRID.runs[wc.run].config(int(wc.seed)),
         tokenizer=lambda wc: GRID.tokenizer_settings(wc.run),
@@ -34,7 +33,8 @@ rule pretrain:
     shell:
         # A copy in work/: a queued job reads it only when it begins, and Snakemake may have deleted
         # the outputs by then.
-        "mkdir -p {params.work} && cp {params.plan} {params.work}/run.yaml.part"
+        f"mkdir -p {{params.work}} && cp {GRID.plan}/runs/"
+        "{wildcards.run}/seed{wildcards.seed}.yaml {params.work}/run.yaml.part"
         " && mv {params.work}/run.yaml.part {params.work}/run.yaml"
         " && python -m ijepa.cluster.launch {params.work}/run.yaml --data $(dirname {input.data})"
         " --work {params.work} --out {output.encoder} {params.launch} 2>&1 | tee -i {log}"

@@ -30,12 +30,11 @@ rule tabulate:
         "../../environment.yml"
     params:
         folder=lambda wc, output: Path(output[0]).parent,
-        plan=GRID.tables_plan,
         # The command does not use this one. A changed value makes the output again.
         config=asdict(GRID.report_plan),
         results=GRID.wanted,
     shell:
-        "python -m evals.report.tables write {params.results} --plan {params.plan}"
+        f"python -m evals.report.tables write {{params.results}} --plan {GRID.tables_plan}"
         " --gpu-hours {input.gpu_hours} --out {params.folder} 2>&1 | tee {log}"
 
 
@@ -64,7 +63,6 @@ rule report:
         "../../environment.yml"
     params:
         results=lambda wc, output: Path(output.html).parent,
-        plan=GRID.tables_plan,
         # The command does not use this one. A changed value makes the output again.
         config=asdict(GRID.report_plan),
         chosen=GRID.wanted,
@@ -74,7 +72,8 @@ rule report:
     shell:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {params.chosen} --gpu-hours {input.gpu_hours} {params.predicted}"
-        " --plan {params.plan} --out {output.html} 2>&1 | tee {log}"
+        f" --plan {GRID.tables_plan} "
+        "--out {output.html} 2>&1 | tee {log}"
 
 
 rule predict_cost:
@@ -89,12 +88,12 @@ rule predict_cost:
     resources:
         card="here",
     params:
-        plan=GRID.config_plan,
         runs=[run.name for run in GRID.costing],
         # The command does not use this one. A changed value makes the output again.
         config=GRID.predicted,
     shell:
-        "python -m workflow.plan.cost {params.plan} --runs {params.runs} --shards data/shards"
+        f"python -m workflow.plan.cost {GRID.config_plan} "
+        "--runs {params.runs} --shards data/shards"
         " --gpu {resources.card} --csv {output} 2>&1 | tee {log}"
 
 

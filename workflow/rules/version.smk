@@ -18,10 +18,8 @@ rule encoders:
         f"logs/{RESULTS}/encoders.log",
     conda:
         "../../environment.yml"
-    params:
-        plan=GRID.config_plan,
     shell:
-        "python -m workflow.plan.audit encoders {params.plan} 2>&1 | tee {log}"
+        f"python -m workflow.plan.audit encoders {GRID.config_plan} " "2>&1 | tee {log}"
 
 
 rule tables:
@@ -31,7 +29,5 @@ rule tables:
         f"logs/{RESULTS}/tables.log",
     conda:
         "../../environment.yml"
-    params:
-        plan=GRID.config_plan,
     shell:
-        "python -m workflow.plan.audit tables {params.plan} 2>&1 | tee {log}"
+        f"python -m workflow.plan.audit tables {GRID.config_plan} " "2>&1 | tee {log}"
