@@ -60,6 +60,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from evals.about import FORMAT
 from evals.views import pooled
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
@@ -102,7 +103,9 @@ def extract(
         seconds += _extract_split(
             network, views, count, out.with_name(f"{split}.npy"), about, device
         )
-    write_json(out, about | {"features": here(), "feature_seconds": round(seconds, 2)})
+    write_json(
+        out, about | {"format": FORMAT, "features": here(), "feature_seconds": round(seconds, 2)}
+    )
 
 
 def _extract_split(

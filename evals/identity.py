@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evals.result import read_result
 from ijepa.errors import UserError
-from ijepa.files import read_json
 
 
 def identity_of(
@@ -39,7 +39,7 @@ def is_same(path: Path, wanted: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        return identity_in(read_json(path)) == wanted
+        return identity_in(read_result(path)) == wanted
     except UserError as error:
         print(f"{error}: made anew", flush=True)
         return False

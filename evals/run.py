@@ -14,6 +14,7 @@ import torch
 from evals.features import extract
 from evals.identity import identity_of, is_same
 from evals.protocol import configure, load_evaluation
+from evals.result import FORMAT
 from evals.subject import Subject
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
@@ -70,6 +71,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     write_json(
         out,
         {
+            "format": FORMAT,
             "evaluation": name,
             "dataset": about["dataset"],
             "label": subject.label,

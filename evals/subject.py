@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evals.about import read_about
 from ijepa.data.loader import Images
 from ijepa.data.shards import Index, read_index
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
-from ijepa.files import read_json, written_whole
+from ijepa.files import written_whole
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -124,8 +125,7 @@ class Subject:
     def about(self) -> dict[str, Any]:
         """Provenance of the subject: encoder, the run that made it, data set and its version."""
         if self.features_of is not None:
-            about: dict[str, Any] = read_json(self.features_of)
-            return about
+            return read_about(self.features_of)
         assert self.encoder is not None
         return {
             "encoder": encoder_digest(self.encoder),

@@ -40,6 +40,7 @@ from ijepa.errors import UserError
 from ijepa.optim import Optim, learning_rate, trained
 from ijepa.precision import precision
 from ijepa.randomness import generator
+from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability
 from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
@@ -81,43 +82,25 @@ class TrainingConfig:
     computed one after the other, which does not change the result.
     """
 
-    epochs: int
+    epochs: Count
     warmup_epochs: float
-    batch_size: int
-    base_lr: float
-    min_lr: float
-    weight_decay: float
+    batch_size: Count
+    base_lr: Positive
+    min_lr: NotNegative
+    weight_decay: NotNegative
     auto_augment: str | None
-    random_erase: float
-    clip: float | None
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    random_erase: Probability
+    clip: Positive | None
+    label_smoothing: BelowOne = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
     crop: Crop = CROP
-    accumulate: int = 1
-    seed: int = 0
-    num_workers: int = 1
+    accumulate: Count = 1
+    seed: NotNegativeInt = 0
+    num_workers: NotNegativeInt = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}: it must be at least 1")
-        if not 0 < self.base_lr < math.inf:
-            raise ValueError(f"base_lr is {self.base_lr}: it must be finite and above 0")
-        for name in ("min_lr", "weight_decay", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}: it must be finite and not below 0"
-                )
-        if not 0 <= self.random_erase <= 1:
-            raise ValueError(
-                f"random_erase is {self.random_erase}: it is a probability, within [0, 1]"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}: it must lie in [0, 1)")
-        for name in ("seed", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
         self.optim(self.batch_size)
         self.policy(224)
         if self.mixes and self.batch_size % 2:

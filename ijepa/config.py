@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
@@ -15,10 +15,8 @@ from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.identity import run_identity
 from ijepa.method import Recipe, load_method, method_names
+from ijepa.ranges import Count, NotNegativeInt
 from ijepa.strict import merged, strict
-
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,10 @@ class RunConfig:
     dataset: str
     vit: ViTConfig
     recipe: Annotated[Recipe, PlainValidator(lambda checked: checked)]
-    seed: NotNegative = 0
+    seed: NotNegativeInt = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: bool = False
-    num_workers: NotNegative = 1
+    num_workers: NotNegativeInt = 1
     log_every: Count = 10
     monitor_every: Count = 100
     checkpoint_every: Count = 100

@@ -93,6 +93,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}): delete it and run the same again") from None
 
 
+def check_format(content: Any, newest: int, path: object) -> dict[str, Any]:
+    """Content of a file whose key ``format`` numbers its layout; the first layout had none.
+
+    Raises UserError if a newer version of this software wrote it, or if it holds no keys.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no keys and values: delete it and run the same again")
+    if content.get("format", 1) > newest:
+        raise UserError(
+            f"{path} has format {content['format']}, this version reads up to {newest}: update "
+            "ijepa-bench"
+        )
+    return content
+
+
 def to_json(value: Any) -> str:
     """JSON text with one item a line."""
     return json.dumps(value, indent=1) + "\n"

@@ -13,10 +13,13 @@ Source: Assran et al., CVPR 2023, section 3 and A.1. Paper and release differ: s
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from ijepa.ranges import Count, NotNegativeInt, Share
 
 MAX_DRAWS = 20
 """Positions tried for a context block before one target's claim on its patches is dropped."""
@@ -48,23 +51,16 @@ class Masking:
     """
 
     strategy: Literal["multi_block", "rasterised", "block", "random"] = "multi_block"
-    target_ratio: float = 0.6
+    target_ratio: Share = 0.6
     mode: Literal["official", "fixed"] = "official"
-    num_targets: int = 4
+    num_targets: Annotated[int, Field(ge=1, le=64)] = 4
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
-    min_keep: int = 10
-    group_size: int = 128
+    min_keep: NotNegativeInt = 10
+    group_size: Count = 128
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("num_targets", 1, 64),
-            ("min_keep", 0, 10**6),
-            ("group_size", 1, 10**6),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}: allowed are {low} to {high}")
         for name, ceiling in (
             ("target_scale", 1.0),
             ("context_scale", 1.0),
@@ -75,11 +71,6 @@ class Masking:
                 raise ValueError(
                     f"{name} is {[first, last]}: it must rise from above 0 to at most {ceiling}"
                 )
-        if not 0 < self.target_ratio < 1:
-            raise ValueError(
-                f"target_ratio is {self.target_ratio}: it must be above 0 and below 1, so that "
-                "there are both targets and context"
-            )
 
 
 class Masks(NamedTuple):
@@ -287,14 +278,8 @@ class Random:
 class BlockWise:
     """Settings of BEiT's masks; published recipes of data2vec, CAE and iBOT have the defaults."""
 
-    min_patches: int = 16
-    max_aspect: float = 1 / 0.3
-
-    def __post_init__(self) -> None:
-        if self.min_patches < 1:
-            raise ValueError(f"min_patches is {self.min_patches}: it must be at least 1")
-        if not 1 <= self.max_aspect < math.inf:
-            raise ValueError(f"max_aspect is {self.max_aspect}: it must be at least 1")
+    min_patches: Count = 16
+    max_aspect: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1 / 0.3
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Boolean [B, N], true where hidden: see ``block_wise``."""
@@ -305,8 +290,8 @@ def block_wise(
     counts_B: Tensor,
     grid: tuple[int, int],
     generator: torch.Generator,
-    min_patches: int = 16,
-    max_aspect: float = 1 / 0.3,
+    min_patches: Count = 16,
+    max_aspect: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1 / 0.3,
 ) -> Tensor:
     """Boolean [B, N], true where hidden: blocks that hide exactly ``counts_B[b]`` of image b.
 

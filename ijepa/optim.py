@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ijepa.ranges import BelowOne, Count, NotNegative, Positive
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -28,42 +30,26 @@ class Optim:
     batch that are computed one after the other; it does not change what is learned.
     """
 
-    batch_size: int = 2048
-    epochs: float = 300
+    batch_size: Count = 2048
+    epochs: NotNegative = 300
     warmup_epochs: float = 40
-    lr: float = 1e-3
-    start_lr: float = 2e-4
-    final_lr: float = 1e-6
-    weight_decay: tuple[float, float] = (0.04, 0.4)
+    lr: NotNegative = 1e-3
+    start_lr: NotNegative = 2e-4
+    final_lr: NotNegative = 1e-6
+    weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.4)
     weight_decay_shape: Literal["cosine", "linear"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     counted_from: Literal[0, 1] = 1
-    clip: float | None = None
+    clip: Positive | None = None
     clip_of: Literal["all", "each"] = "all"
-    accumulate: int = 1
+    accumulate: Count = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"clip is {self.clip}: it must be above 0, or null for no clipping")
-        if not 0 <= self.epochs < math.inf:
-            raise ValueError(f"epochs is {self.epochs}: it must be finite, and 0 means no training")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {list(self.betas)}: each must lie in [0, 1)")
-        if not all(0 <= decay < math.inf for decay in self.weight_decay):
-            raise ValueError(f"weight_decay is {list(self.weight_decay)}: none may be below 0")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}: it must lie between 0 and epochs "
                 f"({self.epochs})"
             )
-        for name in ("lr", "start_lr", "final_lr"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}: it must be finite and not below 0"
-                )
 
     def num_steps(self, num_images: int) -> int:
         """Number of updates in all; an epoch's last images that fill no batch are left out."""

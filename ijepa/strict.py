@@ -62,9 +62,28 @@ def _explain(kind: type, raw: Any, error: Any, where: str) -> str:
         close = difflib.get_close_matches(error["loc"][-1], allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{path}: unknown key{hint}; allowed are {', '.join(allowed)}"
+    if error["type"] in BOUNDS:
+        bound, words = BOUNDS[error["type"]]
+        limit = f" {error['ctx'][bound]:g}" if bound else ""
+        *parents, name = [where, *_path(raw, error["loc"])]
+        value, each = error["input"], "it"
+        if isinstance(error["loc"][-1], int):  # a number of several
+            *parents, name = parents
+            value, each = list(_value_at(raw, error["loc"][:-1])), "each"
+        return f"{'.'.join(parents)}: {name} is {value}: {each} must be {words}{limit}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] == "value_error" else f" (given: {error['input']!r})"
     return f"{path}: {message}{given}"
+
+
+BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "above"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "below"),
+    "finite_number": ("", "finite"),
+}
+"""Key of the bound in pydantic's errors, and its words."""
 
 
 def _path(raw: Any, loc: tuple[Any, ...]) -> list[str]:
@@ -78,6 +97,13 @@ def _path(raw: Any, loc: tuple[Any, ...]) -> list[str]:
         if part != "[key]":  # pydantic's word for a key that is wrong itself
             path.append(str(raw["name"] if named else part))
     return path
+
+
+def _value_at(raw: Any, loc: tuple[Any, ...]) -> Any:
+    """Value at a place within plain data."""
+    for part in loc:
+        raw = raw[part]
+    return raw
 
 
 def _type_at(kind: Any, loc: tuple[Any, ...]) -> Any:

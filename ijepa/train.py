@@ -58,12 +58,13 @@ from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
 from ijepa.data.transforms import normalise
 from ijepa.distributed import World
-from ijepa.files import writable, write_text, write_yaml
+from ijepa.files import writable, write_json, write_text, write_yaml
 from ijepa.lock import held
 from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
+from ijepa.randomness import generator
 from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
@@ -192,10 +193,11 @@ def parts(
 
 
 def deliver(run: RunConfig, inputs: Inputs, encoder: ViT, folder: Path, out: Path) -> None:
-    """Write the encoder, and beside it its log and the run with every default filled in."""
+    """Write the encoder, and beside it its log, its run and some of its masks."""
     records = (folder / "train.jsonl").read_text(encoding="utf-8")
     write_text(out.with_name("train.jsonl"), records)
     write_yaml(out.with_name("run.yaml"), as_plain(run))
+    write_json(out.with_name("masks.json"), masks_of(run))
     optim = run.recipe.optim
     facts = {
         **inputs.facts,
@@ -204,6 +206,13 @@ def deliver(run: RunConfig, inputs: Inputs, encoder: ViT, folder: Path, out: Pat
     }
     save_encoder(out, encoder, run, facts)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def masks_of(run: RunConfig) -> dict[str, Any]:
+    """Masks of six images, for the report's picture: named rows of 0 and 1, images x patches."""
+    masks = run.recipe.masks(6, run.vit.grid, generator("picture of masks"))
+    rows = {name: visible.int().tolist() for name, visible in masks.items()}
+    return {"image_size": run.vit.image_size, "patch_size": run.vit.patch_size, "masks": rows}
 
 
 @contextmanager

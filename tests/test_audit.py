@@ -10,7 +10,7 @@ from ijepa.data import tokens
 from ijepa.errors import UserError
 from ijepa.train import train
 from tests.conftest import raw_run_of
-from workflow.plan.audit import check
+from workflow.plan.audit import _left_over, check
 
 
 def test_an_encoder_of_other_tokens_is_named(
@@ -31,3 +31,16 @@ def test_an_encoder_of_other_tokens_is_named(
         check(expected)
     shutil.rmtree(shards / "tokens")  # a clone has none
     check(expected)
+
+
+def test_results_that_the_config_has_no_more_are_named(tmp_path: Path) -> None:
+    """An evaluation that was taken out of the config leaves its result behind."""
+    wanted = tmp_path / "evaluations/mae/seed0/knn.json"
+    for name in ("knn.json", "linear_probe.json"):
+        path = wanted.with_name(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    expected = {"evaluations": {str(wanted): {}}, "folders": [str(tmp_path / "evaluations")]}
+    assert list(_left_over(expected)) == [
+        f"{wanted.with_name('linear_probe.json')} is of an earlier config"
+    ]

@@ -44,6 +44,7 @@ NOT_IMPORTED = {
     "workflow.plan.grid": NETWORKS,
     "workflow.reproduce": NETWORKS,
     # Modules that build no ViT, or only if features are missing.
+    "evals.report.page": ["timm"],
     "ijepa.data.tokens": ["timm"],
     "evals.group": ["timm"],
     "evals.run": ["timm"],

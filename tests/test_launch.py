@@ -22,11 +22,10 @@ import torch
 import yaml
 
 from ijepa import distributed
-from ijepa.cluster import jobs as submission
-from ijepa.cluster import launch, slurm
+from ijepa.cluster import jobs, launch, slurm
 from ijepa.cluster.job import SECONDS_FOR_THE_CAUSE, Pretraining
-from ijepa.cluster.jobs import Launch
 from ijepa.cluster.launch import pretrain
+from ijepa.cluster.run_files import Launch, note, submitted_jobs
 from ijepa.cluster.slurm import Request, minutes
 from ijepa.cluster.staging import staged
 from ijepa.errors import UserError
@@ -206,9 +205,9 @@ def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_pat
     first, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
     assert first.name == other.name
     assert first.mark != other.mark
-    assert submission.parameters(first, 0).keys().isdisjoint({"slurm_comment"})
+    assert jobs.parameters(first, 0).keys().isdisjoint({"slurm_comment"})
     on_slurm = launched(raw_run_of("mae"), data, tmp_path / "a", "slurm")
-    assert submission.parameters(on_slurm, 0)["slurm_comment"] == first.mark
+    assert jobs.parameters(on_slurm, 0)["slurm_comment"] == first.mark
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
@@ -238,7 +237,7 @@ def test_a_run_that_an_earlier_version_began_is_taken_over_once_its_job_has_ende
     earlier.mkdir(parents=True)
     for name in ("encoder.safetensors", "train.jsonl"):
         (earlier / name).write_text("made")
-    at_work = submission.LocalJob(task.earlier(), "7")
+    at_work = jobs.LocalJob(task.earlier(), "7")
     monkeypatch.setattr(launch, "live", lambda of: at_work if of.state == earlier else None)
     with pytest.raises(UserError, match="job 7 of an earlier version works on this run"):
         pretrain(task)
@@ -299,7 +298,7 @@ def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
     failures = ["NODE_FAIL"] * launch.MOST_IDLE
     for ends in (["TIMEOUT"], failures, ["NODE_FAIL", "TIMEOUT"]):
         left = iter(ends)
-        monkeypatch.setattr(launch, "submit", lambda task: submission.LocalJob(task, "1"))
+        monkeypatch.setattr(launch, "submit", lambda task: jobs.LocalJob(task, "1"))
         monkeypatch.setattr(launch, "wait", lambda _task, _job, left=left: slurm.State(next(left)))
         with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
             pretrain(task)
@@ -313,7 +312,7 @@ def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     """The job may lack a file, because its launcher was killed before it had written it."""
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     wait = launch.wait
-    monkeypatch.setattr(launch, "attached", lambda task: submission.LocalJob(task, "77"))
+    monkeypatch.setattr(launch, "attached", lambda task: jobs.LocalJob(task, "77"))
     monkeypatch.setattr(
         launch,
         "wait",
@@ -328,10 +327,10 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
 ) -> None:
     """Without accounting, the job may have ended long ago: another one is submitted."""
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
-    submission.note(task, "slurm", "5")
+    note(task, "slurm", "5")
     waited = []
 
-    def wait(_: Launch, job: submission.Job) -> slurm.State:
+    def wait(_: Launch, job: jobs.Job) -> slurm.State:
         waited.append(job.number)
         return slurm.State("FAILED")
 
@@ -339,7 +338,7 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
     monkeypatch.setattr(slurm, "here", lambda: True)
     monkeypatch.setattr(slurm, "find", lambda _mark: None)
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State(slurm.FORGOTTEN))
-    monkeypatch.setattr(launch, "submit", lambda task: submission.SlurmJob(task, "6"))
+    monkeypatch.setattr(launch, "submit", lambda task: jobs.SlurmJob(task, "6"))
     monkeypatch.setattr(launch, "wait", wait)
     with pytest.raises(UserError, match="job 6 ended as FAILED"):
         pretrain(task)
@@ -365,7 +364,7 @@ def test_a_job_that_slurm_does_not_accept_now_is_submitted_later_and_never_twice
             raise submitit.core.utils.FailedJobError(error)
         return submit(*arguments)
 
-    queue = iter([None] * 3 + [submission.LocalJob(task, "77") if accepted else None, None])
+    queue = iter([None] * 3 + [jobs.LocalJob(task, "77") if accepted else None, None])
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
     monkeypatch.setattr(launch, "queued", lambda _: next(queue))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)
@@ -378,7 +377,7 @@ def test_a_job_that_slurm_does_not_accept_now_is_submitted_later_and_never_twice
     if accepted == "CANCELLED":
         with pytest.raises(UserError, match="job 77 was cancelled"):
             pretrain(task)
-        assert not submission.jobs(task)
+        assert not submitted_jobs(task)
     else:
         pretrain(task)
         assert task.out.exists()
@@ -392,7 +391,7 @@ def test_why_a_job_waits_is_said_once_for_each_reason(
     states = ["Priority", "Priority", "", "JobHeldUser"]
     left = iter([slurm.State("PENDING", reason=reason) for reason in states])
     monkeypatch.setattr(slurm, "state", lambda _job: next(left))
-    job = submission.SlurmJob(task, "5")
+    job = jobs.SlurmJob(task, "5")
     assert [job.ended() for _ in states] == [None] * len(states)
     assert capsys.readouterr().out == "job 5 waits: Priority\njob 5 waits: JobHeldUser\n"
 
@@ -403,7 +402,7 @@ def test_a_job_of_other_settings_that_still_works_is_named(
     for seed in (5, 6):
         raw = {**raw_run_of("mae"), "seed": seed}
         task = launched(raw, data, tmp_path / "run", "slurm")
-        submission.note(task, "slurm", str(seed))
+        note(task, "slurm", str(seed))
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State("RUNNING"))
     launch.tell_of_others(task)
     assert "job 5 still works on this run with other settings" in capsys.readouterr().out
@@ -426,7 +425,7 @@ def test_a_job_that_slurm_will_never_accept_is_an_error_at_once(
 def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Path) -> None:
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     extra = "--reservation=r --exclusive --mail-user='a b'"
-    given = submission.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
+    given = jobs.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
     expected = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
     assert given["slurm_additional_parameters"] == expected
     with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
@@ -461,11 +460,11 @@ def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     task = replace(task, request=replace(ONE, qos="long", constraint="a100&ib"))
-    given = submission.parameters(task, gpus=1)
+    given = jobs.parameters(task, gpus=1)
     assert (given["slurm_qos"], given["slurm_constraint"]) == ("long", "a100&ib")
     assert (
         not {"slurm_qos", "slurm_constraint"}
-        & submission.parameters(replace(task, request=ONE), gpus=1).keys()
+        & jobs.parameters(replace(task, request=ONE), gpus=1).keys()
     )
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ijepa import masking
+from ijepa.errors import UserError
 from ijepa.masking import Masking, Masks, MultiBlock, block_wise, random_masks, sampler
+from ijepa.strict import strict
 
 GRIDS = st.sampled_from([(8, 8), (14, 14), (16, 16), (12, 9), (28, 28)])
 MODES = st.sampled_from(["official", "fixed"])
@@ -127,8 +129,8 @@ def test_constraints_are_dropped_rather_than_searched_for_ever() -> None:
     ],
 )
 def test_impossible_settings_are_refused(setting: str, value: object) -> None:
-    with pytest.raises(ValueError, match=setting):
-        Masking(**{setting: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"masking: {setting} is "):
+        strict(Masking, {setting: value}, "masking")
 
 
 def draw_strategy(strategy: str, grid: tuple[int, int], seed: int, **settings: object) -> Masks:

@@ -15,6 +15,8 @@ from torchvision.transforms import functional as tv  # type: ignore[import-untyp
 
 from ijepa.data import transforms
 from ijepa.data.transforms import Box, Crop, augment, crop_tokens, sample_box
+from ijepa.errors import UserError
+from ijepa.strict import strict
 
 WHOLE = Crop(scale=(1, 1), aspect=(1, 1))
 PRESETS = {k: v for k, v in vars(transforms).items() if isinstance(v, Crop)}
@@ -334,5 +336,5 @@ def test_the_whole_image_has_its_own_tokens() -> None:
     ],
 )
 def test_a_bad_value_is_refused_by_its_name(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{key} is .*: "):
-        Crop(**{key: value})
+    with pytest.raises(UserError, match=rf"^crop(: {key} is |\.{key}: )"):
+        strict(Crop, {key: value}, "crop")

@@ -17,6 +17,7 @@ from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
+from ijepa.ranges import Count, NotNegative, Positive, Probability
 from ijepa.vit import initialise, norm_layer
 
 USES: tuple[Uses, ...] = ("images",)
@@ -26,15 +27,15 @@ USES: tuple[Uses, ...] = ("images",)
 class Config(TrainingConfig):
     """Settings. Defaults are V-JEPA's, whose learning rate is 1e-3 for its batch of 1024."""
 
-    epochs: int = 20
+    epochs: Count = 20
     warmup_epochs: float = 0
-    batch_size: int = 1024
-    base_lr: float = 2.5e-4
-    min_lr: float = 0.0
-    weight_decay: float = 1e-3
+    batch_size: Count = 1024
+    base_lr: Positive = 2.5e-4
+    min_lr: NotNegative = 0.0
+    weight_decay: NotNegative = 1e-3
     auto_augment: str | None = "original"
-    random_erase: float = 0.25
-    clip: float | None = 1.0
+    random_erase: Probability = 0.25
+    clip: Positive | None = 1.0
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

@@ -7,8 +7,10 @@ Shape suffixes: N images, D features, R resamples.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +21,7 @@ from evals.subject import Subject
 from ijepa.collapse import rankme
 from ijepa.errors import UserError
 from ijepa.randomness import generator
+from ijepa.ranges import NotNegativeInt
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -33,18 +36,9 @@ class Config:
     ``resamples`` bootstrap samples of them give the interval.
     """
 
-    images: int = 25_600
-    resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.images < 2:
-            raise ValueError(f"images is {self.images}: it must be at least 2")
-        if self.resamples < 40:
-            raise ValueError(
-                f"resamples is {self.resamples}: it must be at least 40, or none lies beyond a "
-                "95 % interval"
-            )
+    images: Annotated[int, Field(ge=2)] = 25_600
+    resamples: Annotated[int, Field(ge=40)] = 1000
+    seed: NotNegativeInt = 0
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

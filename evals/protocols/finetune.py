@@ -17,7 +17,7 @@ from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
-from ijepa.architecture import Variant
+from ijepa.ranges import BelowOne, Count, NotNegative, Positive, PositiveShare, Probability
 from ijepa.vit import ViT, norm_layer
 
 USES: tuple[Uses, ...] = ("images",)
@@ -39,27 +39,21 @@ class Config(TrainingConfig):
     list of training images, null for all of them.
     """
 
-    epochs: int = 50
+    epochs: Count = 50
     warmup_epochs: float = 5
-    batch_size: int = 528
-    base_lr: float = 1e-4
-    min_lr: float = 1e-6
-    weight_decay: float = 0.04
+    batch_size: Count = 528
+    base_lr: Positive = 1e-4
+    min_lr: NotNegative = 1e-6
+    weight_decay: NotNegative = 0.04
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    random_erase: float = 0.25
-    clip: float | None = None
-    label_smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    layer_decay: float = 0.75
-    drop_path: float = 0.25
+    random_erase: Probability = 0.25
+    clip: Positive | None = None
+    label_smoothing: BelowOne = 0.1
+    mixup: NotNegative = 0.8
+    cutmix: NotNegative = 1.0
+    layer_decay: PositiveShare = 0.75
+    drop_path: BelowOne = 0.25
     subset: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}: it must lie in (0, 1]")
-        Variant(drop_path=self.drop_path)
 
 
 LOW_SHOT: dict[str, Any] = {

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels, finite
+from ijepa.ranges import Count, Positive
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -28,14 +29,8 @@ ASKED, KNOWN = 1024, 32_768
 class Config:
     """Settings. Defaults are DINO's."""
 
-    num_neighbours: int = 20
-    temperature: float = 0.07
-
-    def __post_init__(self) -> None:
-        if self.num_neighbours < 1:
-            raise ValueError(f"num_neighbours is {self.num_neighbours}: it must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0")
+    num_neighbours: Count = 20
+    temperature: Positive = 0.07
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

@@ -9,13 +9,13 @@ the test images are classified once, at the end. The result also has the papers'
 Shape suffixes: B images, L layers, D features, H heads.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.optim import cosine
 from ijepa.randomness import generator
+from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Share
 
 USES: tuple[Uses, ...] = ("features", "images")
 
@@ -56,37 +57,21 @@ class Config:
     optimiser: Literal["lars", "sgd"] = "lars"
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = (15, 30, 45)
-    epochs: int = 50
-    batch_size: int = 16_384
-    learning_rates: tuple[float, ...] = (0.001, 0.01, 0.05, 0.1)
-    weight_decays: tuple[float, ...] = (5e-4, 0.0)
-    layers: int = 4
+    epochs: Count = 50
+    batch_size: Annotated[int, Field(ge=2)] = 16_384
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.001, 0.01, 0.05, 0.1)
+    weight_decays: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (5e-4, 0.0)
+    layers: Count = 4
     whiten: bool = False
-    held_out: float = 0.1
-    max_held_out: int = 10_000
+    held_out: Share = 0.1
+    max_held_out: Count = 10_000
     crop: Crop = field(
         default_factory=lambda: Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
     )
-    seed: int = 0
-    num_workers: int = 1
+    seed: NotNegativeInt = 0
+    num_workers: NotNegativeInt = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("layers", 1), ("max_held_out", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        for name in ("seed", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}: it is a share, within (0, 1)")
-        if not self.learning_rates or not all(0 < lr < math.inf for lr in self.learning_rates):
-            raise ValueError(
-                f"learning_rates is {list(self.learning_rates)}: give one or more, all above 0"
-            )
-        if not self.weight_decays or not all(0 <= d < math.inf for d in self.weight_decays):
-            raise ValueError(
-                f"weight_decays is {list(self.weight_decays)}: give one or more, none below 0"
-            )
         ends = [0, *self.milestones, self.epochs]
         if self.schedule == "step" and not all(a < b for a, b in pairwise(ends)):
             raise ValueError(

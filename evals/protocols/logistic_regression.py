@@ -20,9 +20,10 @@ Shape suffixes: N images, D features.
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -33,6 +34,7 @@ from evals.result import Result, top1
 from evals.subject import Subject, checked_labels, finite
 from ijepa.errors import UserError
 from ijepa.randomness import generator
+from ijepa.ranges import Count, Positive
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -46,21 +48,10 @@ class Config:
     gradient at the end.
     """
 
-    penalties: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
-    selection_images: int = 20_000
-    max_iterations: int = 100
-    tolerance: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.selection_images < 10:
-            raise ValueError(f"selection_images is {self.selection_images}: it must be at least 10")
-        if self.max_iterations < 1 or not self.tolerance > 0:
-            raise ValueError(
-                f"max_iterations is {self.max_iterations} and tolerance {self.tolerance}: "
-                "they must be at least 1 and above 0"
-            )
-        if not self.penalties or min(self.penalties) <= 0:
-            raise ValueError(f"penalties is {list(self.penalties)}: give one or more, all above 0")
+    penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1e-2, 1e-3, 1e-4)
+    selection_images: Annotated[int, Field(ge=10)] = 20_000
+    max_iterations: Count = 100
+    tolerance: Positive = 1e-3
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
 from ijepa.errors import UserError
 from ijepa.randomness import generator
+from ijepa.ranges import Count, NotNegativeInt, PositiveShare
 
 USES: tuple[Uses, ...] = ("both", "features")
 
@@ -50,9 +51,9 @@ class Config:
     """
 
     subset: str | None = None
-    per_class: int | None = None
-    share: float | None = None
-    seed: int = 0
+    per_class: Count | None = None
+    share: PositiveShare | None = None
+    seed: NotNegativeInt = 0
     logistic: LogisticRegression = field(
         default_factory=lambda: LogisticRegression(penalties=(1.0, 0.1, 1e-2, 1e-3, 1e-4))
     )
@@ -65,10 +66,6 @@ class Config:
             raise ValueError(f"{' and '.join(settings)} are given: give one of them")
         if not settings:
             object.__setattr__(self, "subset", PUBLISHED)
-        if self.per_class is not None and self.per_class < 1:
-            raise ValueError(f"per_class is {self.per_class}: it must be at least 1")
-        if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}: it must lie in (0, 1]")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

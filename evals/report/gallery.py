@@ -1,32 +1,34 @@
 """Pictures for the report, as SVG text: masks on images, and nearest neighbours."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evals.protocols.knn import neighbours
 from evals.report.figures import COLOURS, figure
 from evals.subject import mapped
-from ijepa.architecture import ViTConfig
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
 
 
-def masks(rows: dict[str, Tensor], vit: ViTConfig, images: Images) -> str:
-    """Images, and below each its visible patches: named ``rows``, boolean [images, patches]."""
+def masks(shown: dict[str, Any], images: Images) -> str:
+    """Images, and below each its visible patches: ``shown`` is a run's masks.json."""
+    size, patch = shown["image_size"], shown["patch_size"]
+    side = size // patch
+    rows = {name: np.array(row, bool) for name, row in shown["masks"].items()}
     count = len(next(iter(rows.values())))
     with figure(1.5 * count, 1.7 * (1 + len(rows))) as (drawing, file):
         axes = drawing.subplots(1 + len(rows), count, squeeze=False)
         for column in range(count):
-            pixels = np.asarray(centre_crop(images[column], vit.image_size))
+            pixels = np.asarray(centre_crop(images[column], size))
             _picture(axes[0, column], pixels)
             for row, visible in enumerate(rows.values(), start=1):
-                by_patch = visible[column].view(vit.grid).numpy()
-                by_pixel = by_patch.repeat(vit.patch_size, 0).repeat(vit.patch_size, 1)
+                by_patch = visible[column].reshape(side, side)
+                by_pixel = by_patch.repeat(patch, 0).repeat(patch, 1)
                 faded = (pixels * 0.12 + 255 * 0.80).astype(np.uint8)
                 _picture(axes[row, column], np.where(by_pixel[..., None], pixels, faded))
         for row, name in enumerate(["image", *rows]):

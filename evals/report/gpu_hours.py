@@ -17,6 +17,8 @@ from typing import Any
 
 import pandas as pd
 
+from evals.about import read_about
+from evals.result import read_result
 from ijepa.cluster import slurm
 from ijepa.cluster.slurm import Start
 from ijepa.errors import run_command
@@ -133,7 +135,7 @@ def _pretraining(path: Path) -> Work:
 
 def _group(path: Path, noted_starts: dict[tuple[str, str], list[Start]]) -> Work:
     """Work of a job that extracted features and made the evaluations on them."""
-    about = read_json(path)
+    about = read_about(path)
     process, (run, seed, dataset) = about["features"], path.parts[-4:-1]
     seconds, gpus = about["feature_seconds"], 0 if "core" in process["machine"] else 1
     key = ("evaluate_features", f"{run}_{_seed(seed)}_{dataset}")
@@ -145,7 +147,7 @@ def _evaluation(
     path: Path, noted_starts: dict[tuple[str, str], list[Start]], groups: set[str]
 ) -> Work:
     """Work of an evaluation; it has no starts if a group's job made it: the group has its time."""
-    result = read_json(path)
+    result = read_result(path)
     run, seed, name = *path.parts[-3:-1], path.stem
     starts = noted_starts.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), [])
     if result.get("job") not in groups:

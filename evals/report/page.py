@@ -12,11 +12,10 @@ from evals.report import costs, figures, gallery, shapes, tables
 from evals.report.formats import environment
 from evals.report.plan import ReportPlan
 from evals.report.results import CONTROLS, external
-from ijepa import config
+from evals.result import read_result
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.files import read_json, write_text
-from ijepa.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     matrix, because the order shows which mistakes are small. The first seed of every run is shown.
     """
     results = sorted(
-        ((path.parts[-3] in CONTROLS, path, read_json(path)) for path in chosen),
+        ((path.parts[-3] in CONTROLS, path, read_result(path)) for path in chosen),
         key=lambda entry: entry[:2],
     )
     pictures_by_kind: dict[tuple[str, str], Picture] = {}
@@ -172,9 +171,8 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
             )
         )
     for run, path in trained.items():
-        run_config = config.read_run(path / "run.yaml")
-        grid = run_config.vit.grid
-        if rows := run_config.recipe.masks(6, grid, generator("picture of masks")):
+        file = path / "masks.json"
+        if file.exists() and (shown := read_json(file))["masks"]:
             all_pictures.append(
                 Picture(
                     f"masks_{run}",
@@ -182,7 +180,7 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     "From top to bottom: the image; the patches that the trained network sees "
                     "(I-JEPA: the context block less the targets); and, for I-JEPA, the target "
                     "blocks, whose features are predicted.",
-                    gallery.masks(rows, run_config.vit, train),
+                    gallery.masks(shown, train),
                 )
             )
     dataset = read_index(data).dataset

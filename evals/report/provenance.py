@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from evals.result import read_result
 from ijepa.errors import UserError, run_command
 
 
@@ -81,7 +82,7 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
 
 def entry(results: Path, file: Path) -> dict[str, Any]:
     """Provenance of one result, by name of the fact."""
-    result = read_json(file)
+    result = read_result(file)
     about, facts = result["about"], result["about"].get("facts", {})
     encoder = next(results.glob(f"*/{file.parts[-3]}/{file.parts[-2]}/encoder.safetensors"), None)
     job = encoder.with_name("job.json") if encoder is not None else None

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from evals.report.plan import Rows
+from ijepa.cost.published import published_costs
 from ijepa.errors import UserError
 from ijepa.files import ROOT
 
@@ -37,7 +38,7 @@ def _read(name: str) -> pd.DataFrame:
 
 def costs() -> pd.DataFrame:
     """Every published training time, as text: method, arch, epochs, hardware, hours, source."""
-    return _read("costs.csv")
+    return pd.DataFrame(published_costs())
 
 
 def dataset_of(evaluation: str) -> str:

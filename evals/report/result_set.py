@@ -8,8 +8,9 @@ import tarfile
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from evals.result import unpacked
+from evals.result import FORMAT, unpacked
 from ijepa.errors import UserError
+from ijepa.files import check_format
 
 DEFAULT = "results/mini"
 REFERENCE = PurePosixPath("results/reference")
@@ -37,7 +38,7 @@ def read_result_set(spec: str, other: str) -> Results:
     for path, content in files:
         try:
             run, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
-            results[run, seed, path.stem] = checked(json.loads(content))
+            results[run, seed, path.stem] = checked(check_format(json.loads(content), FORMAT, path))
         except KeyError as error:
             raise UserError(f"{path} of {spec} has no {error}: evaluate it anew") from None
         except (ValueError, TypeError, AttributeError) as error:

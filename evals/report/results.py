@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from evals.result import read_result
 from ijepa.errors import UserError
-from ijepa.files import read_json
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
 UNITS = {"top1": "top-1 %", "rankme": "RankMe"}
@@ -33,7 +33,7 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
     hours_of_run = _spent(gpu_hours) if gpu_hours is not None and gpu_hours.exists() else {}
     rows = []
     for path in sorted(paths):
-        result = read_json(path)
+        result = read_result(path)
         about = result["about"]
         run, facts = about.get("run", {}), about.get("facts", {})
         machine = facts.get("machine", result["machine"])

@@ -5,30 +5,23 @@ Jobs are submitted through submitit and recorded in the run's folder, so that an
 """
 
 import contextlib
-import hashlib
 import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 import submitit
-import yaml
 
 from ijepa.cluster import slurm
 from ijepa.cluster.job import Pretraining
-from ijepa.cluster.slurm import Request
+from ijepa.cluster.run_files import Launch, note
 from ijepa.errors import UserError
-from ijepa.files import read_json, read_yaml, write_json
-from ijepa.identity import run_identity
 
 FOREVER = 60 * 24 * 365
 """Minutes that a job on this machine may take: no limit in practice."""
@@ -36,96 +29,6 @@ SECONDS_TO_BE_KNOWN = 120
 """Time that the cluster may take to know a job after its submission."""
 SECONDS_TO_SAVE = 60
 """Time that Ctrl-C gives a job on this machine to write its checkpoint."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One run, the paths of its files, and the resources that its job requests.
-
-    Args:
-        run: YAML file of the run.
-        data: Folder of shards.
-        work: Folder for checkpoints and for the launcher's records, on a disk that all nodes see.
-        out: File for the encoder; ``train.jsonl`` and ``job.json`` come beside it.
-        cluster: ``slurm``, ``local`` or ``debug``.
-        request: Resources of a Slurm job; other clusters use only its ``gpus``.
-        threads: Threads of each process, without Slurm.
-        stage: Folder on the nodes' own disks to which the shards are copied first.
-        setup: Shell command that each node runs before the job.
-        poll: Seconds between queries to Slurm.
-    """
-
-    run: Path
-    data: Path
-    work: Path
-    out: Path
-    cluster: str
-    request: Request
-    threads: int = 1
-    stage: Path | None = None
-    setup: str | None = None
-    poll: float = 10.0
-
-    @cached_property
-    def name(self) -> str:
-        """Hash of the run's identity (ijepa.identity) and of exactly these shards, as a name.
-
-        It is computed once, so later changes of the files do not change it. The token cache that a
-        recipe names is part of it, because the tokenizer's settings are not in the run.
-        """
-        return self._named(run_identity(self._config).encode())
-
-    def earlier(self) -> "Launch":
-        """Launch as versions until 2026-11 named it, by a hash of all bytes of the run's file."""
-        launch = replace(self)
-        text = yaml.safe_dump(self._config).encode()
-        launch.__dict__["name"] = self._named(text)
-        return launch
-
-    @cached_property
-    def _config(self) -> dict[str, Any]:
-        if not self.run.exists():
-            raise UserError(f"{self.run} does not exist: make it first")
-        content: dict[str, Any] = read_yaml(self.run) or {}
-        return content
-
-    def _named(self, run: bytes) -> str:
-        hashed_files = [self.data / "index.json"]
-        if tokenizer := (self._config.get("recipe") or {}).get("tokenizer"):
-            hashed_files.append(self.data / "tokens" / f"{tokenizer}.json")
-        for path in hashed_files:
-            if not path.exists():
-                raise UserError(f"{path} does not exist: make it first")
-        text = b"".join([run, *(path.read_bytes() for path in hashed_files)])
-        return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
-
-    @property
-    def mark(self) -> str:
-        """Comment that identifies this run's job in Slurm's queue.
-
-        It holds a hash of the folder, because in another folder the run has another job.
-        """
-        return f"{self.name} {hashlib.sha256(bytes(self.state.resolve())).hexdigest()[:12]}"
-
-    @property
-    def state(self) -> Path:
-        """Folder of this run: checkpoints, job, notes. It outlives job and launcher."""
-        return self.work / self.name
-
-    @property
-    def encoder(self) -> Path:
-        """Encoder of a finished job, before it is copied to ``out``."""
-        return self.state / "encoder.safetensors"
-
-    @property
-    def attempts(self) -> Path:
-        """Folder of notes of the times at which each start of the run's jobs began and ended."""
-        return self.state / "attempts"
-
-    @property
-    def record(self) -> Path:
-        """Path of ``job.json``: ids and hosts of the run's jobs, and the time of each start."""
-        return self.out.with_name("job.json")
 
 
 class Job(ABC):
@@ -294,17 +197,3 @@ def visible_gpus() -> int:
         return 0
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-
-
-def jobs(launch: Launch) -> list[dict[str, str]]:
-    """Records of the jobs that were submitted for this run, in order."""
-    path = launch.state / "jobs.json"
-    return read_json(path) if path.exists() else []
-
-
-def note(launch: Launch, cluster: str, number: str) -> None:
-    """Record a job of this run, unless it is recorded already."""
-    records = jobs(launch)
-    if (cluster, number) not in [(record["cluster"], record["number"]) for record in records]:
-        record = {"cluster": cluster, "number": number, "host": socket.gethostname()}
-        write_json(launch.state / "jobs.json", [*records, record])

@@ -16,23 +16,22 @@ place.
 
 import argparse
 import contextlib
-import os
-import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 from ijepa.cluster import slurm
-from ijepa.cluster.jobs import Job, Launch, LocalJob, SlurmJob, jobs, note, submit
+from ijepa.cluster.jobs import Job, LocalJob, SlurmJob, submit
+from ijepa.cluster.run_files import Launch, deliver, note, progress, submitted_jobs
 from ijepa.cluster.slurm import Request
 from ijepa.errors import UserError, run_command
-from ijepa.files import read_json, write_json, written_whole
+from ijepa.files import read_json
 from ijepa.lock import held
 
 T = TypeVar("T")
@@ -165,7 +164,7 @@ def live(launch: Launch) -> Job | None:
     """
     if (job := queued(launch)) is not None:
         return job
-    for record in jobs(launch)[-1:]:
+    for record in submitted_jobs(launch)[-1:]:
         if record["cluster"] == "debug":
             continue
         on_slurm = record["cluster"] == "slurm"
@@ -247,39 +246,6 @@ def failure(launch: Launch, number: str, end: slurm.State) -> str:
         )
     cause = f": {lines[0].removeprefix('error: ')}" if lines else ""
     return f"job {number} ended as {end.name}{cause} (logs: {folder})"
-
-
-def progress(launch: Launch) -> list[int]:
-    """Times of the run's checkpoints, which change with every checkpoint that is written."""
-    return [path.stat().st_mtime_ns for path in launch.state.glob("*/checkpoint.pt")]
-
-
-def deliver(launch: Launch) -> None:
-    """Put encoder and log into their place, and write the record of the run's jobs beside them.
-
-    They stay in the run's folder too, as links to the same bytes if the disk has links. Snakemake
-    deletes an output if it was killed before it had noted it; the next launch brings it again.
-    """
-    attempts = [read_json(path) for path in launch.attempts.glob("*.json")]
-    record = {
-        "name": launch.name,
-        "request": asdict(launch.request),
-        "jobs": jobs(launch),
-        "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
-    }
-    run = launch.state / "run.yaml"
-    for name, path in (
-        ("train.jsonl", launch.state / "train.jsonl"),
-        ("run.yaml", run if run.exists() else launch.run),  # an earlier version wrote none
-        (launch.out.name, launch.encoder),
-    ):
-        target = launch.out.with_name(name)
-        with written_whole(target) as part:
-            try:
-                os.link(path, part)
-            except OSError:  # another disk, or one without links
-                shutil.copyfile(path, part)
-    write_json(launch.record, record)
 
 
 @dataclass

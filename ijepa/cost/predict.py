@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,10 @@ from ijepa import config
 from ijepa.config import RunConfig
 from ijepa.cost.cards import GPUS, UTILISATION, Gpu
 from ijepa.cost.flops import size
+from ijepa.cost.published import COSTS, published_costs
 from ijepa.data import register
 from ijepa.errors import UserError
-from ijepa.files import ROOT
 from ijepa.method import method_names
-
-PUBLISHED = ROOT / "results" / "published" / "costs.csv"
-
 
 CPU_UTILISATION = 0.43
 """Share of the peak that steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
@@ -135,7 +132,7 @@ def predict(
 
     Raises UserError if a data set's size is not known beforehand.
     """
-    costs, published = [], list(published_costs())
+    costs, published = [], published_costs()
     for name, (run, gpus) in runs.items():
         speed = speeds[name] if speeds else math.nan
         if here:
@@ -156,12 +153,6 @@ def predict(
         dataclasses.replace(c, of_reference=c.gpu_hours / reference if reference else None)
         for c in costs
     ]
-
-
-def published_costs() -> Iterator[dict[str, str]]:
-    """Training times that papers and repositories report."""
-    with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
 
 
 def _published_hours(own: Cost, run: RunConfig, published: list[dict[str, str]]) -> str:
@@ -190,7 +181,7 @@ def held_against_published(utilisation: float = UTILISATION) -> list[tuple[dict[
                 "vit": {"size": sizes[letter], "patch_size": int(patch)},
                 "recipe": {**recipe, "optim": {"epochs": float(row["epochs"])}},
             }
-            run = config.parse_run(raw, str(PUBLISHED))
+            run = config.parse_run(raw, str(COSTS))
             images = register.load_dataset("imagenet").splits["train"] or 0
             card_in_half = gpu._replace(bfloat16=True)
             prediction = cost(row["method"], run, images, int(number), card_in_half, utilisation)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from ijepa.ranges import Probability
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's statistics: the release uses them for every data set."""
@@ -43,34 +45,25 @@ class Crop:
     whole: bool = False
     scale: tuple[float, float] = (0.3, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.0
+    flip: Probability = 0.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 1.0
-    grey: float = 0.0
-    blur: float = 0.0
-    solarise: float = 0.0
+    jitter_probability: Probability = 1.0
+    grey: Probability = 0.0
+    blur: Probability = 0.0
+    solarise: Probability = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale is {list(self.scale)}: it must rise within (0, 1]")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"aspect is {list(self.aspect)}: it must rise from above 0")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}: allowed are {', '.join(INTERPOLATIONS)}"
-            )
         limits = (1, 1, 1, 0.5)
         if not all(0 <= s <= limit for s, limit in zip(self.jitter, limits, strict=True)):
             raise ValueError(
                 f"jitter is {list(self.jitter)}: brightness, contrast and saturation must lie "
                 "within [0, 1], hue within [0, 0.5]"
             )
-        for name in ("flip", "jitter_probability", "grey", "blur", "solarise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}: it is a probability, within [0, 1]"
-                )
 
 
 IJEPA = Crop()

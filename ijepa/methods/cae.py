@@ -22,6 +22,7 @@ from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
 from ijepa.method import Batch, Tokens
 from ijepa.optim import Optim
+from ijepa.ranges import BelowOne, Count, NotNegative, Positive, Share
 from ijepa.vit import LAYER_NORM_EPS, ViT, beit_block, initialise, norm_layer, take, where
 
 RELEASED = {
@@ -62,23 +63,15 @@ class Config(method.MaskedRecipe):
         )
     )
     crop: Crop = CROP
-    mask_ratio: float = 0.5
+    mask_ratio: Share = 0.5
     masking: BlockWise = field(default_factory=BlockWise)
     tokenizer: str = "dalle"
-    vocabulary: int = 8192
-    regressor_depth: int = 4
-    decoder_depth: int = 4
-    alignment_weight: float = 2.0
-    layer_scale: float = 0.1
-    drop_path: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "regressor_depth", "decoder_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not self.alignment_weight >= 0:
-            raise ValueError(f"alignment_weight is {self.alignment_weight}: it must not be below 0")
-        variant(self)
+    vocabulary: Count = 8192
+    regressor_depth: Count = 4
+    decoder_depth: Count = 4
+    alignment_weight: NotNegative = 2.0
+    layer_scale: Positive = 0.1
+    drop_path: BelowOne = 0.1
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Patches hidden in BEiT's blocks, boolean [B, N]."""

@@ -21,6 +21,7 @@ from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow
+from ijepa.ranges import BelowOne, Count, Positive, Probability, Share
 from ijepa.vit import Hidden, ViT
 
 RELEASED = {
@@ -58,21 +59,14 @@ class Config(method.MaskedRecipe):
         )
     )
     crop: Crop = CROP
-    mask_ratio: float = 120 / 196
+    mask_ratio: Share = 120 / 196
     masking: BlockWise = field(default_factory=BlockWise)
-    top_layers: int = 6
-    beta: float = 2.0
+    top_layers: Count = 6
+    beta: Positive = 2.0
     """Parameter of the smooth L1 loss: the error at which it becomes linear."""
-    momentum: float = 0.9998
-    layer_scale: float = 1e-4
-    drop_path: float = 0.2
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum is {self.momentum}: it must lie in [0, 1]")
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}: it must be above 0")
-        variant(self)
+    momentum: Probability = 0.9998
+    layer_scale: Positive = 1e-4
+    drop_path: BelowOne = 0.2
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Patches hidden in BEiT's blocks, boolean [B, N]."""

@@ -22,6 +22,7 @@ from ijepa.data.transforms import DINO_GLOBAL_1, DINO_GLOBAL_2, DINO_LOCAL, Crop
 from ijepa.distributed import total
 from ijepa.method import Batch
 from ijepa.optim import Optim, cosine, follow
+from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability
 from ijepa.vit import ViT
 
 NUM_GLOBAL = 2
@@ -60,37 +61,23 @@ class Config(method.Recipe):
     )
     global_crops: tuple[Crop, Crop] = (DINO_GLOBAL_1, DINO_GLOBAL_2)
     local_crop: Crop = DINO_LOCAL
-    num_local: int = 8
-    local_size: int = 96
-    num_prototypes: int = 65_536
-    head_dim: int = 2048
-    bottleneck_dim: int = 256
+    num_local: NotNegativeInt = 8
+    local_size: Count = 96
+    num_prototypes: Count = 65_536
+    head_dim: Count = 2048
+    bottleneck_dim: Count = 256
     norm_last_layer: bool = True
-    freeze_last_layer_epochs: float = 1
-    student_temperature: float = 0.1
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    temperature_warmup_epochs: int = 30
-    centre_momentum: float = 0.9
+    freeze_last_layer_epochs: NotNegative = 1
+    student_temperature: Positive = 0.1
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    temperature_warmup_epochs: NotNegativeInt = 30
+    centre_momentum: Probability = 0.9
     momentum: tuple[float, float] = (0.996, 1.0)
-    drop_path: float = 0.1
+    drop_path: BelowOne = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
             raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
-        if not 0 <= self.centre_momentum <= 1:
-            raise ValueError(f"centre_momentum is {self.centre_momentum}: it must lie in [0, 1]")
-        for name in ("num_prototypes", "head_dim", "bottleneck_dim", "local_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("num_local", "freeze_last_layer_epochs", "temperature_warmup_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
-        if not (self.student_temperature > 0 and min(self.teacher_temperature) > 0):
-            raise ValueError(
-                f"student_temperature is {self.student_temperature} and teacher_temperature "
-                f"{list(self.teacher_temperature)}: all must be above 0"
-            )
-        variant(self)
 
     def views(self, image_size: int) -> list[View]:
         """Two global views, then the local ones."""

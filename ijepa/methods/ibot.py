@@ -18,6 +18,7 @@ from ijepa.masking import BlockWise
 from ijepa.method import Batch
 from ijepa.methods import dino
 from ijepa.methods.dino import NUM_GLOBAL, add_up, entropy, move
+from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Probability
 from ijepa.vit import Hidden
 
 RELEASED = {
@@ -37,26 +38,20 @@ class Config(dino.Config):
 
     global_crops: tuple[Crop, Crop] = (IBOT_GLOBAL_1, IBOT_GLOBAL_2)
     local_crop: Crop = IBOT_LOCAL
-    num_local: int = 10
-    num_prototypes: int = 8192
+    num_local: NotNegativeInt = 10
+    num_prototypes: Count = 8192
     norm_last_layer: bool = False
-    patch_temperature: tuple[float, float] = (0.04, 0.07)
+    patch_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     masking: BlockWise = field(default_factory=BlockWise)
     mask_ratio: tuple[float, float] = (0.1, 0.5)
-    masked_views: float = 0.5
-    class_weight: float = 1.0
-    patch_weight: float = 1.0
+    masked_views: Probability = 0.5
+    class_weight: NotNegative = 1.0
+    patch_weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
             raise ValueError(f"mask_ratio is {list(self.mask_ratio)}: it must rise within [0, 1]")
-        if not 0 <= self.masked_views <= 1:
-            raise ValueError(f"masked_views is {self.masked_views}: it is a probability")
-        if not min(self.patch_temperature) > 0:
-            raise ValueError(
-                f"patch_temperature is {list(self.patch_temperature)}: it must be above 0"
-            )
 
     def hidden(self, num_views: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Hidden patches of each view, boolean [views, N]."""

@@ -23,6 +23,7 @@ from ijepa.data.transforms import Crop
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow
+from ijepa.ranges import Count
 from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
 from ijepa.vit import transformer_block as block
 
@@ -52,8 +53,8 @@ class Config(method.Recipe):
     optim: Optim = field(default_factory=Optim)
     crop: Crop = field(default_factory=Crop)
     masking: Masking = field(default_factory=Masking)
-    predictor_dim: int = 384
-    predictor_depth: int = 12
+    predictor_dim: Count = 384
+    predictor_depth: Count = 12
     momentum: tuple[float, float] = (0.996, 1.0)
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
     targets: Literal["features", "block_features", "pixels"] = "features"
@@ -66,9 +67,6 @@ class Config(method.Recipe):
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
             raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
-        for name in ("predictor_depth", "predictor_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     def views(self, image_size: int) -> list[View]:
         """One view."""

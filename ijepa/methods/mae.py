@@ -21,6 +21,7 @@ from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden, random_masks
 from ijepa.method import Batch
 from ijepa.optim import Optim
+from ijepa.ranges import Count, Share
 from ijepa.vit import (
     LAYER_NORM_EPS,
     ViT,
@@ -62,18 +63,13 @@ class Config(method.MaskedRecipe):
         )
     )
     crop: Crop = CROP
-    mask_ratio: float = 0.75
+    mask_ratio: Share = 0.75
     normalise_pixels: bool = True
-    decoder_dim: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    decoder_dim: Count = 512
+    decoder_depth: Count = 8
+    decoder_heads: Count = 16
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {self.mask_ratio}: it must lie between 0 and 1")
-        for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
             raise ValueError(
                 f"decoder_dim is {self.decoder_dim}: it must be a multiple of 4 and of "

@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from evals.about import read_about
 from evals.identity import identity_in, identity_of
 from evals.protocol import configure
+from evals.result import read_result
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError, run_command
@@ -101,7 +103,7 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
     for path, entry in expected.items():
-        about = read_json(Path(path))
+        about = read_about(Path(path))
         wanted = {
             "data_version": _version(entry["data"]),
             "encoder": encoder_hash(entry["encoder"]),
@@ -122,7 +124,7 @@ def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
             "encoder": encoder_hash(entry["encoder"]),
         }
         wanted = identity_of(entry["name"], protocol, entry["label"], entry["images"], about)
-        yield from _differences(path, wanted, identity_in(read_json(Path(path))))
+        yield from _differences(path, wanted, identity_in(read_result(Path(path))))
 
 
 def _left_over(expected: dict[str, Any]) -> Iterator[str]:
@@ -139,9 +141,10 @@ def _left_over(expected: dict[str, Any]) -> Iterator[str]:
                 yield f"{path} is of an earlier config"
         # Results of an evaluation, or features of a data set, that the config has no more.
         files = {*expected.get("features", {}), *expected.get("evaluations", {})}
+        if not any(Path(file).is_relative_to(folder) for file in files):
+            continue
         for path in sorted([*folder.glob("*/seed*/*.json"), *folder.glob("*/seed*/*/about.json")]):
-            of_run = path.relative_to(folder).parts[:2]
-            if of_run in seeds and path.name != "job.json" and str(path) not in files:
+            if path.relative_to(folder).parts[:2] in seeds and str(path) not in files:
                 yield f"{path} is of an earlier config"
     for tables, names in expected.get("tables", {}).items():
         for path in sorted(Path(tables).iterdir()):

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
+from ijepa.ranges import Count, NotNegativeInt
 from ijepa.strict import merged, strict
 
 PIXELS = "pixels"
@@ -31,8 +32,6 @@ def not_a_control(name: str) -> str:
 
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
 EncoderName = Annotated[Name, AfterValidator(not_a_control)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
 Settings = dict[str, Any]
 """Keys and values that another type checks."""
 
@@ -157,7 +156,7 @@ class Benchmark:
 
     name: Name
     dataset: str
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[NotNegativeInt], Field(min_length=1)]
     evaluations: Annotated[list[Evaluation], Field(min_length=1)]
     tables: Annotated[list[Table], Field(min_length=1)]
     vit: Settings = field(default_factory=dict)
@@ -233,7 +232,7 @@ def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
 def as_plain(item: Any) -> Any:
     """A config, or a part of one, as plain data without the keys that have their type's default."""
     if isinstance(item, list):
-        return [as_plain(one) for one in item]
+        return [as_plain(part) for part in item]
     if not is_dataclass(item):
         return item
     plain = {}

@@ -117,8 +117,8 @@ class Grid:
 
     def uses(self, encoder: str, evaluation: str) -> str:
         """``features``, ``images`` or ``both``; raw pixels have no network to run."""
-        asked = self.evaluations[evaluation].uses
-        return "features" if encoder == PIXELS and asked == "both" else asked
+        uses = self.evaluations[evaluation].uses
+        return "features" if encoder == PIXELS and uses == "both" else uses
 
     def limit(self, dataset: str) -> dict[str, int]:
         """Splits of which only so many images are evaluated."""

@@ -1,6 +1,7 @@
-"""Two of the rules of prose (docs/architecture.md), checked: ``python workflow/scripts/prose.py``.
+"""Three rules of prose, checked: ``python workflow/scripts/prose.py``.
 
-The first line of a docstring begins with a noun or a verb, and a folder has no dump of leftovers.
+The first line of a docstring begins with a noun or a verb. A variable is a noun of what it holds. A
+folder has no dump of leftovers.
 """
 
 import ast
@@ -11,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("ijepa", "evals", "workflow", "tests", "benchmarks")
+UNNAMED = {"told", "found", "asked", "known", "kept", "place", "one"}
+"""Names of variables that hide what they hold."""
 RIDDLES = re.compile(
     r"(What|Whether|That|The same|Of|Where|Which|Who|How|When|If|As|At|By|For|In|From|So)\b"
 )
@@ -24,9 +27,15 @@ def faults(path: Path) -> Iterator[str]:
         yield f"{path}: name the file after what it does"
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         text = ast.get_docstring(node) if isinstance(node, DOCUMENTED) else None
-        if found := RIDDLES.match(text or ""):
+        if match := RIDDLES.match(text or ""):
             line = getattr(node, "lineno", 1)
-            yield f"{path}:{line}: a docstring begins with {found[1]!r}: begin with what it is"
+            yield f"{path}:{line}: a docstring begins with {match[1]!r}: begin with what it is"
+        if isinstance(node, ast.FunctionDef) and path.relative_to(ROOT).parts[0] != "tests":
+            for inner in ast.walk(node):
+                if not isinstance(inner, ast.Name) or not isinstance(inner.ctx, ast.Store):
+                    continue
+                if inner.id in UNNAMED:
+                    yield f"{path}:{inner.lineno}: {inner.id!r} hides what it holds: use a noun"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""Files of one run: its folder, the record of its jobs, and what is delivered at the end."""
+
+import hashlib
+import os
+import shutil
+import socket
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ijepa.cluster.slurm import Request
+from ijepa.errors import UserError
+from ijepa.files import read_json, read_yaml, write_json, written_whole
+from ijepa.identity import run_identity
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One run, the paths of its files, and the resources that its job requests.
+
+    Args:
+        run: YAML file of the run.
+        data: Folder of shards.
+        work: Folder for checkpoints and for the launcher's records, on a disk that all nodes see.
+        out: File for the encoder; ``train.jsonl`` and ``job.json`` come beside it.
+        cluster: ``slurm``, ``local`` or ``debug``.
+        request: Resources of a Slurm job; other clusters use only its ``gpus``.
+        threads: Threads of each process, without Slurm.
+        stage: Folder on the nodes' own disks to which the shards are copied first.
+        setup: Shell command that each node runs before the job.
+        poll: Seconds between queries to Slurm.
+    """
+
+    run: Path
+    data: Path
+    work: Path
+    out: Path
+    cluster: str
+    request: Request
+    threads: int = 1
+    stage: Path | None = None
+    setup: str | None = None
+    poll: float = 10.0
+
+    @cached_property
+    def name(self) -> str:
+        """Hash of the run's identity (ijepa.identity) and of exactly these shards, as a name.
+
+        It is computed once, so later changes of the files do not change it. The token cache that a
+        recipe names is part of it, because the tokenizer's settings are not in the run.
+        """
+        return self._named(run_identity(self._config).encode())
+
+    def earlier(self) -> "Launch":
+        """Launch as versions until 2026-11 named it, by a hash of all bytes of the run's file."""
+        launch = replace(self)
+        text = yaml.safe_dump(self._config).encode()
+        launch.__dict__["name"] = self._named(text)
+        return launch
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        if not self.run.exists():
+            raise UserError(f"{self.run} does not exist: make it first")
+        content: dict[str, Any] = read_yaml(self.run) or {}
+        return content
+
+    def _named(self, run: bytes) -> str:
+        hashed_files = [self.data / "index.json"]
+        if tokenizer := (self._config.get("recipe") or {}).get("tokenizer"):
+            hashed_files.append(self.data / "tokens" / f"{tokenizer}.json")
+        for path in hashed_files:
+            if not path.exists():
+                raise UserError(f"{path} does not exist: make it first")
+        text = b"".join([run, *(path.read_bytes() for path in hashed_files)])
+        return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
+
+    @property
+    def mark(self) -> str:
+        """Comment that identifies this run's job in Slurm's queue.
+
+        It holds a hash of the folder, because in another folder the run has another job.
+        """
+        return f"{self.name} {hashlib.sha256(bytes(self.state.resolve())).hexdigest()[:12]}"
+
+    @property
+    def state(self) -> Path:
+        """Folder of this run: checkpoints, job, notes. It outlives job and launcher."""
+        return self.work / self.name
+
+    @property
+    def encoder(self) -> Path:
+        """Encoder of a finished job, before it is copied to ``out``."""
+        return self.state / "encoder.safetensors"
+
+    @property
+    def attempts(self) -> Path:
+        """Folder of notes of the times at which each start of the run's jobs began and ended."""
+        return self.state / "attempts"
+
+    @property
+    def record(self) -> Path:
+        """Path of ``job.json``: ids and hosts of the run's jobs, and the time of each start."""
+        return self.out.with_name("job.json")
+
+
+def submitted_jobs(launch: Launch) -> list[dict[str, str]]:
+    """Records of the jobs that were submitted for this run, in order."""
+    path = launch.state / "jobs.json"
+    return read_json(path) if path.exists() else []
+
+
+def note(launch: Launch, cluster: str, number: str) -> None:
+    """Record a job of this run, unless it is recorded already."""
+    records = submitted_jobs(launch)
+    if (cluster, number) not in [(record["cluster"], record["number"]) for record in records]:
+        record = {"cluster": cluster, "number": number, "host": socket.gethostname()}
+        write_json(launch.state / "jobs.json", [*records, record])
+
+
+def progress(launch: Launch) -> list[int]:
+    """Times of the run's checkpoints, which change with every checkpoint that is written."""
+    return [path.stat().st_mtime_ns for path in launch.state.glob("*/checkpoint.pt")]
+
+
+def deliver(launch: Launch) -> None:
+    """Put encoder and log into their place, and write the record of the run's jobs beside them.
+
+    They stay in the run's folder too, as links to the same bytes if the disk has links. Snakemake
+    deletes an output if it was killed before it had noted it; the next launch brings it again.
+    """
+    attempts = [read_json(path) for path in launch.attempts.glob("*.json")]
+    record = {
+        "name": launch.name,
+        "request": asdict(launch.request),
+        "jobs": submitted_jobs(launch),
+        "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
+    }
+    made = {name: launch.state / name for name in ("train.jsonl", "run.yaml", "masks.json")}
+    # An earlier version wrote neither.
+    if not made["run.yaml"].exists():
+        made["run.yaml"] = launch.run
+    if not made["masks.json"].exists():
+        del made["masks.json"]
+    for name, path in [*made.items(), (launch.out.name, launch.encoder)]:
+        target = launch.out.with_name(name)
+        with written_whole(target) as part:
+            try:
+                os.link(path, part)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, part)
+    write_json(launch.record, record)
