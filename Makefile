@@ -32,7 +32,8 @@ setup: .venv/complete
 	@here=$$(python3 -m site --user-base)/bin/uv; \
 	if uv=$$(command -v uv || command -v $$here) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv=$$here; }; then \
 	  [ -x $(PYTHON) ] || $$uv venv --quiet --python 3.11 .venv 2>/dev/null || $$uv venv --python ">=3.12,<3.14" .venv; \
-	  $$uv pip install --compile-bytecode --python $(PYTHON) --requirement requirements.lock; \
+	  echo "installing the packages of requirements.lock into .venv: a minute or three"; \
+	  $$uv pip install --quiet --compile-bytecode --python $(PYTHON) --requirement requirements.lock; \
 	else \
 	  [ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3) -m venv .venv; \
 	  $(PYTHON) -m ensurepip >/dev/null; $(PYTHON) -m pip install --requirement requirements.lock; \

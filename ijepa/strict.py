@@ -20,7 +20,9 @@ def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
     except ValidationError as error:
-        raise UserError("; ".join(_explain(kind, raw, e, where) for e in error.errors())) from None
+        # A misspelt key is also a missing one: its own name comes first.
+        errors = sorted(error.errors(), key=lambda fault: fault["type"] == "missing")
+        raise UserError("; ".join(_explain(kind, raw, e, where) for e in errors)) from None
 
 
 def _defaults(kind: type) -> dict[str, Any]:

@@ -37,12 +37,12 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
 
     Raises UserError for an unknown name.
     """
-    # Imported here: torch takes seconds to import, and the other commands do not need it.
-    from ijepa.config import as_plain, parse_run
-
     runs = Grid(benchmark).runs
     if name not in runs:
         raise UserError(f"{name!r} is no run of {benchmark.name}: it has {', '.join(runs)}")
+    # Not at the top: torch takes seconds, and the other commands need none of it.
+    from ijepa.config import as_plain, parse_run
+
     given = runs[name].config(benchmark.seeds[0])
     preset = {key: given["recipe"][key] for key in ["preset"] if key in given.get("recipe", {})}
     size = {key: given["vit"][key] for key in ["size"] if key in given.get("vit", {})}

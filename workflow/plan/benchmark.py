@@ -222,6 +222,9 @@ def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
     raw: Settings = {}
     paths = list(paths)
     for path in paths:
+        if not path.exists():
+            names = ", ".join(str(file) for file in sorted(path.parent.glob("*.yaml")))
+            raise UserError(f"{path} does not exist: {path.parent} has {names or 'no config'}")
         content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(f"{path} must hold keys and values, as config/mini.yaml does")
