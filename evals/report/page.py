@@ -17,6 +17,9 @@ from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.files import read_json, write_text
 
+TARGETS = " (the context block less the targets); the target blocks, whose features are predicted"
+"""End of the caption of I-JEPA's masks."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -177,9 +180,9 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                 Picture(
                     f"masks_{run}",
                     f"Masks of {run}",
-                    "From top to bottom: the image; the patches that the trained network sees "
-                    "(I-JEPA: the context block less the targets); and, for I-JEPA, the target "
-                    "blocks, whose features are predicted.",
+                    "From top to bottom: the image; the patches that the trained network sees"
+                    + TARGETS * (len(shown["masks"]) > 1)
+                    + ".",
                     gallery.masks(shown, train),
                 )
             )
