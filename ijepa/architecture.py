@@ -10,8 +10,6 @@ calls its largest model "ViT-G/16"; its dimensions are those of ViT-g.
 from dataclasses import dataclass
 from typing import Literal
 
-from ijepa.ranges import BelowOne, Count, Positive
-
 Init = Literal["official", "rescaled"]
 
 SIZES: dict[str, dict[str, int | float]] = {
@@ -34,16 +32,24 @@ class ViTConfig:
     targets from the start (LOG.md, 2026-11-22).
     """
 
-    image_size: Count = 224
-    patch_size: Count = 16
-    dim: Count = 768
-    depth: Count = 12
-    num_heads: Count = 12
-    mlp_ratio: Positive = 4.0
+    image_size: int = 224
+    patch_size: int = 16
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
     init: Init = "official"
-    patch_std: Positive | None = None
+    patch_std: float | None = None
 
+    # Checked here, not by pydantic: sizes also come from weights, headers and options of a command.
     def __post_init__(self) -> None:
+        for name in ("patch_std", "mlp_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: it must be above 0")
+        for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide image_size {self.image_size}: "
@@ -80,6 +86,12 @@ class Variant:
     class_token: bool = False
     positions: Literal["sincos", "sincos_rows_first", "learned", "relative"] = "sincos"
     blocks: Literal["vit", "beit"] = "vit"
-    layer_scale: Positive | None = None
-    drop_path: BelowOne = 0.0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
     init: Literal["normal", "xavier", "dino"] = "normal"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}: it must lie in [0, 1)")
+        if self.layer_scale is not None and not self.layer_scale > 0:
+            raise ValueError(f"layer_scale is {self.layer_scale}: it must be above 0, or null")

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ijepa.ranges import Count, NotNegativeInt, Share
+from ijepa.ranges import Count, Share
 
 MAX_DRAWS = 20
 """Positions tried for a context block before one target's claim on its patches is dropped."""
@@ -57,8 +57,8 @@ class Masking:
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
-    min_keep: NotNegativeInt = 10
-    group_size: Count = 128
+    min_keep: Annotated[int, Field(ge=0, le=10**6)] = 10
+    group_size: Annotated[int, Field(ge=1, le=10**6)] = 128
 
     def __post_init__(self) -> None:
         for name, ceiling in (

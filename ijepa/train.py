@@ -144,10 +144,9 @@ def learn(
             schedule(optimizer, lr, decay)
 
             # Gradients, part by part; processes average them after the last part.
-            scalars = []
-            for part, batch in enumerate(parts(item, run, step, num_steps, world, device), start=1):
+            scalars, share = [], 1 / optim.accumulate
+            for part, batch in enumerate(parts(item, run, step, progress, world, device), start=1):
                 with distributed.gradients_shared(shared, part == optim.accumulate):
-                    share = 1 / optim.accumulate
                     scalars.append(gradients(partial(shared, batch), share, run.precision, device))
 
             # Update of the weights, and of the method's moving averages and centres.
@@ -170,7 +169,7 @@ def learn(
 
 
 def parts(
-    item: Item, run: RunConfig, step: int, num_steps: int, world: World, device: torch.device
+    item: Item, run: RunConfig, step: int, progress: float, world: World, device: torch.device
 ) -> Iterator[Batch]:
     """Equal parts of this process's images on its device, for gradient accumulation."""
     optim = run.recipe.optim
@@ -185,7 +184,7 @@ def parts(
             tuple(normalise(view) for view in images),
             run.seed,
             step,
-            step / num_steps,
+            progress,
             offset=(world.rank * optim.accumulate + part) * len(images[0]),
             total=optim.batch_size,
             tokens_BN=None if ids is None else ids.to(device, non_blocking=True),
@@ -242,18 +241,25 @@ def prepared(
         return
     writable(out.parent)
     writable(folder.parent)
-    adopt(folder, work / "-".join([run.earlier_identity(), *versions]))
     message = f"{folder} is being trained by process {{process}}"
-    with held(folder / "lock", message, None if world.size == 1 else PATIENCE):
+    patience = None if world.size == 1 else PATIENCE
+    earlier = work / "-".join([run.earlier_identity(), *versions])
+    adopt(folder, earlier, message, patience)
+    with held(folder / "lock", message, patience):
         distributed.wait()
         yield folder, inputs
 
 
-def adopt(folder: Path, earlier: Path) -> None:
-    """Rename a run's folder of an earlier version, whose name hashed workers and intervals too."""
-    if earlier.exists() and not folder.exists():
+def adopt(folder: Path, earlier: Path, message: str, patience: float | None) -> None:
+    """Rename a run's folder of an earlier version, whose name hashed workers and intervals too.
+
+    Its lock is taken first: a process of that version may still train there.
+    """
+    if folder.exists() or not earlier.exists():
+        return
+    with held(earlier / "lock", message, patience):
         earlier.rename(folder)
-        print(f"going on from {earlier.name}, which an earlier version began", flush=True)
+    print(f"going on from {earlier.name}, which an earlier version began", flush=True)
 
 
 def check_batches(run: RunConfig, images: Images, data: Path, world: World) -> None:

@@ -48,7 +48,7 @@ def changed(raw: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("recipe.optim.betas", [0.9, 1.0], r"betas is \[0\.9, 1\.0\]"),
         ("recipe.optim.weight_decay", [-1, 0], r"weight_decay is \[-1, 0\]"),
         ("recipe.optim.epochs", float("inf"), r"epochs is inf: it must be finite"),
-        ("vit.mlp_ratio", 0, r"mlp_ratio is 0: it must be above 0"),
+        ("vit.mlp_ratio", 0, r"mlp_ratio is 0\.0: it must be above 0"),
         ("vit", "base", r"run\.vit: 'base' must be keys and values"),
         ("recipe.optim.batch_size", 129, r"batch_size: 129 is more than the 128 training images"),
         (

@@ -717,3 +717,16 @@ def test_weights_are_copied_not_shared(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "file.pth")
     import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3)
     assert load_encoder(tmp_path / "out")[0].state_dict().keys() == weights.keys()
+
+
+@pytest.mark.parametrize(("option", "value"), [("num_heads", -3), ("image_size", -32)])
+def test_sizes_from_the_command_line_are_checked_too(
+    option: str, value: int, tmp_path: Path
+) -> None:
+    """They come by no config, so that pydantic does not see them."""
+    torch.manual_seed(0)
+    net = VisionTransformer(32, 4, embed_dim=48, depth=2, num_heads=3)
+    torch.save(net.state_dict(), tmp_path / "file.pth")
+    sizes: dict[str, Any] = {"num_heads": 3, option: value}
+    with pytest.raises(UserError, match=rf"{option} is {value}: it must be at least 1"):
+        import_encoder(tmp_path / "file.pth", tmp_path / "ours", **sizes)

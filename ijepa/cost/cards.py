@@ -24,5 +24,8 @@ GPUS = {
     "h100": Gpu(989, 67, 80, 700),
     "h200": Gpu(989, 67, 141, 700),
 }
+CPU_UTILISATION = 0.43
+"""Share of a matrix product's speed that the steps of config/mini.yaml reach beside a loader on a
+CPU (LOG.md, 2026-11-29)."""
 UTILISATION = 0.2
 """Share of a card's peak that pretraining reaches (see ijepa.cost)."""

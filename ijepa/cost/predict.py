@@ -21,8 +21,6 @@ from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.method import method_names
 
-CPU_UTILISATION = 0.43
-"""Share of the peak that steps of config/mini.yaml reach beside a loader (LOG.md, 2026-11-29)."""
 REFERENCE = ("ijepa", "ViT-H/14")
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import ijepa.cost
-from ijepa.cost.cards import GPUS, UTILISATION
+from ijepa.cost.cards import CPU_UTILISATION, GPUS, UTILISATION
 from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
 from workflow.plan.benchmark import read_files
@@ -70,7 +70,7 @@ def main() -> None:
     speeds, product = None, math.nan
     threads = benchmark.threads or len(os.sched_getaffinity(0))
     if card == "product":
-        product = predict.CPU_UTILISATION * matrix_product_speed(threads)
+        product = CPU_UTILISATION * matrix_product_speed(threads)
     elif card not in GPUS:
         if options.shards is None:
             raise UserError("--gpu cpu measures on real images: say --shards data/shards")

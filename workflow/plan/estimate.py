@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.errors import run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
 from workflow.plan.grid import Grid, Group
@@ -34,8 +35,6 @@ SECONDS = {
 }
 RENDERED = {"clevr_small", "clevr_tiny"}
 """Data sets that are drawn here, on all cores."""
-UTILISATION = 0.43
-"""Share of a matrix product's speed that a network's step reaches, as in ijepa.cost."""
 
 
 def forward_flops(vit: dict[str, Any]) -> float:
@@ -65,7 +64,7 @@ def job_seconds(
     """
     slower = REFERENCE_SPEED / speed
     cost = {name: seconds * slower for name, seconds in SECONDS.items()}
-    network = speed * UTILISATION
+    network = speed * CPU_UTILISATION
     seconds: Seconds = {}
     for dataset in grid.datasets:
         images = sum(splits[dataset].values())

@@ -307,7 +307,7 @@ class Grid:
                 gone += missing
         return gone
 
-    # The files that commands read. They are written before the first job (``write_plan``), for a
+    # The files that commands read. They are written with the graph (``write_plan``), for a
     # person to read and for a command to be typed again.
 
     @cached_property
@@ -335,7 +335,7 @@ class Grid:
 
     @property
     def config_plan(self) -> str:
-        """YAML file of the whole config with defaults filled in, for workflow.plan.cost."""
+        """YAML file of the whole config, for the commands of workflow.plan."""
         return f"{self.plan}/config.yaml"
 
     def images_option(self, dataset: str) -> str:

@@ -1,5 +1,9 @@
 # From an encoder to features, once for each data set, and to results.
 
+RUN_AND_SEED = "{wildcards.run}", "{wildcards.seed}"
+GROUP_PLAN = GRID.group_plan(*RUN_AND_SEED, "{wildcards.dataset}")
+EVALUATION_PLAN = GRID.evaluation_plan(*RUN_AND_SEED, "{wildcards.evaluation}")
+
 
 # One process extracts the features and makes every result that uses nothing else. The results lie
 # beside the completion marker and are not declared: Snakemake would delete those that a failed job
@@ -26,8 +30,8 @@ rule evaluate_features:
         images=lambda wc: GRID.limit(wc.dataset),
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}",
     shell:
-        f"python -m evals.group {GRID.plan}/evaluations/"
-        "{wildcards.run}/seed{wildcards.seed}/{wildcards.dataset}.yaml {params.encoder} --data $(dirname {input.data})"
+        f"python -m evals.group {GROUP_PLAN} "
+        "{params.encoder} --data $(dirname {input.data})"
         " --features {output.about} --results $(dirname {output.done}) --work {params.work}"
         " --done {output.done} 2>&1 | tee {log}"
 
@@ -64,6 +68,5 @@ rule evaluate:
     shell:
         "python -m evals {params.name} --data $(dirname {input.data}) --label {params.label}"
         " --encoder {input.encoder} {params.features} {params.images}"
-        f" --config {GRID.plan}/evaluations/"
-        "{wildcards.run}/seed{wildcards.seed}/{wildcards.evaluation}.settings.yaml"
+        f" --config {EVALUATION_PLAN}"
         " --work {params.work} --out {output} 2>&1 | tee {log}"

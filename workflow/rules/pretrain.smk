@@ -1,5 +1,7 @@
 # From a cell of the grid to an encoder.
 
+RUN_PLAN = GRID.run_plan("{wildcards.run}", "{wildcards.seed}")
+
 
 rule pretrain:
     input:
@@ -33,8 +35,8 @@ rule pretrain:
     shell:
         # A copy in work/: a queued job reads it only when it begins, and Snakemake may have deleted
         # the outputs by then.
-        f"mkdir -p {{params.work}} && cp {GRID.plan}/runs/"
-        "{wildcards.run}/seed{wildcards.seed}.yaml {params.work}/run.yaml.part"
+        f"mkdir -p {{params.work}} && cp {RUN_PLAN} "
+        "{params.work}/run.yaml.part"
         " && mv {params.work}/run.yaml.part {params.work}/run.yaml"
         " && python -m ijepa.cluster.launch {params.work}/run.yaml --data $(dirname {input.data})"
         " --work {params.work} --out {output.encoder} {params.launch} 2>&1 | tee -i {log}"
