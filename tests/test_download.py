@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ijepa.data import download
 from ijepa.errors import UserError
-from ijepa.released import download
+from ijepa.released.download import bring
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -110,7 +111,7 @@ def sha256(content: bytes) -> str:
 
 
 def fetch(server: Server, path: Path, content: bytes = CONTENT) -> None:
-    download.download(server.address, path, sha256(content), "CC BY-NC 4.0")
+    bring(server.address, path, sha256(content), "CC BY-NC 4.0")
 
 
 def part_of(path: Path) -> Path:
@@ -141,7 +142,7 @@ def test_licence_and_address_are_printed_before_the_first_byte(
     assert capsys.readouterr().out == f"licence: CC BY-NC 4.0\nfetching {server.address}\n"
     path.unlink()
     with pytest.raises(UserError):
-        download.download(f"{server.address}.no", path, sha256(CONTENT), "CC BY-NC 4.0")
+        bring(f"{server.address}.no", path, sha256(CONTENT), "CC BY-NC 4.0")
     assert "licence: CC BY-NC 4.0" in capsys.readouterr().out
 
 
@@ -222,7 +223,7 @@ def test_the_beginning_from_another_address_is_not_used(server: Server, path: Pa
     interrupt(server, path)
     server.content = OTHER
     mirror = server.address.replace("weights", "mirror")
-    download.download(mirror, path, sha256(OTHER), "none")
+    bring(mirror, path, sha256(OTHER), "none")
     assert server.requested_ranges == [None]
     assert_alone(path, OTHER)
 
@@ -274,7 +275,7 @@ def test_an_http_error_names_address_and_remedy_and_is_not_retried(
 ) -> None:
     address = server.address.replace("weights.pth", "none.pth")
     with pytest.raises(UserError, match=rf"{re.escape(address)}: HTTP Error 404.*check") as error:
-        download.download(address, path, sha256(CONTENT), "none")
+        bring(address, path, sha256(CONTENT), "none")
     assert "\n" not in str(error.value)
     assert len(server.requested_ranges) == 1
     assert list(path.parent.iterdir()) == []
@@ -283,7 +284,7 @@ def test_an_http_error_names_address_and_remedy_and_is_not_retried(
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid/a", "http://127.0.0.1:1/a"])
 def test_a_host_that_cannot_be_reached_is_the_users_error(address: str, path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{re.escape(address)}: .*check the address"):
-        download.download(address, path, sha256(CONTENT), "none")
+        bring(address, path, sha256(CONTENT), "none")
 
 
 def test_a_process_that_is_killed_is_continued_by_the_same_command(
@@ -315,19 +316,19 @@ def test_a_copy_on_this_machine_serves_as_well_and_stays(tmp_path: Path, path: P
     copy = tmp_path / "a copy.pth"
     copy.write_bytes(CONTENT)
     for address in (str(copy), copy.as_uri()):
-        download.download(address, path, sha256(CONTENT).upper(), "none")
+        bring(address, path, sha256(CONTENT).upper(), "none")
         assert_alone(path)
         assert not path.samefile(copy)
         path.unlink()
     with pytest.raises(UserError, match="expected"):
-        download.download(str(copy), path, sha256(OTHER), "none")
+        bring(str(copy), path, sha256(OTHER), "none")
     assert copy.read_bytes() == CONTENT
     with pytest.raises(UserError, match="check the address"):
-        download.download(str(tmp_path / "none"), path, sha256(CONTENT), "none")
+        bring(str(tmp_path / "none"), path, sha256(CONTENT), "none")
 
 
 def test_a_checksum_or_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="64 hexadecimal digits"):
-        download.download("http://127.0.0.1:1/a", tmp_path / "a", "abc", "none")
+        bring("http://127.0.0.1:1/a", tmp_path / "a", "abc", "none")
     with pytest.raises(UserError, match="is a folder"):
-        download.download("http://127.0.0.1:1/a", tmp_path, sha256(CONTENT), "none")
+        bring("http://127.0.0.1:1/a", tmp_path, sha256(CONTENT), "none")

@@ -2,23 +2,17 @@
 
 import logging
 import pickle
-import shutil
 import subprocess
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO
-
-from tqdm import tqdm
 
 from ijepa.data.register import Dataset
 from ijepa.errors import REMEDIES, UserError
 from ijepa.files import digest
 
-TIMEOUT_SECONDS = 20
 FAILURES = (
     OSError,
     EOFError,
@@ -85,15 +79,6 @@ def fault(dataset: Dataset, path: Path) -> str | None:
     algorithm = expected.partition(":")[0]
     actual = f"{algorithm}:{digest(path, algorithm)}"
     return None if actual == expected else f"has {actual}, expected {expected}"
-
-
-def download(address: str, file: IO[bytes]) -> None:
-    """Write the content of an address to a file, and go back to the file's beginning."""
-    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
-        size = int(response.headers.get("Content-Length", 0))
-        with tqdm.wrapattr(response, "read", total=size, desc="download", mininterval=1) as reader:
-            shutil.copyfileobj(reader, file, 1 << 20)
-    file.seek(0)
 
 
 def _faults(dataset: Dataset, raw: Path, names: list[str]) -> dict[str, str]:

@@ -9,24 +9,25 @@ for CIFAR-100 one name for the coarse and one for the fine label.
 """
 
 import codecs
-import hashlib
 import io
 import json
 import pickle
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ijepa.data.origins import bring, download, fault
+from ijepa.data.download import download
+from ijepa.data.origins import bring, fault
 from ijepa.data.register import Dataset
 from ijepa.data.sources import Entry, check_classes
 from ijepa.errors import UserError
@@ -138,25 +139,26 @@ def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:
     expected = dataset.checksums.get(name)
     if expected is None and not set(batches) <= set(dataset.checksums):
         raise UserError(f"datasets.yaml has no checksum of {name}, nor of all of its batches")
-    with tempfile.TemporaryFile(dir=raw) as file:
-        download(address, file)
-        if expected:
-            algorithm = expected.partition(":")[0]
-            actual = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-            if actual != expected:
-                raise UserError(f"{name} has {actual}, expected {expected}: bring it again")
-            file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:gz") as archive:
-            for member in archive:
-                # The Python version's files have the same names without an ending.
-                path = Path(member.name)
-                batch = f"{path.name.removesuffix('.bin')}.bin"
-                if batch in batches and (stream := archive.extractfile(member)):
-                    content = stream.read()
-                    if path.suffix != ".bin":
-                        content = _from_pickle(content, len(_labels(dataset)))
-                    with written_whole(raw / batch) as part:
-                        part.write_bytes(content)
+    url = urlparse(address)
+    is_local = url.scheme == "file"
+    packed = Path(url2pathname(url.path)) if is_local else raw / f".{name}"
+    if not is_local:
+        download(address, packed, expected)
+    elif text := fault(dataset, packed):
+        raise UserError(f"{packed} {text}: bring it again")
+    with tarfile.open(packed, mode="r:gz") as archive:
+        for member in archive:
+            # The Python version's files have the same names without an ending.
+            path = Path(member.name)
+            batch = f"{path.name.removesuffix('.bin')}.bin"
+            if batch in batches and (stream := archive.extractfile(member)):
+                content = stream.read()
+                if path.suffix != ".bin":
+                    content = _from_pickle(content, len(_labels(dataset)))
+                with written_whole(raw / batch) as part:
+                    part.write_bytes(content)
+    if not is_local:
+        packed.unlink()
 
 
 class _Unpickler(pickle.Unpickler):

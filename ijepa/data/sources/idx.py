@@ -11,7 +11,6 @@ import math
 import shutil
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from ijepa.data.origins import bring, download, fault
+from ijepa.data.download import download
+from ijepa.data.origins import bring, fault
 from ijepa.data.register import Dataset
 from ijepa.data.sources import Entry, check_classes
 from ijepa.errors import UserError
@@ -117,9 +117,11 @@ def _from_folder(dataset: Dataset, raw: Path, address: str) -> None:
     """Fetch the missing files from ``.gz`` files below an address."""
     for name in NAMES:
         if fault(dataset, raw / name):
-            with tempfile.TemporaryFile(dir=raw) as file:
-                download(f"{address.rstrip('/')}/{name}.gz", file)
+            packed = raw / f".{name}.gz"
+            download(f"{address.rstrip('/')}/{name}.gz", packed)
+            with packed.open("rb") as file:
                 _unzip(file, raw / name)
+            packed.unlink()
 
 
 def _from_debian(dataset: Dataset, raw: Path, package: str) -> None:
