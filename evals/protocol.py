@@ -12,19 +12,17 @@ A result's value depends on no choice that looked at the test split: all choices
 then the test split is read once.
 """
 
-import importlib
-import pkgutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evals.result import Result
+from ijepa import collection
 from ijepa.errors import UserError
 from ijepa.strict import merged, strict
 
 if TYPE_CHECKING:
     from evals.subject import Subject
 
-PROTOCOLS = Path(__file__).with_name("protocols")
+PROTOCOLS = "evals.protocols"
 
 Uses = Literal["features", "images", "both"]
 
@@ -41,14 +39,12 @@ class Evaluation(Protocol):
 
 def evaluation_names() -> list[str]:
     """Names of all evaluations, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(PROTOCOLS)]))
+    return collection.members(PROTOCOLS)
 
 
 def load_evaluation(name: str) -> Evaluation:
     """Module of an evaluation; raises UserError with all names for an unknown one."""
-    if name not in evaluation_names():
-        raise UserError(f"unknown evaluation {name!r}: known are {', '.join(evaluation_names())}")
-    module: Evaluation = importlib.import_module(f"evals.protocols.{name}")
+    module: Evaluation = collection.load(PROTOCOLS, name, "evaluation")
     return module
 
 

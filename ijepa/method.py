@@ -6,16 +6,14 @@ A module has ``Config``, a frozen dataclass whose defaults are the published rec
 the names of their weights there.
 """
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from ijepa import collection
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import Crop
@@ -24,7 +22,7 @@ from ijepa.optim import Optim
 from ijepa.randomness import generator
 from ijepa.vit import ViT
 
-METHODS = Path(__file__).with_name("methods")
+METHODS = "ijepa.methods"
 
 
 class Tokens(NamedTuple):
@@ -177,12 +175,10 @@ class Module(Protocol):
 
 def method_names() -> list[str]:
     """Names of all methods, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(METHODS)]))
+    return collection.members(METHODS)
 
 
 def load_method(name: str) -> Module:
-    """Module of a method; raises ValueError with the known names for any other."""
-    if name not in method_names():
-        raise ValueError(f"unknown method {name!r}: known are {', '.join(method_names())}")
-    module: Module = importlib.import_module(f"ijepa.methods.{name}")
+    """Module of a method; raises UserError with the known names for any other."""
+    module: Module = collection.load(METHODS, name, "method")
     return module

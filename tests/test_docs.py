@@ -19,7 +19,6 @@ from evals import protocol
 from evals.features import extract
 from evals.run import evaluate
 from evals.subject import Subject
-from ijepa import method
 from ijepa.config import parse_run
 from ijepa.train import train
 from tests.conftest import raw_run_of
@@ -134,13 +133,9 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         file = tmp_path / path
         file.parent.mkdir(parents=True)
         file.write_text(code)
-    for package, contract, name in (
-        (ijepa.methods, method, "METHODS"),
-        (evals.protocols, protocol, "PROTOCOLS"),
-    ):
+    for package in (ijepa.methods, evals.protocols):
         folder = tmp_path / package.__name__.replace(".", "/")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-        monkeypatch.setattr(contract, name, folder)
     yield
     for path in EXAMPLES:
         sys.modules.pop(path.removesuffix(".py").replace("/", "."), None)

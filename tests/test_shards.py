@@ -20,9 +20,10 @@ import webdataset
 import yaml
 from PIL import Image
 
-from ijepa.data import register, shards, sources
+from ijepa.data import register, shards
 from ijepa.data.build import build_shards
 from ijepa.data.loader import Images, Steps, TrainingViews, View
+from ijepa.data.source import load_source
 from ijepa.data.transforms import DINO_LOCAL, Crop, augment, centre_crop
 from ijepa.errors import UserError
 
@@ -277,7 +278,7 @@ def test_the_original_archive_is_fetched_where_a_first_address_fails(
     dataset = register.load_dataset("tiny").model_copy(
         update={"origins": [{"archive": missing}, {"archive": archive}]}
     )
-    sources.load_source("cifar").fetch(dataset, tmp_path / "raw")
+    load_source("cifar").fetch(dataset, tmp_path / "raw")
     for path in (tiny / "raw").iterdir():
         assert (tmp_path / "raw" / path.name).read_bytes() == path.read_bytes()
 
@@ -291,7 +292,7 @@ def test_files_with_other_checksums_are_not_accepted(archive: str, tmp_path: Pat
         }
     )
     with pytest.raises(UserError, match=r"test_batch\.bin could not be had with the checksums"):
-        sources.load_source("cifar").fetch(dataset, tmp_path / "raw")
+        load_source("cifar").fetch(dataset, tmp_path / "raw")
 
 
 def test_an_augmentation_depends_on_seed_epoch_and_image_alone(data: Path) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.data import sources
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry, cifar, flat_folder, idx, image_folder, webdataset
+from ijepa.data.source import Entry, load_source, source_names
+from ijepa.data.sources import cifar, flat_folder, idx, image_folder, webdataset
 from ijepa.errors import UserError
 
 
@@ -65,9 +65,9 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_each_source_has_the_whole_contract() -> None:
     for name in ("cifar", "idx", "image_folder", "flat_folder", "webdataset"):
-        assert name in sources.names()
+        assert name in source_names()
         for function in ("missing", "fetch", "entries", "encode"):
-            assert callable(getattr(sources.load_source(name), function))
+            assert callable(getattr(load_source(name), function))
 
 
 # CIFAR

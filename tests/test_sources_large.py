@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from ijepa.data import register, sources
+from ijepa.data import register
 from ijepa.data.build import build_shards
 from ijepa.data.loader import Images
 from ijepa.data.register import Dataset
 from ijepa.data.shards import read_index
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry, load_source
 from ijepa.errors import UserError
 from tests.tars import tar_of
 
@@ -57,7 +57,7 @@ def make(source: str, num_classes: int | None, **more: Any) -> Dataset:
 
 
 def fetched(dataset: Dataset, raw: Path, split: str) -> list[Entry]:
-    source = sources.load_source(dataset.source)
+    source = load_source(dataset.source)
     assert source.missing(dataset, raw) == []
     source.fetch(dataset, raw)
     return list(source.entries(dataset, raw, split))
@@ -70,7 +70,7 @@ def content(entry: Entry) -> bytes:
 
 def summary(entries: list[Entry], dataset: Dataset) -> list[tuple[str, int]]:
     """Names and classes, after each place was found to hold the image of that name."""
-    encode = sources.load_source(dataset.source).encode
+    encode = load_source(dataset.source).encode
     for entry in entries:
         assert encode(dataset, content(entry)) == picture(entry.name)
     return [(entry.name, entry.labels["class"]) for entry in entries]
@@ -79,7 +79,7 @@ def summary(entries: list[Entry], dataset: Dataset) -> list[tuple[str, int]]:
 # ImageNet-1k
 
 IMAGENET = make("imagenet", 3)
-IMAGENET_SOURCE = sources.load_source("imagenet")
+IMAGENET_SOURCE = load_source("imagenet")
 WNIDS = ["n01440764", "n01443537", "n02084071"]
 TRAIN = {wnid: [f"{wnid}_{number}.JPEG" for number in (9, 10)] for wnid in WNIDS}
 VAL = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 5)]
@@ -144,7 +144,7 @@ def test_one_split_of_imagenet_may_be_an_archive_and_the_other_folders(
 
 
 def test_imagenet_says_at_once_all_that_is_missing(tmp_path: Path, official: Path) -> None:
-    source = sources.load_source("imagenet")
+    source = load_source("imagenet")
     train, val, devkit = source.missing(IMAGENET, tmp_path)
     assert "ILSVRC2012_img_train.tar" in train
     assert "ILSVRC2012_img_val.tar" in val
@@ -160,7 +160,7 @@ def test_imagenet_archives_are_checked(official: Path) -> None:
     for name in ("ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
         dataset = make("imagenet", 3, checksums={name: "md5:" + "0" * 32})
         with pytest.raises(UserError, match=rf"{name} has md5 \w+, expected 0000.*bring it again"):
-            sources.load_source("imagenet").fetch(dataset, official)
+            load_source("imagenet").fetch(dataset, official)
 
 
 def test_a_half_downloaded_imagenet_is_named(official: Path) -> None:
@@ -191,11 +191,11 @@ def test_validation_images_that_are_not_sorted_into_classes_are_refused(folders:
         path.rename(folders / "val" / path.name)
         path.parent.rmdir() if not list(path.parent.iterdir()) else None
     with pytest.raises(UserError, match=r"val has no class folders.*sort its images into"):
-        sources.load_source("imagenet").fetch(IMAGENET, folders)
+        load_source("imagenet").fetch(IMAGENET, folders)
 
 
 def test_folders_that_are_no_classes_or_lack_one_are_named(folders: Path) -> None:
-    fetch = sources.load_source("imagenet").fetch
+    fetch = load_source("imagenet").fetch
     (folders / "val" / "n99999999").mkdir()
     with pytest.raises(UserError, match=r"val has another class, n99999999 \(1 such in all\)"):
         fetch(IMAGENET, folders)
@@ -235,10 +235,10 @@ def test_validation_images_without_a_label_are_named(official: Path) -> None:
 
 
 def test_a_development_kit_without_its_files_is_named(official: Path) -> None:
-    sources.load_source("imagenet").fetch(IMAGENET, official)
+    load_source("imagenet").fetch(IMAGENET, official)
     (official / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").unlink()
     with pytest.raises(UserError, match=r"data/meta\.mat is missing: bring ILSVRC2012_devkit"):
-        list(sources.load_source("imagenet").entries(IMAGENET, official, "test"))
+        list(load_source("imagenet").entries(IMAGENET, official, "test"))
 
 
 def write_list(raw: Path, name: str, stems: Iterable[str]) -> None:
@@ -271,7 +271,7 @@ def test_a_wrong_list_of_a_subset_is_refused_before_the_first_image(
 ) -> None:
     write_list(folders, "1percent.txt", stems)
     with pytest.raises(UserError, match=rf"1percent\.txt.*{fault}"):
-        next(sources.load_source("imagenet").entries(IMAGENET, folders, "train"))
+        next(load_source("imagenet").entries(IMAGENET, folders, "train"))
 
 
 def test_listed_images_that_are_not_there_are_counted_and_named(folders: Path) -> None:
@@ -330,17 +330,17 @@ def test_each_tar_of_imagenet22k_is_a_class(tars: Path) -> None:
 
 
 def test_an_imagenet22k_without_tars_says_where_they_come_from(tmp_path: Path) -> None:
-    (line,) = sources.load_source("imagenet22k").missing(IMAGENET22K, tmp_path)
+    (line,) = load_source("imagenet22k").missing(IMAGENET22K, tmp_path)
     assert "n*.tar (one tar a class: fall11_whole.tar" in line
     with pytest.raises(UserError, match=r"n\*\.tar"):
-        sources.load_source("imagenet22k").fetch(IMAGENET22K, tmp_path)
+        load_source("imagenet22k").fetch(IMAGENET22K, tmp_path)
 
 
 def test_a_half_downloaded_tar_of_imagenet22k_is_named_when_it_is_fetched(tars: Path) -> None:
     path = tars / f"{WNIDS[1]}.tar"
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(UserError, match=rf"{WNIDS[1]}\.tar is no tar or was not downloaded to"):
-        sources.load_source("imagenet22k").fetch(IMAGENET22K, tars)
+        load_source("imagenet22k").fetch(IMAGENET22K, tars)
 
 
 def test_a_number_of_tars_that_the_register_contradicts_is_refused(tars: Path) -> None:
@@ -414,11 +414,11 @@ def places(tmp_path: Path) -> Path:
 
 
 def test_places_says_at_once_all_that_is_missing(tmp_path: Path) -> None:
-    images, lists = sources.load_source("places205").missing(PLACES, tmp_path)
+    images, lists = load_source("places205").missing(PLACES, tmp_path)
     assert "imagesPlaces205_resize.tar.gz (the images, from " in images
     assert "trainvalsplit_places205.tar.gz (lists of the images" in lists
     with pytest.raises(UserError, match=r"Places205_resize\.tar\.gz .*trainvalsplit_places205"):
-        sources.load_source("places205").fetch(PLACES, tmp_path)
+        load_source("places205").fetch(PLACES, tmp_path)
 
 
 @pytest.mark.parametrize("form", ["tar", "unpacked"])
@@ -449,7 +449,7 @@ def test_the_images_of_places_are_checked(places: Path, ending: str) -> None:
         path.unlink()
     dataset = make("places205", 3, checksums={name: "md5:" + "0" * 32})
     with pytest.raises(UserError, match=rf"{name} has md5"):
-        sources.load_source("places205").fetch(dataset, places)
+        load_source("places205").fetch(dataset, places)
 
 
 # iNaturalist 2018
@@ -496,14 +496,14 @@ def test_images_of_inaturalist_have_their_species(inaturalist: Path) -> None:
 
 
 def test_an_unpacked_inaturalist_needs_no_archives(inaturalist: Path) -> None:
-    sources.load_source("inaturalist").fetch(INATURALIST, inaturalist)
+    load_source("inaturalist").fetch(INATURALIST, inaturalist)
     for path in [*inaturalist.glob("*.gz"), *inaturalist.glob(".*")]:
         path.unlink()
     assert len(fetched(INATURALIST, inaturalist, "train")) == 2
 
 
 def test_inaturalist_says_at_once_all_that_is_missing(tmp_path: Path, inaturalist: Path) -> None:
-    lines = sources.load_source("inaturalist").missing(INATURALIST, tmp_path)
+    lines = load_source("inaturalist").missing(INATURALIST, tmp_path)
     assert [Path(path.split(" ")[0]).name for path in lines] == [
         "train_val2018.tar.gz",
         "train2018.json.tar.gz",
@@ -511,14 +511,14 @@ def test_inaturalist_says_at_once_all_that_is_missing(tmp_path: Path, inaturalis
     ]
     (inaturalist / "val2018.json.tar.gz").unlink()
     with pytest.raises(UserError, match=r"val2018\.json\.tar\.gz \(from "):
-        sources.load_source("inaturalist").fetch(INATURALIST, inaturalist)
+        load_source("inaturalist").fetch(INATURALIST, inaturalist)
 
 
 @pytest.mark.parametrize("name", ["train_val2018.tar.gz", "train2018.json.tar.gz"])
 def test_archives_of_inaturalist_are_checked(inaturalist: Path, name: str) -> None:
     dataset = make("inaturalist", 2, checksums={name: "md5:" + "0" * 32})
     with pytest.raises(UserError, match=rf"{name} has md5"):
-        sources.load_source("inaturalist").fetch(dataset, inaturalist)
+        load_source("inaturalist").fetch(dataset, inaturalist)
 
 
 def spoil(raw: Path, change: Callable[[dict[str, list[dict[str, Any]]]], object]) -> None:
@@ -562,7 +562,7 @@ def test_a_half_copied_list_of_inaturalist_is_named(inaturalist: Path) -> None:
 
 
 def test_an_image_of_inaturalist_that_is_not_there_is_named(inaturalist: Path) -> None:
-    sources.load_source("inaturalist").fetch(INATURALIST, inaturalist)
+    load_source("inaturalist").fetch(INATURALIST, inaturalist)
     (inaturalist / IMAGES["train"][1]).unlink()
     with pytest.raises(UserError, match=r"5/a\.jpg is missing, train2018\.json names it"):
         fetched(INATURALIST, inaturalist, "train")

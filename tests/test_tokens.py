@@ -314,7 +314,7 @@ def test_an_interrupted_build_leaves_no_cache(copy: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("tokenizer", "settings", "message"),
     [
-        ("vqgan", {}, "unknown tokenizer 'vqgan': choose dalle or small"),
+        ("vqgan", {}, "unknown tokenizer 'vqgan': known are dalle, small"),
         ("dalle", {}, "dalle needs weights"),
         ("small", {"vocabulary": 70_000}, "vocabulary is 70000: choose 2 to 65536"),
         ("small", {"size": 33}, "size is 33: choose a multiple"),

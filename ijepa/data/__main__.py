@@ -4,10 +4,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from ijepa.data import register, sources
+from ijepa.data import register
 from ijepa.data.build import build_shards, missing
 from ijepa.data.shards import verify
-from ijepa.data.sources import Source
+from ijepa.data.source import Source, load_source
 from ijepa.errors import run_command
 
 
@@ -43,7 +43,7 @@ def main() -> None:
                 print(line)
     elif options.command == "fetch":
         dataset = register.load_dataset(options.dataset)
-        source: Source = sources.load_source(dataset.source)
+        source: Source = load_source(dataset.source)
         source.fetch(dataset, options.raw)
     elif options.command == "build":
         build_shards(options.dataset, options.raw, options.out, options.num_workers)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ijepa.data import register, sources
+from ijepa.data import register
 from ijepa.data.register import Dataset, Resize
 from ijepa.data.shards import ONLY_LABEL, Index, Shard, read_shard, scan
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry, load_source
 from ijepa.errors import UserError
 from ijepa.files import digest, read_json, to_json, write_json, write_text, written_whole
 
@@ -139,7 +139,7 @@ def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out:
 
 
 def _jobs(dataset: Dataset, raw: Path, out: Path, split: str) -> Iterator[Job]:
-    entries = sources.load_source(dataset.source).entries(dataset, raw, split)
+    entries = load_source(dataset.source).entries(dataset, raw, split)
     number = 0
     while chunk := list(islice(entries, dataset.shard_size)):
         path = out / f"{split}-{number:05d}.tar"
@@ -192,7 +192,7 @@ def _finished(path: Path) -> Shard | None:
 
 
 def _write(job: Job) -> Shard:
-    source = sources.load_source(job.dataset.source)
+    source = load_source(job.dataset.source)
     shard = Shard("", [], {label: [] for label in job.dataset.labels})
     with written_whole(job.path) as part, part.open("wb") as file:
         tar = _Tar(file)
@@ -301,4 +301,4 @@ def shrunk(content: bytes, resize: Resize) -> bytes:
 def missing(name: str, raw: Path) -> list[str]:
     """Files that a person must bring before a data set's shards can be made, a line for each."""
     dataset = register.load_dataset(name)
-    return [f"{name}: {file}" for file in sources.load_source(dataset.source).missing(dataset, raw)]
+    return [f"{name}: {file}" for file in load_source(dataset.source).missing(dataset, raw)]

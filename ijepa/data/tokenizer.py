@@ -8,10 +8,7 @@ Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, R r
 L columns of the grid, N patches of an image, V words of the vocabulary.
 """
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,29 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ijepa import collection
 from ijepa.data.loader import EvaluationViews
 from ijepa.data.transforms import to_array
 from ijepa.errors import UserError
 from ijepa.strict import strict
 
-TOKENIZERS = Path(__file__).with_name("tokenizers")
+TOKENIZERS = "ijepa.data.tokenizers"
 
 LARGEST_VOCABULARY = 2**16
 """Ids are stored as uint16."""
 
 
-def tokenizer_names() -> list[str]:
-    """Names of all tokenizers, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(TOKENIZERS)]))
-
-
 def configure(tokenizer: str, settings: dict[str, Any], where: str) -> Any:
     """Config of a tokenizer, checked; raises UserError that begins with ``where``."""
-    if tokenizer not in tokenizer_names():
-        raise UserError(
-            f"{where}: unknown tokenizer {tokenizer!r}: choose {' or '.join(tokenizer_names())}"
-        )
-    module = importlib.import_module(f"ijepa.data.tokenizers.{tokenizer}")
+    module = collection.load(TOKENIZERS, tokenizer, "tokenizer", f"{where}: ")
     if tokenizer == "dalle" and "weights" not in settings:
         raise UserError(f"{where}: dalle needs weights: give the file of the dVAE's encoder")
     return strict(module.Config, settings, where)

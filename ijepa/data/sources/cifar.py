@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ijepa.data.download import download
 from ijepa.data.origins import bring, fault
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry, check_classes
+from ijepa.data.source import Entry, check_classes
 from ijepa.errors import UserError
 from ijepa.files import written_whole
 

@@ -18,7 +18,7 @@ from typing import Any
 from ijepa.data.archives import folder_entries, unpack
 from ijepa.data.clevr.format import OFFICIAL_SPLITS, image_folder, labels, scenes_file
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.errors import UserError
 from ijepa.strict import strict
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.data.sources.image_folder import images
 from ijepa.errors import UserError
 

@@ -22,7 +22,7 @@ from PIL import Image
 from ijepa.data.download import download
 from ijepa.data.origins import bring, fault
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry, check_classes
+from ijepa.data.source import Entry, check_classes
 from ijepa.errors import UserError
 from ijepa.files import written_whole
 

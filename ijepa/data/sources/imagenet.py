@@ -19,7 +19,7 @@ from scipy.io import loadmat
 
 from ijepa.data.archives import folder_entries, refuse_missing, tar_entries, unpack, verify_once
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ijepa.data.archives import refuse_missing, tar_entries, verify_end
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ijepa.data.archives import refuse_missing, unpack
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 IMAGES = "train_val2018"

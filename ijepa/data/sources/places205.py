@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ijepa.data.archives import list_once, refuse_missing, tar_lookup, unpack, verify_once
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 TAR = "imagesPlaces205_resize.tar"

@@ -24,7 +24,7 @@ from webdataset.tariterators import base_plus_ext
 
 from ijepa.data.archives import tar_entries, verify_once
 from ijepa.data.register import Dataset
-from ijepa.data.sources import Entry
+from ijepa.data.source import Entry
 from ijepa.errors import REMEDIES, UserError
 from ijepa.files import written_whole
 
