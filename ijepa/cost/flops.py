@@ -39,7 +39,7 @@ from ijepa.optim import Optim
 from ijepa.vit import ViT
 
 NUM_DRAWS = 32
-"""Number of steps whose masks are drawn, to choose a typical one."""
+"""Largest number of steps whose masks are drawn, to choose a typical one."""
 
 
 class Size(NamedTuple):
@@ -146,8 +146,8 @@ class Autocast(TorchFunctionMode):
 def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
     """FLOPs of an image's step and bytes saved by ``images`` images; equal runs are counted once.
 
-    If masks differ from step to step, the step counted is the one of NUM_DRAWS whose FLOPs are
-    nearest to their mean.
+    If masks differ from step to step, the step counted is the one of up to NUM_DRAWS whose FLOPs
+    are nearest to their mean.
     """
     optim = Optim(batch_size=run.recipe.optim.batch_size)
     recipe = dataclasses.replace(run.recipe, optim=optim)  # type: ignore[type-var]
@@ -164,31 +164,57 @@ def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
 @cache
 def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
     # A network with one block in each part, the pilot, quickly shows how the draws of masks differ.
-    flat = {f.name: 1 for f in dataclasses.fields(run.recipe) if f.name.endswith("_depth")}  # type: ignore[arg-type]
-    pilot = _on_meta(
-        dataclasses.replace(
-            run,
-            vit=dataclasses.replace(run.vit, depth=1),
-            recipe=dataclasses.replace(run.recipe, **flat),  # type: ignore[type-var]
-        )
-    )
+    depths = _depths(run)
+    pilot = _on_meta(_of_depths(run, dict.fromkeys(depths, 1)))
     draws: list[int] = []
-    for step in range(NUM_DRAWS):
-        if len(draws) < 2 or draws[0] != draws[1]:
-            with torch.no_grad(), SizesOnly(), Autocast(pilot, bfloat16) as watched:
-                pilot(batch_of_noise(run, images, step, torch.device("meta")))
-            draws.append(watched.linear)
+    while len(draws) < NUM_DRAWS and not _settled(draws):
+        with torch.no_grad(), SizesOnly(), Autocast(pilot, bfloat16) as watched:
+            pilot(batch_of_noise(run, images, len(draws), torch.device("meta")))
+        draws.append(watched.linear)
     mean = statistics.mean(draws)
     step = min(range(len(draws)), key=lambda step: abs(draws[step] - mean))
-    method = _on_meta(run)
-    flops, saved = _count(method, run, images, bfloat16, step)
-    parameters = list(method.parameters())
-    return Size(
-        flops / images * mean / draws[step],
-        sum(p.numel() for p in parameters),
-        sum(p.numel() for p in parameters if p.requires_grad),
-        saved,
-    )
+
+    def counted(depths: dict[str, int]) -> list[float]:
+        shallow = _of_depths(run, depths)
+        method = _on_meta(shallow)
+        flops, saved = _count(method, shallow, images, bfloat16, step)
+        parameters = list(method.parameters())
+        trained = [p.numel() for p in parameters if p.requires_grad]
+        return [flops, sum(p.numel() for p in parameters), sum(trained), saved]
+
+    # Blocks of a part are alike, so every number is linear in each part's depth: two blocks and
+    # three are counted, and not forty.
+    low = {part: min(depth, 2) for part, depth in depths.items()}
+    base = counted(low)
+    total = list(base)
+    for part, depth in depths.items():
+        if depth > low[part]:
+            one_more = counted({**low, part: low[part] + 1})
+            for number, (more, less) in enumerate(zip(one_more, base, strict=True)):
+                total[number] += (depth - low[part]) * (more - less)
+    flops, parameters, trained, saved = total
+    return Size(flops / images * mean / draws[step], int(parameters), int(trained), int(saved))
+
+
+def _settled(draws: list[int]) -> bool:
+    """True if the mean of the draws is known to 0.1 %: masks of fixed size never differ."""
+    if len(draws) < 4:
+        return len(draws) > 1 and draws[0] == draws[1]
+    error = statistics.stdev(draws) / len(draws) ** 0.5
+    return error < 1e-3 * statistics.mean(draws)
+
+
+def _depths(run: RunConfig) -> dict[str, int]:
+    """Number of blocks of each part: of the encoder, under ``depth``, and of the recipe's parts."""
+    names = [f.name for f in dataclasses.fields(run.recipe) if f.name.endswith("_depth")]  # type: ignore[arg-type]
+    return {"depth": run.vit.depth, **{name: getattr(run.recipe, name) for name in names}}
+
+
+def _of_depths(run: RunConfig, depths: dict[str, int]) -> RunConfig:
+    """Run whose parts have so many blocks."""
+    parts = {name: depth for name, depth in depths.items() if name != "depth"}
+    vit = dataclasses.replace(run.vit, depth=depths["depth"])
+    return dataclasses.replace(run, vit=vit, recipe=dataclasses.replace(run.recipe, **parts))  # type: ignore[type-var]
 
 
 def _on_meta(run: RunConfig) -> Method:
