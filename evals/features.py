@@ -1,8 +1,9 @@
 """Extraction of features: ``python -m evals.features --help``.
 
 Features are averages over patches, of each of the last four layers after the final LayerNorm
-(paper, A.2, as VISSL does it). The control ``pixels`` has no encoder: its single layer of features
-is the bytes of the image divided by 255.
+(paper, A.2, as VISSL does it); of an encoder with [cls], they are [cls] and the average side by
+side (evals.pooling). The control ``pixels`` has no encoder: its single layer of features is the
+bytes of the image divided by 255.
 
 Shape suffixes: B images of a batch, H rows and W columns of pixels, C channels, L layers, D
 features.
@@ -24,7 +25,8 @@ ABOUT = """Write the features of every split; ``encoder_file`` None means raw pi
 ``limit`` gives, for some splits, the number of images to take, from the first on; of all other
 splits every image is taken.
 
-``SPLIT.npy`` beside ``out`` is [images, L, D] float16, to be memory-mapped by its readers. It is
+``SPLIT.npy`` beside ``out`` is [images, L, D] float16, to be memory-mapped by its readers; D is
+the encoder's width, or twice that: [cls], if there is one, then the patches' average. It is
 written batch by batch, so that memory does not grow with it. ``out`` is a JSON file that is written
 last: it names the encoder, the data set, the code and the machine. A call that is killed keeps the
 rows that it has written, and the next call goes on from there.
@@ -61,6 +63,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from evals.about import FORMAT
+from evals.pooling import PATCHES, Pool, kinds
 from evals.views import pooled
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
@@ -92,6 +95,8 @@ def extract(
         about |= read_header(encoder_file)
         image_size = about["run"]["vit"]["image_size"]
     index = verify(data)
+    if (stored := kinds(about)) != PATCHES:
+        about["features_of_tokens"] = list(stored)
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = cache(lambda: _loaded(encoder_file, device))
@@ -179,7 +184,8 @@ def _loaded(encoder_file: Path | None, device: torch.device) -> "ViT | None":
 def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
     if network is None:
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
-    return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS).half().cpu()
+    pool: Pool = "cls_patches" if network.variant.class_token else "patches"
+    return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS, pool).half().cpu()
 
 
 def split_counts(words: list[str]) -> dict[str, int]:

@@ -21,8 +21,9 @@ from ijepa.randomness import generator
 Features = Literal["last", "concat"]
 """Input of a head: the last layer's features, or those of all layers, from shallow to deep."""
 
-Norm = Literal["none", "batch", "white"]
-"""Layer before the linear layer: none, BatchNorm, or a fixed whitening."""
+Norm = Literal["none", "batch", "plain_batch", "white"]
+"""Layer before the linear layer: none, BatchNorm, BatchNorm without scale and shift (MAE's, with an
+epsilon of 1e-6), or a fixed whitening."""
 
 MOMENTUM = 0.9
 TRUST = 1e-3
@@ -71,8 +72,9 @@ class Stack(nn.Module):
     """Linear heads on the same features, normalised by ``norm``.
 
     The heads see the same batches, so they share the statistics of their BatchNorms; scale and
-    shift are each head's own. Weights and biases start as nn.Linear's. ``white`` is mean and
-    covariance of the features, if they are to be whitened.
+    shift are each head's own. Weights and biases start as nn.Linear's; with ``init_std`` weights
+    start normal, of this deviation, and biases at zero. ``white`` is mean and covariance of the
+    features, if they are to be whitened.
     """
 
     def __init__(
@@ -84,19 +86,26 @@ class Stack(nn.Module):
         num_heads: int,
         random: torch.Generator,
         white: tuple[Tensor, Tensor] | None = None,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         self.features, self.norm = features, norm
         bound = dim**-0.5
         weight_SCD = torch.empty(num_heads, num_classes, dim)
         bias_SC = torch.empty(num_heads, num_classes)
-        for values in (weight_SCD, bias_SC):
-            nn.init.uniform_(values, -bound, bound, generator=random)
+        if init_std is None:
+            for values in (weight_SCD, bias_SC):
+                nn.init.uniform_(values, -bound, bound, generator=random)
+        else:
+            nn.init.normal_(weight_SCD, std=init_std, generator=random)
+            nn.init.zeros_(bias_SC)
         self.weight_SCD, self.bias_SC = nn.Parameter(weight_SCD), nn.Parameter(bias_SC)
         if white is not None:
             self.whitening = Whitening(*white)
+        if norm in ("batch", "plain_batch"):
+            eps = 1e-5 if norm == "batch" else 1e-6
+            self.statistics = nn.BatchNorm1d(dim, eps=eps, affine=False)
         if norm == "batch":
-            self.statistics = nn.BatchNorm1d(dim, affine=False)
             self.scale_SD = nn.Parameter(torch.ones(num_heads, dim))
             self.shift_SD = nn.Parameter(torch.zeros(num_heads, dim))
 
@@ -107,10 +116,11 @@ class Stack(nn.Module):
         bias_SC: Tensor = self.bias_SC
         if self.norm == "white":
             x_BD = self.whitening(x_BD)
+        if self.norm in ("batch", "plain_batch"):
+            x_BD = self.statistics(x_BD)
         if self.norm == "batch":
             # Scale and shift are folded into weight and bias. The statistics are not: subtracting
             # large means from large sums would lose digits.
-            x_BD = self.statistics(x_BD)
             bias_SC = bias_SC + (weight_SCD @ self.shift_SD.unsqueeze(2)).squeeze(2)
             weight_SCD = weight_SCD * self.scale_SD.unsqueeze(1)
         logits = torch.addmm(bias_SC.view(-1, 1), weight_SCD.flatten(0, 1), x_BD.T)
@@ -118,7 +128,7 @@ class Stack(nn.Module):
 
 
 class Heads(nn.Module):
-    """One head for every combination of features, norm, rate and weight decay.
+    """One head for every combination of features, norm of ``norms``, rate and weight decay.
 
     ``grid`` lists the heads in the order of every result. A single layer makes no ``concat`` heads.
     ``moments``, the mean [L D] and the covariance [L D, L D] of all layers' features, adds heads on
@@ -134,6 +144,8 @@ class Heads(nn.Module):
         num_classes: int,
         seed: int,
         moments: tuple[Tensor, Tensor] | None = None,
+        norms: tuple[Norm, ...] = ("none", "batch"),
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         random = generator(seed, "heads")
@@ -141,9 +153,8 @@ class Heads(nn.Module):
         inputs: dict[Features, int] = {"last": dim}
         if num_layers > 1:
             inputs["concat"] = num_layers * dim
-        norms: tuple[Norm, ...] = ("none", "batch")
         stacks = [
-            Stack(features, norm, width, num_classes, len(rates), random)
+            Stack(features, norm, width, num_classes, len(rates), random, init_std=init_std)
             for features, width in inputs.items()
             for norm in norms
         ]
@@ -158,6 +169,7 @@ class Heads(nn.Module):
                     len(rates),
                     random,
                     (mean[-width:], covariance[-width:, -width:]),
+                    init_std,
                 )
                 for features, width in inputs.items()
             ]
@@ -192,14 +204,14 @@ class Heads(nn.Module):
 
 
 class Optimizer:
-    """SGD with Nesterov momentum, or LARS (You et al., 2017), with each head's own rates.
+    """SGD, with Nesterov momentum or without, or LARS (You et al., 2017), at each head's own rates.
 
     LARS is VISSL's: weight decay is added to the gradient. For parameters of more than one
     dimension the sum is then scaled by eta |parameter| / |gradient|, unless either norm is 0.
     Biases decay; a BatchNorm's scale and shift do not.
     """
 
-    def __init__(self, heads: Heads, name: Literal["lars", "sgd"]) -> None:
+    def __init__(self, heads: Heads, name: Literal["lars", "sgd", "plain_sgd"]) -> None:
         self.heads, self.name = heads, name
         self.momentum = {key: torch.zeros_like(p) for key, p in heads.named_parameters()}
 

@@ -13,10 +13,11 @@ import torch
 
 from evals.features import extract
 from evals.identity import identity_of, is_same
+from evals.pooling import resolved
 from evals.protocol import configure, load_evaluation
 from evals.result import FORMAT
 from evals.subject import Subject
-from ijepa.encoder_file import encoder_digest
+from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
 from ijepa.files import write_json, write_text
 from ijepa.provenance import here
@@ -46,8 +47,9 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     A top-1 result also has ``correct``, a bit for each test image, and ``classes``, the counts of
     right and confused images by class (``evals.result``).
     """
-    config = configure(name, raw, f"evaluations.{name}")
     about = subject.about()
+    where = f"evaluations.{name}"
+    config = resolved(configure(name, raw, where), about, where)
     index = subject.index
     source = (about["dataset"], about["data_version"])
     if source != (index.dataset, index.version()):
@@ -113,13 +115,18 @@ def evaluate_group(
     same evaluation, settings, encoder and data is kept. If an evaluation fails, the others still
     run; UserError then names those that failed.
     """
+    header = {} if encoder is None else read_header(encoder)
+    for item in items:  # a wrong setting is told before hours of extraction
+        where = f"evaluations.{item.name}"
+        resolved(configure(item.evaluation, item.config, where), header, where)
     extract(encoder, data, image_size, features, limit)
     failures = []
     for item in items:
         out = results / f"{item.name}.json"
         subject = Subject(data, item.label, None, features, work / item.name, limit=limit)
-        config = configure(item.evaluation, item.config, f"evaluations.{item.name}")
-        identity = identity_of(item.evaluation, config, item.label, limit, subject.about())
+        about, where = subject.about(), f"evaluations.{item.name}"
+        config = resolved(configure(item.evaluation, item.config, where), about, where)
+        identity = identity_of(item.evaluation, config, item.label, limit, about)
         if is_same(out, identity):
             print(f"{item.name}: there already", flush=True)
             continue

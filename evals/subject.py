@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evals.about import read_about
+from evals.pooling import PATCHES, Pool, own, parts
 from ijepa.data.loader import Images
 from ijepa.data.shards import Index, read_index
 from ijepa.encoder_file import encoder_digest
@@ -94,14 +95,14 @@ class Subject:
         numbers = torch.from_numpy(subsets[name])
         return numbers[numbers < len(self.labels("train"))]
 
-    def features(self, split: str) -> Tensor:
-        """Pooled features of the last layers, shallow to deep, [N, L, D] float16.
+    def features(self, split: str, pool: Pool | None = None, layers: int = 1) -> Tensor:
+        """Pooled features of the last ``layers``, shallow to deep, [N, L, D] float16.
 
-        They are memory-mapped: only slices that are used are read. Convert a slice to float32, not
-        all of it.
+        ``pool`` None means the method's own. They are memory-mapped: only slices that are used are
+        read. Convert a slice to float32, not all of it.
         """
         assert self.features_of is not None, "this evaluation was not given features"
-        x_NLD = mapped(self.features_of, split)
+        x_NLD = stored(self.features_of, split, pool, layers)
         count = len(self.labels(split))
         if len(x_NLD) < count:
             raise UserError(
@@ -148,16 +149,33 @@ class Subject:
                 torch.save({"identity": self.identity, "state": state}, part)
 
 
-def mapped(features_of: Path, split: str) -> NDArray[np.float16]:
-    """Stored features of a split, [N, L, D], memory-mapped from beside ``features_of``."""
-    path = features_of.with_name(f"{split}.npy")
+def stored(
+    features_of: Path, split: str, pool: Pool | None = None, layers: int = 1
+) -> NDArray[np.float16]:
+    """Stored features of a split, [N, L, D], memory-mapped from beside ``features_of``.
+
+    The file has [cls], if the encoder has one, and the patches' average side by side. ``pool`` None
+    means the method's own. Raises UserError if the file is damaged, or if fewer layers were stored
+    than ``layers`` asks for and the network has.
+    """
+    path, about = features_of.with_name(f"{split}.npy"), read_about(features_of)
     try:
         x_NLD: NDArray[np.float16] = np.load(path, mmap_mode="c")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}): delete its folder and extract the features again"
         ) from None
-    return x_NLD
+    depth = about["run"]["vit"]["depth"] if "run" in about else 1
+    if min(layers, depth) > x_NLD.shape[1]:
+        raise UserError(
+            f"layers is {layers}, but features of {x_NLD.shape[1]} layers are stored: ask for "
+            "fewer, or set uses: images"
+        )
+    names = about.get("features_of_tokens", list(PATCHES))
+    chosen = parts(pool or own(about))
+    dim = x_NLD.shape[2] // len(names)
+    first, last = names.index(chosen[0]), names.index(chosen[-1]) + 1
+    return x_NLD[:, -layers:, first * dim : last * dim]
 
 
 def finite(x: Tensor) -> Tensor:

@@ -159,9 +159,13 @@ class Classifier(nn.Module):
 
     def forward(self, images_BCHW: Tensor, coins_BL2: Tensor | None = None) -> Tensor:
         """Logits [B, K]; ``coins_BL2`` are the uniform random numbers of stochastic depth."""
-        patches_BND = self.encoder.patches(self.encoder(images_BCHW, coins_BL2=coins_BL2))
-        logits_BK: Tensor = self.head(patches_BND)
+        tokens_BTD = self.encoder(images_BCHW, coins_BL2=coins_BL2)
+        logits_BK: Tensor = self.head(self.features(tokens_BTD))
         return logits_BK
+
+    def features(self, tokens_BTD: Tensor) -> Tensor:
+        """Input of the head: the features of the patches, [B, N, D]."""
+        return self.encoder.patches(tokens_BTD)
 
     def train(self, mode: bool = True) -> "Classifier":
         """Set training mode, except for a frozen encoder, which stays in evaluation mode."""

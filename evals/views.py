@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from evals.pooling import Pool, parts
 from evals.subject import Subject
 from ijepa.data.loader import EvaluationViews, TrainingViews, View, evaluation_batches, gather
 from ijepa.data.transforms import Crop, normalise
@@ -32,22 +33,29 @@ HELD_BYTES = 2 * 10**9
 
 
 @torch.no_grad()
-def pooled(network: "ViT", images_BCHW: Tensor, layers: int) -> Tensor:
-    """Average over patches after each of the last ``layers`` blocks, [B, L, D] float32.
+def pooled(network: "ViT", images_BCHW: Tensor, layers: int, pool: Pool = "patches") -> Tensor:
+    """Pooled features after each of the last ``layers`` blocks, [B, L, D] float32.
 
-    The final LayerNorm is applied to each block's output before averaging (I-JEPA, section A.2, as
-    VISSL does it). A network with fewer blocks gives the features of all of them.
+    With ``cls_patches`` they are 2 D wide, [cls] first. The final LayerNorm is applied to each
+    block's output before averaging (I-JEPA, section A.2, as VISSL does it). A network with fewer
+    blocks gives the features of all of them.
     """
     with precision("auto", images_BCHW.device):
         outputs = network.outputs(images_BCHW)
         next(outputs)  # the embeddings
         last = deque(outputs, maxlen=layers)
-        x_BLD = torch.stack([network.patches(network.norm(x)).float().mean(1) for x in last], 1)
+        x_BLD = torch.stack([pool_tokens(network, network.norm(x).float(), pool) for x in last], 1)
     if not x_BLD.isfinite().all():
         raise UserError(
             "the encoder's features are not finite: its weights are damaged or diverged"
         )
     return x_BLD
+
+
+def pool_tokens(network: "ViT", tokens_BTD: Tensor, pool: Pool) -> Tensor:
+    """Pooled features of one layer, [B, D], or [B, 2 D] with [cls] first."""
+    features = {"cls": tokens_BTD[:, 0], "patches": network.patches(tokens_BTD).mean(1)}
+    return torch.cat([features[part] for part in parts(pool)], 1)
 
 
 def epoch_batches(numbers: Tensor, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
@@ -78,10 +86,10 @@ class Stored:
     Raises UserError at once if one of them is not finite.
     """
 
-    def __init__(self, subject: Subject, layers: int, device: torch.device) -> None:
+    def __init__(self, subject: Subject, layers: int, pool: Pool, device: torch.device) -> None:
         self.features, self.labels, self.device = {}, {}, device
         for split in ("train", "test"):
-            x_NLD = subject.features(split)[:, -layers:]
+            x_NLD = subject.features(split, pool, layers)
             for first, chunk in enumerate(x_NLD.split(4096)):
                 if len(bad := (~chunk.isfinite()).flatten(1).any(1).nonzero()):
                     raise UserError(
@@ -134,6 +142,7 @@ class Encoded:
         self,
         subject: Subject,
         layers: int,
+        pool: Pool,
         device: torch.device,
         crop: Crop,
         seed: int,
@@ -142,7 +151,8 @@ class Encoded:
         self.subject, self.device, self.num_workers = subject, device, num_workers
         self.network = subject.network().to(device).eval()
         self.num_layers = min(layers, len(self.network.blocks))
-        self.dim = self.network.config.dim
+        self.pool, self.interpolation = pool, crop.interpolation
+        self.dim = self.network.config.dim * len(parts(pool))
         self.size = self.network.config.image_size
         self.views = TrainingViews(subject.images("train"), [View(self.size, crop)], seed)
 
@@ -169,11 +179,14 @@ class Encoded:
 
     def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
         """Features of the data set's evaluation views: centre crops or whole images."""
-        views = EvaluationViews(self.subject.images(split), self.size, self.subject.index.view)
+        views = EvaluationViews(
+            self.subject.images(split), self.size, self.subject.index.view, self.interpolation
+        )
         images = evaluation_batches(
             Subset(views, numbers.tolist()), CHUNK, num_workers=self.num_workers
         )
         return map(self._encode, images)
 
     def _encode(self, images_BHWC: Tensor) -> Tensor:
-        return pooled(self.network, normalise(images_BHWC.to(self.device)), self.num_layers)
+        images_BCHW = normalise(images_BHWC.to(self.device))
+        return pooled(self.network, images_BCHW, self.num_layers, self.pool)

@@ -12,6 +12,7 @@ from ijepa.method import load_method, method_names
 from ijepa.methods import ijepa
 from workflow.plan.benchmark import as_plain, read_benchmark, read_files
 from workflow.plan.check import check
+from workflow.plan.grid import Grid
 
 FOLDER = Path(__file__).parents[1] / "config"
 CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if p.stem not in ("seeds", "released"))
@@ -96,7 +97,11 @@ def test_every_method_has_a_recipe_of_defaults(name: str) -> None:
 @pytest.mark.usefixtures("real_register")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_the_project_can_be_carried_out(path: Path) -> None:
-    check(read_benchmark(yaml.safe_load(path.read_text())))
+    benchmark = read_benchmark(yaml.safe_load(path.read_text()))
+    check(benchmark)
+    grid = Grid(benchmark)
+    made = {grid.features(*group) for group in grid.groups}
+    assert all(made.issuperset(grid.single_features(*cell)) for cell in grid.cells)
 
 
 def recipes(name: str) -> dict[str, dict[str, Any]]:

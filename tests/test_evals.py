@@ -20,18 +20,22 @@ from torch import Tensor
 from evals import features
 from evals.__main__ import main
 from evals.features import extract
+from evals.pooling import Pool
 from evals.protocol import evaluation_names, load_evaluation
 from evals.protocols import feature_statistics, knn, logistic_regression
 from evals.result import Result, packed, top1, unpacked, wilson
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.architecture import ViTConfig
+from ijepa.checkpoint import load_encoder
 from ijepa.config import parse_run
-from ijepa.data.loader import Images
+from ijepa.data.loader import EvaluationViews, Images
+from ijepa.data.transforms import normalise
 from ijepa.errors import UserError
 from ijepa.log import collapse_monitors
 from ijepa.train import train
 from ijepa.vit import ViT
+from tests.conftest import raw_run_of
 
 STATISTICAL = ["knn", "logistic_regression"]
 """Classifications that need nothing but features."""
@@ -55,9 +59,9 @@ class Made(Subject):
     def labels(self, split: str) -> Tensor:
         return self.y[split]
 
-    def features(self, split: str) -> Tensor:
+    def features(self, split: str, pool: Pool | None = None, layers: int = 1) -> Tensor:
         noise = torch.randn(self.x[split].shape, generator=torch.Generator().manual_seed(0))
-        return torch.stack([noise, self.x[split]], 1).half()
+        return torch.stack([noise, self.x[split]], 1).half()[:, -layers:]
 
     def subset(self, name: str) -> Tensor:
         return self.lists[name]
@@ -254,7 +258,67 @@ def test_features_that_are_no_numbers_are_refused(name: str) -> None:
         module.evaluate(module.Config(), subject)
 
 
-def statistics_of(x: Tensor, **settings: int) -> Result:
+def test_the_number_of_neighbours_is_chosen_on_training_images_by_all_others() -> None:
+    """Of 30 images in three clouds, 29 neighbours vote for the largest class."""
+    subject = clouds(30, 30, noise=0.5)
+    result = knn.evaluate(knn.Config(candidates=(29, 5), temperature=10), subject)
+    x = torch.nn.functional.normalize(subject.x["train"].half().float())
+    similarity = (x @ x.T).fill_diagonal_(-torch.inf)
+    for k in (29, 5):
+        nearest = similarity.topk(k)
+        votes = torch.zeros(30, 3).scatter_add_(
+            1, subject.y["train"][nearest.indices], (nearest.values / 10).exp()
+        )
+        share = (votes.argmax(1) == subject.y["train"]).float().mean().item()
+        assert result.chosen["held_out_top1"][str(k)] == pytest.approx(share, abs=1e-4)
+    assert result.chosen["num_neighbours"] == 5
+    five = knn.Config(num_neighbours=5, temperature=10)
+    assert knn.evaluate(five, subject).correct == result.correct
+    best = knn.evaluate(knn.Config(candidates=(29, 5), chosen_on="test", temperature=10), subject)
+    assert best.chosen["chosen_on"] == "test"
+    assert best.value == max(best.chosen["test_top1"].values())
+
+
+@pytest.mark.parametrize("name", ["mae", "ijepa"])
+def test_stored_features_are_those_of_a_forward_pass_by_hand(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    """[cls] is the pool of an encoder that has one, and the patches' average of one without it."""
+    encoder = tmp_path / "encoder.safetensors"
+    train(parse_run(raw_run_of(name)), data, tmp_path / "work", encoder)
+    about = tmp_path / "features" / "about.json"
+    extract(encoder, data, 32, about)
+    subject = Subject(data, "class", features_of=about)
+    network = load_encoder(encoder)[0]
+    views = EvaluationViews(Images(data, "test"), 32)
+    images = normalise(torch.from_numpy(np.stack([views[n] for n in range(8)])))
+    with torch.no_grad():
+        tokens = network.norm(list(network.outputs(images))[-1])
+        first = list(network.outputs(images))[1]
+    average = network.patches(tokens).mean(1)
+    close: Any = {"rtol": 0, "atol": 2e-2}
+
+    def read(pool: Pool | None = None, layers: int = 1) -> Tensor:
+        return subject.features("test", pool, layers)[:8].float()
+
+    torch.testing.assert_close(read("patches")[:, 0], average, **close)
+    if name == "ijepa":
+        torch.testing.assert_close(read()[:, 0], average, **close)
+        with pytest.raises(UserError, match=r"evaluations.knn.pool is cls.*no \[cls\]"):
+            evaluate("knn", {"pool": "cls"}, subject, tmp_path / "knn.json")
+        return
+    torch.testing.assert_close(read()[:, 0], tokens[:, 0], **close)
+    both = torch.cat([tokens[:, 0], average], 1)
+    torch.testing.assert_close(read("cls_patches")[:, 0], both, **close)
+    depth = network.config.depth
+    torch.testing.assert_close(read("cls", 9)[:, 0], network.norm(first)[:, 0], **close)
+    assert read("cls", 9).shape[1] == depth
+    out = tmp_path / "knn.json"
+    evaluate("knn", {"num_neighbours": 5}, subject, out)
+    assert json.loads(out.read_text())["protocol"]["pool"] == "cls"
+
+
+def statistics_of(x: Tensor, **settings: Any) -> Result:
     subject = Made(x={"train": x}, y={"train": torch.zeros(len(x), dtype=torch.int64)})
     return feature_statistics.evaluate(feature_statistics.Config(**settings), subject)
 
@@ -374,7 +438,7 @@ def test_a_result_says_what_where_and_by_whom(
     result = json.loads((tmp_path / "knn.json").read_text())
     assert result["n"] == 32
     assert result["interval"][0] <= result["value"] <= result["interval"][1]
-    assert result["protocol"] == {"num_neighbours": 5, "temperature": 0.07}
+    assert result["protocol"].items() >= {"num_neighbours": 5, "pool": "patches"}.items()
     assert unpacked(result["correct"], 32).mean() == result["value"]
     assert len(result["classes"]["confusion"]) == len(result["classes"]["names"])
     assert {"commit", "machine", "torch", "chosen", "seconds"} <= set(result)

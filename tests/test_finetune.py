@@ -55,9 +55,6 @@ def test_each_parameter_learns_at_the_rate_of_its_layer(tmp_path: Path, position
     }
     depth = 3
     for name, parameter in model.named_parameters():
-        if positions == "sincos" and name == "encoder.pos_embed":
-            assert id(parameter) not in settings, "fixed positions stay fixed"
-            continue
         part = name.removeprefix("encoder.").split(".")
         layer = depth + 1
         if part[0] in ("patch_embed", "cls_token", "pos_embed"):
@@ -69,6 +66,23 @@ def test_each_parameter_learns_at_the_rate_of_its_layer(tmp_path: Path, position
         assert scale == pytest.approx(0.75 ** (depth + 1 - layer)), name
         assert decay == (SMALL.weight_decay if decayed else 0), name
     assert not settings
+
+
+def test_sine_cosine_positions_stay_fixed_where_a_config_says_so(tmp_path: Path) -> None:
+    config = replace(SMALL, train_positions=False)
+    model = classifier(config, subject(tmp_path))
+    tuned = {id(parameter) for group in groups(config, model) for parameter in group["params"]}
+    assert id(model.encoder.pos_embed) not in tuned
+
+
+@pytest.mark.parametrize("pool", ["cls", "cls_patches"])
+def test_a_head_sees_the_tokens_that_its_pool_names(tmp_path: Path, pool: Any) -> None:
+    at = subject(tmp_path, variant=Variant(class_token=True))
+    model = classifier(replace(SMALL, pool=pool), at).eval()
+    images = torch.randn(2, 3, 16, 16)
+    *_, last = model.encoder.outputs(images)
+    pooled = {"cls": last[:, 0], "cls_patches": torch.cat([last[:, 0], last[:, 1:].mean(1)], 1)}
+    torch.testing.assert_close(model(images), model.head(pooled[pool]))
 
 
 def test_the_head_starts_from_the_encoder_that_was_given(tmp_path: Path) -> None:

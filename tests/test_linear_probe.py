@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from evals import views
+from evals.pooling import Pool
 from evals.protocols.linear_probe import PRESETS, Config, divide, evaluate
 from evals.subject import Subject
 from evals.views import Encoded, Stored, epoch_batches, pooled
@@ -48,8 +49,8 @@ class InMemory(Subject):
     def num_classes(self) -> int:
         return CLASSES
 
-    def features(self, split: str) -> Tensor:
-        return self.x[split]
+    def features(self, split: str, pool: Pool | None = None, layers: int = 1) -> Tensor:
+        return self.x[split][:, -layers:]
 
     def labels(self, split: str) -> Tensor:
         return self.y[split]
@@ -200,7 +201,7 @@ def test_large_features_are_read_batch_by_batch(monkeypatch: pytest.MonkeyPatch)
     held = evaluate(SHORT, clouds(400, 100, layers=2))
     monkeypatch.setattr(views, "HELD_BYTES", 0)
     assert evaluate(SHORT, clouds(400, 100, layers=2)) == held
-    assert views.Stored(clouds(40, 10), 4, CPU).features["train"].dtype == torch.float16
+    assert views.Stored(clouds(40, 10), 4, "patches", CPU).features["train"].dtype == torch.float16
 
 
 def test_mistakes_are_named_before_any_training() -> None:
@@ -246,33 +247,87 @@ def test_rates_fall_by_tens_or_along_a_cosine_and_rise_with_the_batch() -> None:
     cosine = Config(batch_size=256, schedule="cosine", epochs=4)
     factors = [cosine.factor(epoch) for epoch in (0, 2, 4)]
     assert factors == pytest.approx([1, 0.505, 0.01])
+    mae = strict(Config, merged(PRESETS["mae"], {}), "config")
+    factors = [mae.factor(epoch) / 64 for epoch in (0, 2.5, 10, 50, 90)]
+    assert factors == pytest.approx([0, 0.25, 1, 0.5, 0])
 
 
-PROTOCOLS: dict[str, tuple[Any, ...]] = {
-    "in1k": ("lars", 50, 16_384, (15, 30, 45), False),
-    "in1k_vissl": ("sgd", 28, 256, (8, 16, 24), False),
-    "cifar100": ("sgd", 28, 256, (8, 16, 24), False),
-    "places205": ("sgd", 14, 256, (4, 8, 12), False),
-    "inat18": ("sgd", 84, 256, (24, 48, 72), False),
-    "clevr_count": ("sgd", 50, 256, "cosine", True),
-    "clevr_dist": ("sgd", 100, 256, "cosine", True),
+VISSL: dict[str, Any] = {
+    **{"optimiser": "sgd", "batch_size": 256, "learning_rates": (0.01,)},
+    **{"weight_decays": (5e-4,), "norms": ("none", "batch"), "layers": 4, "init_std": None},
+    **{"pool": None, "chosen_on": "held_out"},
 }
-"""Optimiser, epochs, batch, schedule, and whether images are squashed: I-JEPA, A.2, and VISSL."""
+LINPROBE: dict[str, Any] = {
+    **{
+        "optimiser": "lars",
+        "batch_size": 16_384,
+        "learning_rates": (0.1,),
+        "weight_decays": (0.0,),
+    },
+    **{"norms": ("plain_batch",), "layers": 1, "init_std": 0.01, "pool": None},
+    **{"schedule": "cosine", "final_lr": 0.0, "warmup_epochs": 10, "chosen_on": "test"},
+}
+OF_DINO: dict[str, Any] = {
+    **{"optimiser": "plain_sgd", "batch_size": 1024, "weight_decays": (0.0,), "epochs": 100},
+    **{"norms": ("none",), "init_std": 0.01, "schedule": "cosine", "final_lr": 0.0},
+    **{"warmup_epochs": 0},
+}
+BY_CLS_AND_AVERAGE: dict[str, Any] = {"pool": "cls_patches", "layers": 1}
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "in1k": {
+        **VISSL,
+        **{"optimiser": "lars", "epochs": 50, "batch_size": 16_384, "milestones": (15, 30, 45)},
+        **{"learning_rates": (0.001, 0.01, 0.05, 0.1), "weight_decays": (5e-4, 0.0)},
+    },
+    "in1k_vissl": {**VISSL, "epochs": 28, "milestones": (8, 16, 24)},
+    "in1k_vissl_448": {
+        **VISSL,
+        **{"epochs": 28, "milestones": (8, 16, 24)},
+        **{"learning_rates": (0.01, 0.001), "weight_decays": (5e-4, 0.0)},
+    },
+    "cifar100": {**VISSL, "epochs": 28, "milestones": (8, 16, 24)},
+    "places205": {**VISSL, "epochs": 14, "milestones": (4, 8, 12)},
+    "inat18": {**VISSL, "epochs": 84, "milestones": (24, 48, 72)},
+    "clevr_count": {**VISSL, "epochs": 50, "schedule": "cosine", "final_lr": 0.01},
+    "clevr_dist": {**VISSL, "epochs": 100, "schedule": "cosine", "final_lr": 0.01},
+    "mae": {**LINPROBE, "epochs": 90},
+    "mae_large": {**LINPROBE, "epochs": 50},
+    "cae": {**LINPROBE, "epochs": 90},
+    "dino": {**OF_DINO, **BY_CLS_AND_AVERAGE, "learning_rates": (0.001,), "chosen_on": "test"},
+    "dino_small": {**OF_DINO, "pool": "cls", "layers": 4, "learning_rates": (0.001,)},
+    "ibot": {**OF_DINO, **BY_CLS_AND_AVERAGE, "chosen_on": "held_out"},
+}
+"""I-JEPA, A.2; VISSL at 04788de9; MAE's FINETUNE.md; CAE's README; the scripts of DINO and iBOT."""
+BILINEAR = {"places205", "inat18", "clevr_count", "clevr_dist", "dino", "dino_small", "ibot"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_published_protocol(name: str) -> None:
     config = strict(Config, merged(PRESETS[name], {}), "config")
-    schedule = config.milestones if config.schedule == "step" else config.schedule
-    given = (config.optimiser, config.epochs, config.batch_size, schedule, config.crop.whole)
-    assert given == PROTOCOLS[name]
-    assert (config.crop.flip, config.crop.interpolation) == (0.5, "bicubic")
-    if config.optimiser == "sgd":
-        assert (config.learning_rates, config.weight_decays) == ((0.01,), (5e-4,))
-    else:
-        assert {0.001, 0.01, 0.05} < set(config.learning_rates)
-        assert set(config.weight_decays) == {5e-4, 0.0}
-        assert config.crop == Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
+    assert {key: getattr(config, key) for key in PROTOCOLS[name]} == PROTOCOLS[name]
+    assert config.crop == Crop(
+        whole=name.startswith("clevr"),
+        scale=(0.08, 1.0),
+        flip=0.5,
+        interpolation="bilinear" if name in BILINEAR else "bicubic",
+    )
+    if name == "ibot":
+        assert len(config.learning_rates) == 45
+        assert (config.learning_rates[0], config.learning_rates[-1]) == (1e-4, 9.0)
+
+
+def test_without_held_out_images_heads_see_all_training_images_and_the_result_says_so() -> None:
+    subject = clouds(400, 100)
+    config = dataclasses.replace(SHORT, chosen_on="test")
+    held_out, numbers = divide(config, subject)
+    assert (len(held_out), len(numbers)) == (0, 400)
+    result = evaluate(config, subject)
+    assert result.chosen["chosen_on"] == "test"
+    assert result.value == max(head["test_top1"] for head in result.chosen["heads"])
+    single = dataclasses.replace(
+        config, learning_rates=(0.1,), weight_decays=(0.0,), norms=("none",)
+    )
+    assert "chosen_on" not in evaluate(single, clouds(400, 100)).chosen
 
 
 @dataclass(frozen=True)
@@ -293,9 +348,13 @@ def test_pooled_features_are_those_of_the_last_blocks_after_the_norm() -> None:
     images_BCHW = torch.randn(5, 3, 16, 16)
     with precision("auto", CPU), torch.no_grad():
         network(images_BCHW)
-        expected = [norm(out)[:, 1:].float().mean(1) for out in outputs]
-    assert pooled(network, images_BCHW, 2).equal(torch.stack(expected[1:], 1))
-    assert pooled(network, images_BCHW, 4).equal(torch.stack(expected, 1))
+        expected = torch.stack([norm(out)[:, 1:].float().mean(1) for out in outputs], 1)
+        classes = torch.stack([norm(out)[:, 0].float() for out in outputs], 1)
+    assert pooled(network, images_BCHW, 2).equal(expected[:, 1:])
+    assert pooled(network, images_BCHW, 4).equal(expected)
+    assert pooled(network, images_BCHW, 4, "cls").equal(classes)
+    both = torch.cat([classes, expected], 2)
+    assert pooled(network, images_BCHW, 4, "cls_patches").equal(both)
     norm.weight.data[0] = torch.nan
     with pytest.raises(UserError, match="features are not finite"):
         pooled(network, images_BCHW, 2)
@@ -306,7 +365,7 @@ def test_training_features_are_those_of_each_images_own_view(
 ) -> None:
     monkeypatch.setattr(views, "CHUNK", 3)
     subject, crop = OnImages(data, "class"), Crop(scale=(0.2, 1.0), flip=0.5)
-    source = Encoded(subject, 4, CPU, crop, seed=5, num_workers=0)
+    source = Encoded(subject, 4, "patches", CPU, crop, seed=5, num_workers=0)
     numbers = torch.tensor([7, 100, 3, 55, 9])
     images = Images(data, "train")
     seen = []
@@ -385,7 +444,7 @@ def test_heads_on_whitened_features_find_what_scikit_learn_finds_after_convergen
 def test_the_moments_of_stored_features_are_those_of_numpy() -> None:
     subject = clouds(5000, 10, layers=2)
     numbers = torch.arange(1, 5000, 3)
-    mean, covariance = Stored(subject, 2, CPU).moments(numbers)
+    mean, covariance = Stored(subject, 2, "patches", CPU).moments(numbers)
     x = subject.x["train"][numbers].flatten(1).double().numpy()
     np.testing.assert_allclose(mean.numpy(), x.mean(0), rtol=1e-6)
     np.testing.assert_allclose(covariance.numpy(), np.cov(x.T, bias=True), rtol=1e-3, atol=1e-5)

@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from evals.pooling import Pooled
 from evals.protocol import Uses
-from evals.protocols.logistic_regression import last_layer
+from evals.protocols.logistic_regression import features
 from evals.result import Result
 from evals.subject import Subject
 from ijepa.collapse import rankme
@@ -30,7 +31,7 @@ DEAD = 1e-6
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Pooled):
     """Number of training ``images`` to draw, by default the paper's (section 3).
 
     ``resamples`` bootstrap samples of them give the interval.
@@ -42,14 +43,14 @@ class Config:
 
 
 def evaluate(config: Config, subject: Subject) -> Result:
-    """RankMe of the last layer's features of training images; other statistics are in ``chosen``.
+    """RankMe of the features of training images; other statistics are in ``chosen``.
 
     ``n`` is the number of images. ``feature_std`` is a mean over features, ``norm`` a mean over
     images, ``dead_features`` a share of features, ``cosine`` a mean over all pairs of images.
     """
     count = len(subject.labels("train"))
     order = torch.randperm(count, generator=generator(config.seed, "feature_statistics"))
-    x_ND = last_layer(subject, "train", order[: config.images].sort().values)
+    x_ND = features(config, subject, "train", order[: config.images].sort().values)
     if len(x_ND) < 2 or not x_ND.any():
         raise UserError(
             f"{len(x_ND)} training images, with features that are {x_ND.unique().tolist()[:1]}: "

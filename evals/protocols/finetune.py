@@ -1,4 +1,4 @@
-"""Fine-tuning of the whole encoder with a linear head on its averaged patch features, as in MAE.
+"""Fine-tuning of the whole encoder with a linear head on its pooled features, as in MAE.
 
 Assran et al., CVPR 2023, section D and Table 15 (all labels), Tables 2, 13 and 14 (1 % of them);
 He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, section A.1.
@@ -13,10 +13,12 @@ import torch
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
+from evals.pooling import Pool, parts
 from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
+from evals.views import pool_tokens
 from ijepa.ranges import BelowOne, Count, NotNegative, Positive, PositiveShare, Probability
 from ijepa.vit import ViT, norm_layer
 
@@ -37,6 +39,11 @@ class Config(TrainingConfig):
     ``layer_decay`` is the rate of a layer divided by that of the layer above it. Drop path rises
     linearly from 0 in the first block to ``drop_path`` in the last. ``subset`` names an official
     list of training images, null for all of them.
+
+    ``pool`` is the average of the patches for every encoder, as in MAE's code; ``cls`` and
+    ``cls_patches`` need an encoder with [cls]. ``train_positions`` also trains positions that were
+    fixed in pretraining (sine-cosine ones), as MAE's code does, whose network holds them as a
+    parameter. I-JEPA's fine-tuning code was not released.
     """
 
     epochs: Count = 50
@@ -54,6 +61,8 @@ class Config(TrainingConfig):
     layer_decay: PositiveShare = 0.75
     drop_path: BelowOne = 0.25
     subset: str | None = None
+    pool: Pool = "patches"
+    train_positions: bool = True
 
 
 LOW_SHOT: dict[str, Any] = {
@@ -75,7 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Head(nn.Module):
-    """MAE's head: average of the patches, LayerNorm, and a linear layer of small weights."""
+    """MAE's head: LayerNorm of the pooled features, and a linear layer of small weights."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -84,10 +93,22 @@ class Head(nn.Module):
         nn.init.trunc_normal_(self.linear.weight, std=2e-5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, patches_BND: Tensor) -> Tensor:
+    def forward(self, pooled_BD: Tensor) -> Tensor:
         """Logits [B, K]."""
-        logits_BK: Tensor = self.linear(self.norm(patches_BND.mean(1)))
+        logits_BK: Tensor = self.linear(self.norm(pooled_BD))
         return logits_BK
+
+
+class Tuned(Classifier):
+    """Classifier whose head sees one vector for each image."""
+
+    def __init__(self, encoder: ViT, head: nn.Module, pool: Pool) -> None:
+        super().__init__(encoder, head)
+        self.pool = pool
+
+    def features(self, tokens_BTD: Tensor) -> Tensor:
+        """Pooled features, [B, D] or [B, 2 D]."""
+        return pool_tokens(self.encoder, tokens_BTD, self.pool)
 
 
 def evaluate(config: Config, subject: Subject) -> Result:
@@ -132,8 +153,12 @@ def classifier(config: Config, subject: Subject) -> Classifier:
     encoder = ViT(pretrained.config, replace(pretrained.variant, drop_path=config.drop_path))
     encoder.load_state_dict(pretrained.state_dict())
     encoder.norm = nn.Identity()
+    if encoder.pos_embed is not None:
+        learned = encoder.variant.positions == "learned"
+        encoder.pos_embed.requires_grad_(learned or config.train_positions)
+    dim = encoder.config.dim * len(parts(config.pool))
     with seeded(config.seed, "head"):
-        return Classifier(encoder, Head(encoder.config.dim, subject.num_classes))
+        return Tuned(encoder, Head(dim, subject.num_classes), config.pool)
 
 
 def groups(config: Config, model: Classifier) -> list[dict[str, Any]]:

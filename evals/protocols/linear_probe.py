@@ -2,9 +2,10 @@
 
 Assran et al., CVPR 2023, section A.2: the target encoder's patch features, averaged, of the last
 layer or of the last four together, go into a linear layer or into BatchNorm and a linear layer, and
-learning rate and weight decay are swept. The papers report the head that does best on the test
-images. Here the head is chosen on a part of the training images, which no head is trained on, and
-the test images are classified once, at the end. The result also has the papers' choice.
+learning rate and weight decay are swept. Of encoders with [cls] these are [cls] features
+(evals.pooling). The papers report the head that does best on the test images. Here the head is
+chosen on a part of the training images, which no head is trained on, and the test images are
+classified once, at the end. The result also has the papers' choice.
 
 Shape suffixes: B images, L layers, D features, H heads.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.heads import Heads, Optimizer
+from evals.pooling import Pooled
 from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
@@ -28,41 +30,59 @@ from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.optim import cosine
 from ijepa.randomness import generator
-from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Share
+from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Probability, Share
 
 USES: tuple[Uses, ...] = ("features", "images")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Pooled):
     """Settings. Defaults are the paper's for ImageNet-1k (A.2): LARS, batches of 16384, 50 epochs.
 
     The paper sweeps rates of .01, .05 and .001 without saying whether they are per 256 images.
     The config of its ViT-H/16 in VISSL (commit 04788de9) has .1 and .01 per 256. All four are swept
     here, per 256 images: an update's rate is ``learning_rates`` * ``batch_size`` / 256.
 
+    ``sgd`` has Nesterov momentum, as VISSL's; ``plain_sgd`` has not, as DINO's and iBOT's.
+
     Rates change from epoch to epoch, as in VISSL. ``step`` divides them by 10 at each of the
-    ``milestones``, in epochs; ``cosine`` goes from the full rate in the first epoch towards a
-    hundredth, which would be the rate of the epoch after the last, and has no milestones.
+    ``milestones``, in epochs; ``cosine`` goes from the full rate in the first epoch towards the
+    share ``final_lr`` of it, which would be the rate of the epoch after the last, and has no
+    milestones. With ``warmup_epochs``, rates rise linearly from 0 first, and change from step to
+    step, as in MAE.
+
+    ``norms`` are the layers before the linear one, each a head of its own; ``init_std`` is the
+    deviation of its initial weights, by default nn.Linear's own distribution.
 
     ``whiten`` adds heads on whitened features, which the papers do not have. These heads are linear
     too, but SGD brings them to their optimum in a few epochs even if the features are too
     ill-conditioned for the other heads. For stored features only.
 
-    ``layers`` is the number of last layers that are concatenated; a network with fewer gives all of
-    them. ``crop`` is for images only: stored features have no augmented views. ``held_out`` is the
-    share of the training images, ``max_held_out`` at most, on which the head is chosen.
+    ``crop`` is for images only: stored features have no augmented views. Evaluation views are
+    resized by its interpolation, too. ``held_out`` is the share of the training images,
+    ``max_held_out`` at most, on which the head is chosen. ``chosen_on: test`` trains on all
+    training images and takes the head that does best on the test images, as the papers do; tables
+    mark such numbers, unless there is one head and so no choice. The papers also report the best
+    epoch on the test images; here it is the last one.
     """
 
-    optimiser: Literal["lars", "sgd"] = "lars"
+    optimiser: Literal["lars", "sgd", "plain_sgd"] = "lars"
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = (15, 30, 45)
+    warmup_epochs: NotNegative = 0
+    final_lr: Probability = 0.01
     epochs: Count = 50
     batch_size: Annotated[int, Field(ge=2)] = 16_384
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.001, 0.01, 0.05, 0.1)
     weight_decays: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (5e-4, 0.0)
+    norms: Annotated[tuple[Literal["none", "batch", "plain_batch"], ...], Field(min_length=1)] = (
+        "none",
+        "batch",
+    )
+    init_std: Positive | None = None
     layers: Count = 4
     whiten: bool = False
+    chosen_on: Literal["held_out", "test"] = "held_out"
     held_out: Share = 0.1
     max_held_out: Count = 10_000
     crop: Crop = field(
@@ -78,12 +98,19 @@ class Config:
                 f"milestones is {list(self.milestones)}: it must rise within (0, epochs), and "
                 f"epochs is {self.epochs}"
             )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}: it must be below epochs ({self.epochs})"
+            )
 
-    def factor(self, epoch: int) -> float:
-        """Factor of ``learning_rates`` in an epoch, counted from 0."""
+    def factor(self, epoch: float) -> float:
+        """Factor of ``learning_rates`` in an epoch, counted from 0, or at a part of one."""
         scale = self.batch_size / 256
+        if epoch < self.warmup_epochs:
+            return scale * epoch / self.warmup_epochs
         if self.schedule == "cosine":
-            return scale * cosine(1.0, 0.01, epoch / self.epochs)
+            rest = self.epochs - self.warmup_epochs
+            return scale * cosine(1.0, self.final_lr, (epoch - self.warmup_epochs) / rest)
         return scale * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
 
@@ -93,15 +120,67 @@ SGD = {
     "learning_rates": (0.01,),
     "weight_decays": (5e-4,),
 }
-CLEVR = {**SGD, "schedule": "cosine", "milestones": (), "crop": {"whole": True}}
+BILINEAR = {"interpolation": "bilinear"}
+CLEVR = {**SGD, "schedule": "cosine", "milestones": (), "crop": {"whole": True, **BILINEAR}}
+COSINE = {"schedule": "cosine", "milestones": (), "final_lr": 0.0}
+MAE = {
+    **COSINE,
+    "warmup_epochs": 10,
+    "learning_rates": (0.1,),
+    "weight_decays": (0.0,),
+    "layers": 1,
+    "norms": ("plain_batch",),
+    "init_std": 0.01,
+    "chosen_on": "test",
+}
+DINO = {
+    **COSINE,
+    "optimiser": "plain_sgd",
+    "epochs": 100,
+    "batch_size": 1024,
+    "learning_rates": (0.001,),
+    "weight_decays": (0.0,),
+    "pool": "cls_patches",
+    "layers": 1,
+    "norms": ("none",),
+    "init_std": 0.01,
+    "crop": BILINEAR,
+    "chosen_on": "test",
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "in1k": {},
     # VISSL's own defaults, with which I-JEPA's ViT-B, L and g were measured.
     "in1k_vissl": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
+    # ViT-H/16 at 448: its LARS is commented out in VISSL, the factors of its heads are not.
+    "in1k_vissl_448": {
+        **SGD,
+        "epochs": 28,
+        "milestones": (8, 16, 24),
+        "learning_rates": (0.01, 0.001),
+        "weight_decays": (5e-4, 0.0),
+    },
+    # MAE's own (FINETUNE.md, main_linprobe): [cls], 90 epochs for ViT-B, 50 for L and H. CAE's own
+    # (run_linear --use_cls) is MAE's with 90 epochs for every size. One head: no choice is made.
+    "mae": {**MAE, "epochs": 90},
+    "mae_large": {**MAE, "epochs": 50},
+    "cae": {**MAE, "epochs": 90},
+    # DINO's own for ViT-B (eval_linear): [cls] and the average of the last block. For ViT-S [cls]
+    # of the last four blocks.
+    "dino": DINO,
+    "dino_small": {**DINO, "pool": "cls", "layers": 4},
+    # iBOT's own (eval_linear_multi, --sweep_lr_only): DINO's at 45 rates, of which the best counts.
+    "ibot": {
+        **DINO,
+        "learning_rates": tuple(
+            round(n * 10.0**power, 6) for power in range(-4, 1) for n in range(1, 10)
+        ),
+        "chosen_on": "held_out",
+    },
     "cifar100": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
-    "places205": {**SGD, "epochs": 14, "milestones": (4, 8, 12)},
-    "inat18": {**SGD, "epochs": 84, "milestones": (24, 48, 72)},
+    # VISSL's configs of these name no interpolation: its default is bilinear.
+    "places205": {**SGD, "epochs": 14, "milestones": (4, 8, 12), "crop": BILINEAR},
+    "inat18": {**SGD, "epochs": 84, "milestones": (24, 48, 72), "crop": BILINEAR},
     # The whole image squashed and flipped, as in VISSL; the paper's text says centre crop and flip.
     "clevr_count": {**CLEVR, "epochs": 50},
     "clevr_dist": {**CLEVR, "epochs": 100},
@@ -117,8 +196,9 @@ def evaluate(config: Config, subject: Subject) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source: Source
     moments = None
+    pool = config.pool or "patches"
     if subject.features_of is not None:
-        source = Stored(subject, config.layers, device)
+        source = Stored(subject, config.layers, pool, device)
         if config.whiten:
             moments = source.moments(numbers)
     elif config.whiten:
@@ -128,7 +208,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
         )
     else:
         source = Encoded(
-            subject, config.layers, device, config.crop, config.seed, config.num_workers
+            subject, config.layers, pool, device, config.crop, config.seed, config.num_workers
         )
     heads = Heads(
         config.learning_rates,
@@ -138,20 +218,25 @@ def evaluate(config: Config, subject: Subject) -> Result:
         subject.num_classes,
         config.seed,
         moments,
+        config.norms,
+        config.init_std,
     ).to(device)
     train(config, subject, source, heads, numbers)
 
     heads.eval()
     test_y = subject.labels("test")
-    held_HB = classify(heads, source.evaluation("train", held_out))
-    held_HB = held_HB == subject.labels("train")[held_out]
+    by_test = config.chosen_on == "test"
     predicted_HB = classify(heads, source.evaluation("test", torch.arange(len(test_y))))
     test_HB = predicted_HB == test_y
+    held_HB = test_HB
+    if not by_test:
+        held_HB = classify(heads, source.evaluation("train", held_out))
+        held_HB = held_HB == subject.labels("train")[held_out]
     converged = heads.finite().tolist()
     rows = [
         {
             **asdict(head),
-            "held_out_top1": round(held_HB[number].float().mean().item(), 4),
+            "held_out_top1": None if by_test else round(held_HB[number].float().mean().item(), 4),
             "test_top1": round(test_HB[number].float().mean().item(), 4),
             "diverged": not converged[number],
         }
@@ -165,6 +250,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
     chosen = {
         **rows[best(held_HB)],
+        **({"chosen_on": "test"} if by_test and len(rows) > 1 else {}),
         "layers": source.num_layers,
         "held_out_images": len(held_out),
         "best_on_test": {
@@ -179,14 +265,16 @@ def evaluate(config: Config, subject: Subject) -> Result:
 def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
     """Numbers of the training images that are held out, and of those that heads are trained on.
 
-    Raises UserError if there are too few of either, or if a label is outside its classes.
+    With ``chosen_on: test`` none is held out. Raises UserError if there are too few of either, or
+    if a label is outside its classes.
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
     images = len(labels)
+    by_test = config.chosen_on == "test"
     order = torch.randperm(images, generator=generator(config.seed, "held out"))
-    count = min(int(config.held_out * images), config.max_held_out)
+    count = 0 if by_test else min(int(config.held_out * images), config.max_held_out)
     held_out, numbers = order[:count].sort().values, order[count:].sort().values
-    if not count:
+    if not count and not by_test:
         raise UserError(
             f"held_out is {config.held_out}: of {images} training images that is none; raise it"
         )
@@ -221,9 +309,10 @@ def train(config: Config, subject: Subject, source: Source, heads: Heads, number
     ) as bar:
         for epoch in range(first_epoch, config.epochs):
             batches = epoch_batches(numbers, config.batch_size, config.seed, epoch)
-            for x_BLD, y_B in source.training(batches, epoch):
+            for step, (x_BLD, y_B) in enumerate(source.training(batches, epoch)):
                 heads.loss(x_BLD, y_B).sum().backward()
-                optimizer.step(config.factor(epoch))
+                part = step / steps if config.warmup_epochs else 0
+                optimizer.step(config.factor(epoch + part))
                 bar.update()
             if not heads.finite().any():
                 raise UserError(

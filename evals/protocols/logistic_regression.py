@@ -29,6 +29,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from evals.pooling import Pooled
 from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels, finite
@@ -40,7 +41,7 @@ USES: tuple[Uses, ...] = ("features",)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Pooled):
     """Settings. A penalty weighs half the squared norm of the weights against the mean loss.
 
     One of ``penalties`` is chosen on ``selection_images`` of the training images, of which a fifth
@@ -48,7 +49,13 @@ class Config:
     gradient at the end.
     """
 
-    penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1e-2, 1e-3, 1e-4)
+    penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        1e-2,
+        1e-3,
+        1e-4,
+        1e-5,
+        1e-6,
+    )
     selection_images: Annotated[int, Field(ge=10)] = 20_000
     max_iterations: Count = 100
     tolerance: Positive = 1e-3
@@ -73,9 +80,10 @@ class Head:
 def evaluate(config: Config, subject: Subject) -> Result:
     """Fit the head on the training images and classify the test images."""
     y, test_y = (checked_labels(subject, split) for split in ("train", "test"))
-    check_memory(subject.features("train").shape[-1], y, subject.num_classes)
-    head = fit(config, last_layer(subject, "train"), y)
-    predicted = head.predict(last_layer(subject, "test"))
+    x_NLD = subject.features("train", config.pool, config.layers)
+    check_memory(x_NLD.shape[1] * x_NLD.shape[2], y, subject.num_classes)
+    head = fit(config, features(config, subject, "train"), y)
+    predicted = head.predict(features(config, subject, "test"))
     return top1(predicted, test_y, subject.num_classes, head.chosen)
 
 
@@ -99,9 +107,9 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def last_layer(subject: Subject, split: str, numbers: Tensor | None = None) -> Tensor:
-    """Last layer's features of all images of a split, or of some, [N, D] float32."""
-    x_ND = subject.features(split)[:, -1]
+def features(config: Pooled, subject: Subject, split: str, numbers: Tensor | None = None) -> Tensor:
+    """Pooled features of all images of a split, or of some, [N, D] float32."""
+    x_ND = subject.features(split, config.pool, config.layers).flatten(1)
     return finite((x_ND if numbers is None else x_ND[numbers]).float())
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evals.pooling import Pooled
 from evals.protocol import Uses
 from evals.protocols.finetune import PRESETS as FINE_TUNING
 from evals.protocols.finetune import Config as FineTuning
 from evals.protocols.finetune import fine_tune
 from evals.protocols.logistic_regression import Config as LogisticRegression
-from evals.protocols.logistic_regression import fit, index_in_class, last_layer
+from evals.protocols.logistic_regression import features, fit, index_in_class
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
 from ijepa.errors import UserError
@@ -35,7 +36,7 @@ HELD_OUT = 5000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Pooled):
     """Choice of the labelled training images, and settings of the two heads.
 
     Args:
@@ -44,7 +45,8 @@ class Config:
         share: Share of the images of each class, at least one image, drawn by ``seed``. A smaller
             subset is part of a larger one of the same seed.
         seed: Seed of the drawing; ``finetune`` has its own.
-        logistic: The head on frozen features. The paper gives no hyper-parameters, and few images
+        logistic: The head on frozen features, of which ``pool`` and ``layers`` are this config's
+            and not its own. The paper gives no hyper-parameters, and few images
             need stronger penalties than many.
         finetune: Fine-tuning. Defaults are the paper's for ViT-H (Table 14); ViT-L has less weight
             decay (Table 13): ``PRESETS`` has both.
@@ -55,7 +57,9 @@ class Config:
     share: PositiveShare | None = None
     seed: NotNegativeInt = 0
     logistic: LogisticRegression = field(
-        default_factory=lambda: LogisticRegression(penalties=(1.0, 0.1, 1e-2, 1e-3, 1e-4))
+        default_factory=lambda: LogisticRegression(
+            penalties=(1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+        )
     )
     finetune: FineTuning = field(default_factory=lambda: FineTuning(**FINE_TUNING["low_shot_h14"]))
 
@@ -64,6 +68,8 @@ class Config:
         settings = [f"{name} {size!r}" for name, size in sizes.items() if size is not None]
         if len(settings) > 1:
             raise ValueError(f"{' and '.join(settings)} are given: give one of them")
+        if (self.logistic.pool, self.logistic.layers) != (None, 1):
+            raise ValueError("logistic.pool and logistic.layers: give pool and layers beside it")
         if not settings:
             object.__setattr__(self, "subset", PUBLISHED)
 
@@ -84,11 +90,11 @@ def evaluate(config: Config, subject: Subject) -> Result:
     held_out = outside(numbers, len(y), config.seed)
     queries = {"held_out": ("train", held_out), "test": ("test", torch.arange(len(test_y)))}
 
-    head = fit(config.logistic, last_layer(subject, "train", numbers), y[numbers])
+    head = fit(config.logistic, features(config, subject, "train", numbers), y[numbers])
     truth = {"train": y, "test": test_y}
     predicted = {
         "logistic": {
-            name: head.predict(last_layer(subject, split, indices))
+            name: head.predict(features(config, subject, split, indices))
             for name, (split, indices) in queries.items()
         }
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evals.protocols.knn import neighbours
 from evals.report.figures import COLOURS, figure
-from evals.subject import mapped
+from evals.subject import stored
 from ijepa.data.loader import Images
 from ijepa.data.transforms import centre_crop
 
@@ -39,7 +39,7 @@ def masks(shown: dict[str, Any], images: Images) -> str:
 def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
     """Test images, each followed by the training images whose features are nearest (cosine)."""
     train_features, test_features = (
-        torch.from_numpy(mapped(features, split)[:, -1]) for split in ("train", "test")
+        torch.from_numpy(stored(features, split)[:, -1]) for split in ("train", "test")
     )
     queries = list(range(0, len(test_features), max(1, len(test_features) // count)))[:count]
     neighbourhoods, count = neighbours(train_features, test_features[queries], k), len(queries)

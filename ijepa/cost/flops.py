@@ -19,6 +19,7 @@ Korthikanti et al., MLSys 2023, have 34 (no float32 residual stream, but dropout
 """
 
 import dataclasses
+import math
 import statistics
 from functools import cache
 from typing import Any, NamedTuple
@@ -200,7 +201,7 @@ def _settled(draws: list[int]) -> bool:
     """True if the mean of the draws is known to 0.1 %: masks of fixed size never differ."""
     if len(draws) < 4:
         return len(draws) > 1 and draws[0] == draws[1]
-    error = statistics.stdev(draws) / len(draws) ** 0.5
+    error = statistics.stdev(draws) / math.sqrt(len(draws))
     return error < 1e-3 * statistics.mean(draws)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.shards import read_index, read_shard
-from ijepa.data.transforms import WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
+from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 
@@ -123,12 +123,14 @@ class EvaluationViews(Dataset[NDArray[np.uint8]]):
     images: Images
     size: int
     view: str = "centre"
+    interpolation: str = "bicubic"
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        return to_array(WHOLE_VIEWS[self.view](self.images[number], self.size))
+        make = WHOLE_VIEWS[self.view]
+        return to_array(make(self.images[number], self.size, INTERPOLATIONS[self.interpolation]))
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,10 @@ def crop_tokens(
     return tokens_HW[np.ix_(rows_R, columns_K[::-1] if box.flip else columns_K)]
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Evaluation view: short side resized to 8/7 of ``size``, bicubic, then the central square.
+def centre_crop(
+    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Evaluation view: short side resized to 8/7 of ``size``, then the central square.
 
     224 pixels are cut from 256, as in the paper's protocols. An image whose short side is ``size``
     already is only cut: enlarging a 32-pixel photograph to cut 32 pixels from it would lose its
@@ -232,15 +234,17 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     if min(image.size) != size:
         scale = round(size * 8 / 7) / min(image.size)
         image = image.resize(
-            (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+            (round(image.width * scale), round(image.height * scale)), interpolation
         )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def squash(image: Image.Image, size: int) -> Image.Image:
-    """Whole image as a square, bicubic: CLEVR's nearest object may lie outside the centre."""
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+def squash(
+    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Whole image as a square: CLEVR's nearest object may lie outside the centre."""
+    return image.resize((size, size), interpolation)
 
 
 WHOLE_VIEWS = {"centre": centre_crop, "squash": squash}

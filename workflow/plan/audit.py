@@ -16,6 +16,7 @@ from typing import Any
 
 from evals.about import read_about
 from evals.identity import identity_in, identity_of
+from evals.pooling import resolved
 from evals.protocol import configure
 from evals.result import read_result
 from ijepa.data.shards import read_index
@@ -118,7 +119,9 @@ def _wrong_features(expected: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_evaluations(expected: dict[str, Any]) -> Iterator[str]:
     for path, entry in expected.items():
-        protocol = configure(entry["name"], entry["config"], path)
+        encoder = entry["encoder"]
+        header = {} if encoder is None else read_header(Path(encoder))
+        protocol = resolved(configure(entry["name"], entry["config"], path), header, path)
         about = {
             "data_version": _version(entry["data"]),
             "encoder": encoder_hash(entry["encoder"]),

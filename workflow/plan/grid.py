@@ -144,12 +144,15 @@ class Grid:
 
     @cached_property
     def groups(self) -> dict[Group, list[str]]:
-        """Evaluations that one process makes, by group: those that use nothing but features."""
+        """Evaluations that one process makes, by group: those that use nothing but features.
+
+        A group may have none: it extracts features for evaluations that also use images.
+        """
         groups: dict[Group, list[str]] = {}
         for run, seed, evaluation in self.cells:
-            if self.uses(run, evaluation) == "features":
+            if (uses := self.uses(run, evaluation)) != "images":
                 group = Group(run, seed, self.evaluations[evaluation].dataset)
-                groups.setdefault(group, []).append(evaluation)
+                groups.setdefault(group, []).extend([evaluation] if uses == "features" else [])
         return groups
 
     def grouped(self) -> str:
@@ -157,7 +160,10 @@ class Grid:
         names: dict[str, dict[str, None]] = {}
         for group, evaluations in self.groups.items():
             names.setdefault(group.dataset, {}).update(dict.fromkeys(evaluations))
-        lists = "; ".join(f"{dataset}: {', '.join(results)}" for dataset, results in names.items())
+        lists = "; ".join(
+            f"{dataset}: {', '.join(results) or 'features only'}"
+            for dataset, results in names.items()
+        )
         return f"evaluate_features, one job an encoder and data set, makes of {lists}"
 
     @cached_property
