@@ -276,7 +276,7 @@ def test_the_number_of_neighbours_is_chosen_on_training_images_by_all_others() -
     assert knn.evaluate(five, subject).correct == result.correct
     best = knn.evaluate(knn.Config(candidates=(29, 5), chosen_on="test", temperature=10), subject)
     assert best.chosen["chosen_on"] == "test"
-    assert best.value == max(best.chosen["test_top1"].values())
+    assert best.value == pytest.approx(max(best.chosen["test_top1"].values()), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mae", "ijepa"])

@@ -1,4 +1,8 @@
-"""Tidy data from results of evaluations: one row for each encoder, seed and evaluation."""
+"""Tidy data from results of evaluations: one row for each encoder, seed and evaluation.
+
+``pool`` names the pooled tokens (evals.pooling); ``chosen_on`` is "test" where a setting was chosen
+on the test images, as the papers do.
+"""
 
 import hashlib
 import json
@@ -16,7 +20,10 @@ UNITS = {"top1": "top-1 %", "rankme": "RankMe"}
 """Units of the metrics that a table can show."""
 
 NUMBERS = ["value", "low", "high", "n", "epochs", "images_seen", "train_minutes", "gpu_hours"]
-TEXTS = ["method", "arch", "dataset", "tokenizer", "data_version", "commit", "machine", "encoder"]
+TEXTS = [
+    *("method", "arch", "dataset", "tokenizer", "pool", "chosen_on"),
+    *("data_version", "commit", "machine", "encoder"),
+]
 COLUMNS = ["run", "seed", "evaluation", "metric", *NUMBERS, *TEXTS, "protocol", "source"]
 """Columns of tidy results. Accuracies are percentages, ``protocol`` is JSON, ``source`` a file."""
 
@@ -64,6 +71,8 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
             "arch": _arch(run.get("vit", {})),
             "dataset": result["dataset"],
             "tokenizer": facts.get("tokenizer", ""),
+            "pool": result.get("protocol", {}).get("pool", "") if run else "",
+            "chosen_on": "test" if result["chosen"].get("chosen_on") == "test" else "",
             "data_version": about["data_version"],
             "commit": " ".join(sorted(commits)),
             "machine": machine,
@@ -76,7 +85,7 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
 
 
 def read_external(paths: list[Path]) -> pd.DataFrame:
-    """Tidy results that somebody measured elsewhere, from CSV files: see README, "Your results".
+    """Tidy results that somebody measured elsewhere, from CSV files: see docs/tables.md.
 
     Their columns are COLUMNS without ``protocol`` and ``source``; run, evaluation and value are
     required. Raises UserError with file and line for an entry that cannot be read.
@@ -91,7 +100,7 @@ def read_external(paths: list[Path]) -> pd.DataFrame:
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
         except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-            raise UserError(f"external: {path} is no CSV ({error}): see README") from None
+            raise UserError(f"external: {path} is no CSV ({error}): see docs/tables.md") from None
         if not isinstance(table.index, pd.RangeIndex):  # pandas would shift the columns
             raise UserError(f"external: {path} has lines with more fields than its first: mend it")
         if missing := [name for name in ("run", "evaluation", "value") if name not in table]:
@@ -171,7 +180,9 @@ def _spent(path: Path) -> dict[tuple[str, int], float]:
 
 
 def _protocol(result: dict[str, Any]) -> str:
-    settings = {k: v for k, v in result.get("protocol", {}).items() if k not in NO_MATTER}
+    # The pool is the encoder's: tables name it in a note of its own.
+    skipped = (*NO_MATTER, "pool")
+    settings = {k: v for k, v in result.get("protocol", {}).items() if k not in skipped}
     if isinstance(settings.get("finetune"), dict):
         settings["finetune"] = {k: v for k, v in settings["finetune"].items() if k not in NO_MATTER}
     facts = {key: result.get(key) for key in ("evaluation", "dataset", "label", "split", "images")}

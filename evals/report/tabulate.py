@@ -87,6 +87,9 @@ def tabulate(results: pd.DataFrame, spec: TableSpec) -> Table:
             numbers, faults = _summary(cell, column, dataset, _expected(cell, results, spec))
             row |= {f"{column.name}{key}": value for key, value in numbers.items()}
             problems += [f"{column.title} of {line['run']}: {fault}" for fault in faults]
+            if (cell["chosen_on"] == "test").any():
+                faults.append("a setting was chosen on the test images, as the papers do")
+                problems.append(f"{column.title} of {line['run']}: {faults[-1]}")
             marked |= {(line["run"], column.name)} if faults else set()
             if spec.published is not None:
                 row[f"{column.name}_difference"] = (
@@ -294,6 +297,27 @@ def _origin(of_run: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+POOLS = {
+    "cls": "[cls]",
+    "patches": "the average of the patches",
+    "cls_patches": "[cls] and the average of the patches",
+}
+
+
+def _pools(results: pd.DataFrame, columns: list[Column]) -> list[str]:
+    """Texts on the pooled tokens of each row, one for all columns where they are the same."""
+    titles: dict[str, list[str]] = {}
+    for column in columns:
+        of_column = results[(results["evaluation"] == column.name) & (results["pool"] != "")]
+        parts = [
+            f"{POOLS.get(str(pool), pool)} ({', '.join(sorted(rows['run'].unique()))})"
+            for pool, rows in of_column.groupby("pool")
+        ]
+        if parts:
+            titles.setdefault("; ".join(parts), []).append(column.title)
+    return [f"{', '.join(names)}: features are {text}" for text, names in titles.items()]
+
+
 def _provenance(results: pd.DataFrame, columns: list[Column]) -> list[str]:
     """Texts on the provenance of the table's numbers: images, data, seeds, machines."""
     if results.empty:
@@ -310,6 +334,7 @@ def _provenance(results: pd.DataFrame, columns: list[Column]) -> list[str]:
     machines = sorted({machine for machine in results["machine"] if machine})
     return [
         *texts,
+        *_pools(results, columns),
         f"{results['seed'].nunique()} seed(s)",
         f"machine {', '.join(machines) or 'unknown'}",
     ]
