@@ -78,9 +78,11 @@ class Variant:
     on attention by relative position, shared by all blocks (BEiT's). ``blocks`` beit: queries and
     values have a bias, keys have none. ``layer_scale`` is the initial scale of the residual
     branches, None for no such parameter. ``drop_path`` is the rate in the last block; it rises
-    linearly from 0 in the first. ``init`` normal: deviation 0.02 everywhere (I-JEPA, BEiT's
-    family); xavier: uniform, also for the patch convolution (MAE); dino: as normal, but torch's own
-    default for that convolution's weights.
+    linearly from 0 in the first. ``init`` normal: deviation 0.02 everywhere (I-JEPA); beit: the
+    same normal cut at one deviation, which leaves 0.0108, with the output projections of block l
+    divided by sqrt(2 l) (data2vec); xavier: uniform, also for the patch convolution (MAE);
+    xavier_beit: uniform, but the patch convolution and [cls] as in beit (CAE); dino: as normal, but
+    torch's own default for that convolution.
     """
 
     class_token: bool = False
@@ -88,7 +90,7 @@ class Variant:
     blocks: Literal["vit", "beit"] = "vit"
     layer_scale: float | None = None
     drop_path: float = 0.0
-    init: Literal["normal", "xavier", "dino"] = "normal"
+    init: Literal["normal", "beit", "xavier", "xavier_beit", "dino"] = "normal"
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:

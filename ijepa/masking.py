@@ -278,12 +278,13 @@ class Random:
 class BlockWise:
     """Settings of BEiT's masks; published recipes of data2vec, CAE and iBOT have the defaults."""
 
-    min_patches: Count = 16
+    min_patches: Count | None = 16
     max_aspect: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1 / 0.3
 
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Boolean [B, N], true where hidden: see ``block_wise``."""
-        return block_wise(counts_B, grid, generator, self.min_patches, self.max_aspect)
+        least = self.min_patches or max(1, (min(grid) // 3) ** 2)
+        return block_wise(counts_B, grid, generator, least, self.max_aspect)
 
 
 def block_wise(

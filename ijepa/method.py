@@ -8,7 +8,7 @@ the names of their weights there.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,9 @@ class MaskedRecipe(Recipe):
 class Method(nn.Module, ABC):
     """Networks of a method, as child modules, and the hooks that the training loop calls."""
 
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of parameters without weight decay, beside biases and vectors."""
+
     @property
     @abstractmethod
     def encoder(self) -> ViT:
@@ -158,6 +161,14 @@ class Method(nn.Module, ABC):
     def scheduled(self, progress: float) -> dict[str, float]:
         """Values that the method schedules itself, for the log."""
         return {}
+
+
+def own_initial_weights(vit: ViTConfig, method: str) -> None:
+    """Raise ValueError if a config asks for I-JEPA's choice of initial weights."""
+    if vit.init != "official":
+        raise ValueError(
+            f"vit.init is {vit.init}: {method}'s initial weights are its own; leave it out"
+        )
 
 
 class Module(Protocol):

@@ -86,7 +86,7 @@ def adamw(method: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """
     groups = [
         {
-            "params": [p for name, p in trained(net) if is_decayed(name, p) == decayed],
+            "params": [p for name, p in trained(net) if is_decayed(name, p, method) == decayed],
             "decayed": decayed,
         }
         for decayed in (True, False)
@@ -100,12 +100,14 @@ def trained(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in net.named_parameters() if p.requires_grad)
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+def is_decayed(name: str, parameter: nn.Parameter, method: nn.Module) -> bool:
     """True if weight decay applies: to no bias and to nothing one-dimensional, as in all releases.
 
-    BEiT's table of relative positions is called a bias table but is decayed: it is no bias.
+    A method may exempt others (``undecayed``). BEiT's table of relative positions is called a bias
+    table but is decayed: it is no bias.
     """
-    return parameter.ndim > 1 and not name.endswith("bias")
+    exempt = ("bias", *getattr(method, "undecayed", ()))
+    return parameter.ndim > 1 and not name.endswith(exempt)
 
 
 def schedule(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:

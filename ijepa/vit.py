@@ -73,20 +73,23 @@ class ViT(VisionTransformer):
                     setattr(block, name, DropPath(rate))
 
     def _initialise(self) -> None:
-        projection = self.patch_embed.proj
-        default = projection.weight.detach().clone()  # torch's own
-        initialise(self, self.config.init)
-        std = self.config.patch_std
-        nn.init.trunc_normal_(projection.weight, std=0.02 if std is None else std)
-        if self.variant.init == "xavier":
+        projection, init = self.patch_embed.proj, self.variant.init
+        default = {name: p.detach().clone() for name, p in projection.named_parameters()}
+        is_beit, std = init.endswith("beit"), self.config.patch_std
+        initialise(self, "rescaled" if init == "beit" else self.config.init, cut=is_beit)
+        if std is not None:
+            nn.init.trunc_normal_(projection.weight, std=std)
+        if init.startswith("xavier"):
             xavier(self)
-        if self.variant.init != "normal" and std is None:
+        if init in ("xavier", "dino"):  # these releases leave torch's own bias
             with torch.no_grad():
-                projection.weight.copy_(default)
-            if self.variant.init == "xavier":
+                projection.bias.copy_(default["bias"])
+                if std is None:
+                    projection.weight.copy_(default["weight"])
+            if init == "xavier" and std is None:
                 nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
         if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            normal(self.cls_token, cut=is_beit)
         if self.pos_embed is not None and self.variant.positions == "learned":
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -265,17 +268,27 @@ def sincos_positions(dim: int, grid: tuple[int, int], rows_first: bool = False) 
     return table.float().unsqueeze(0)
 
 
+def normal(weights: Tensor, cut: bool = False) -> None:
+    """Set normal weights of deviation 0.02, ``cut`` at one deviation, as BEiT and its heirs do.
+
+    The bounds of the others are at +-2, a hundred deviations away. The cut leaves a deviation of
+    0.54 * 0.02 = 0.0108.
+    """
+    bound = 0.02 if cut else 2.0
+    nn.init.trunc_normal_(weights, std=0.02, a=-bound, b=bound)
+
+
 @torch.no_grad()
-def initialise(module: nn.Module, init: Init) -> None:
+def initialise(module: nn.Module, init: Init, cut: bool = False) -> None:
     """Set normal weights of deviation 0.02 and zero biases in every Linear and patch convolution.
 
-    ``rescaled`` also divides the two output projections of block l (from 1) by sqrt(2 l). The
+    ``rescaled`` also divides the two output projections of block l (from 1) by sqrt(2 l). I-JEPA's
     release means to do so and undoes it in a second pass, so its published numbers are
-    ``official``. Its truncation bounds are at +-2, a hundred deviations away; so are these.
+    ``official``. data2vec's release does it. ``cut``: see ``normal``.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(part.weight, std=0.02)
+            normal(part.weight, cut)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
     if init == "rescaled":
@@ -287,7 +300,7 @@ def initialise(module: nn.Module, init: Init) -> None:
 
 
 def xavier(module: nn.Module) -> None:
-    """Set uniform weights after Glorot and Bengio, and zero biases, in every Linear (MAE)."""
+    """Set uniform weights after Glorot and Bengio, and zero biases, in every Linear (MAE, CAE)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

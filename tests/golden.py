@@ -236,7 +236,9 @@ def replay_dino(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
 def replay_ibot(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
     """The shared head, both losses and their gradients, the updates of both centres."""
     config = ibot.Config(
-        **head_sizes(file), norm_last_layer=f"grad/{HEAD}last_layer.weight_g" not in file
+        **head_sizes(file),
+        norm_last_layer=f"grad/{HEAD}last_layer.weight_g" not in file,
+        temperature_warmup_epochs=30,  # of the command for ViT-S
     )
     method = ibot.Method(config, shape(file, meta, ""))
     heads = {f"{tower}_head.": f"{tower}.head." for tower in ("student", "teacher")}

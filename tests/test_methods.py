@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ijepa import train
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse_run
 from ijepa.errors import UserError
+from ijepa.masking import BlockWise
 from ijepa.method import Batch, Method, Recipe, load_method, method_names
-from ijepa.optim import Optim
+from ijepa.optim import Optim, adamw
 from ijepa.precision import kernels, precision
 from tests.conftest import RECIPES, Trained, raw_run_of
 from tests.several_runs import sgd
@@ -192,14 +194,14 @@ def test_the_defaults_are_a_whole_recipe_that_fits_the_base_network(name: str) -
 
 
 def test_published_recipes_have_their_rates_and_batches() -> None:
-    """baselines.md sections 1 to 6: batch, epochs, warm-up, rate, weight decay, clipping."""
+    """Batch, epochs, warm-up, rate, weight decay, clipping: releases, and args.txt as quoted."""
     expected = {
         "ijepa": (2048, 300, 40, 1e-3, 0.04, 0.4, None),
         "mae": (4096, 1600, 40, 1.5e-4 * 4096 / 256, 0.05, 0.05, None),
         "data2vec": (2048, 800, 40, 2e-3, 0.05, 0.05, 3.0),
         "cae": (2048, 1600, 40, 1.5e-3, 0.05, 0.05, 3.0),
-        "dino": (1024, 400, 10, 5e-4 * 1024 / 256, 0.04, 0.4, 3.0),
-        "ibot": (1024, 400, 10, 5e-4 * 1024 / 256, 0.04, 0.4, 3.0),
+        "dino": (1024, 400, 10, 7.5e-4 * 1024 / 256, 0.04, 0.4, 0.3),
+        "ibot": (1024, 400, 10, 7.5e-4 * 1024 / 256, 0.04, 0.4, 0.3),
     }
     for name, values in expected.items():
         optim: Optim = load_method(name).Config().optim
@@ -294,3 +296,98 @@ def test_an_unknown_preset_is_refused() -> None:
         UserError, match=r"recipe\.preset: 'vanila' is unknown: allowed are vanilla"
     ):
         parse_run(raw)
+
+
+STD_CUT = 0.0108
+"""Deviation of a normal of 0.02 that is cut at one deviation."""
+
+
+def deviations(name: str) -> tuple[Any, dict[str, float]]:
+    """A method's networks of width 384, and the deviation of each parameter's initial values."""
+    vit = ViTConfig(image_size=224, patch_size=16, dim=384, depth=4, num_heads=6)
+    module = load_method(name)
+    torch.manual_seed(0)
+    method = module.Method(module.Config(), vit)
+    return method, {key: p.std().item() for key, p in method.named_parameters() if p.numel() > 1}
+
+
+def test_data2vec_starts_from_a_cut_normal_that_is_rescaled_by_depth() -> None:
+    """data2vec_vision: deviations of 0.0108, and of 0.0108 / sqrt(2 l) at the ends of block l."""
+    _, std = deviations("data2vec")
+    near: Any = {"rel": 0.02}
+    assert std["student.encoder.patch_embed.proj.weight"] == pytest.approx(STD_CUT, **near)
+    assert std["student.head.weight"] == pytest.approx(STD_CUT, **near)
+    assert std["student.encoder.cls_token"] == pytest.approx(STD_CUT, rel=0.15)
+    for layer in range(4):
+        block = f"student.encoder.blocks.{layer}"
+        assert std[f"{block}.attn.qkv.weight"] == pytest.approx(STD_CUT, **near)
+        for end in ("attn.proj", "mlp.fc2"):
+            expected = STD_CUT / (2 * (layer + 1)) ** 0.5
+            assert std[f"{block}.{end}.weight"] == pytest.approx(expected, **near)
+
+
+def test_cae_starts_from_xaviers_weights_but_for_what_is_no_linear_layer() -> None:
+    """Uniform of deviation sqrt(2 / (inputs + outputs)), in encoder, regressor and decoder."""
+    method, std = deviations("cae")
+    linear = {
+        f"{key}.weight": m.weight for key, m in method.named_modules() if isinstance(m, nn.Linear)
+    }
+    assert {key.split(".")[0] for key in linear} == {"visible_encoder", "regressor", "decoder"}
+    for key, weight in linear.items():
+        assert std[key] == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.02), key
+        assert weight.abs().max() <= (6 / sum(weight.shape)) ** 0.5, "uniform, not normal"
+    assert std["visible_encoder.patch_embed.proj.weight"] == pytest.approx(STD_CUT, rel=0.02)
+    assert std["regressor.mask_token"] == pytest.approx(STD_CUT, rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "bias"), [("mae", True), ("dino", True), ("ijepa", False)])
+def test_a_patch_convolution_keeps_torchs_bias_where_the_release_does(
+    name: str, bias: bool
+) -> None:
+    method, _ = deviations(name)
+    assert bool(method.encoder.patch_embed.proj.bias.any()) == bias
+
+
+def test_cae_drops_paths_in_regressor_and_decoder_at_rising_rates() -> None:
+    method, _ = deviations("cae")
+    for blocks in (method.regressor.blocks, method.decoder.blocks):
+        rates = [block.drop_path1.rate for block in blocks]
+        assert rates == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1])
+        assert rates == [block.drop_path2.rate for block in blocks]
+
+
+@pytest.mark.parametrize(("name", "decayed"), [("data2vec", False), ("mae", True), ("cae", True)])
+def test_the_class_token_is_decayed_in_all_methods_but_data2vec(name: str, decayed: bool) -> None:
+    method = make(name)
+    parameters = dict(method.named_parameters()).items()
+    (token,) = (p for key, p in parameters if key.endswith("cls_token") and p.requires_grad)
+    optimizer = adamw(method, Optim())
+    groups = {id(p): group["decayed"] for group in optimizer.param_groups for p in group["params"]}
+    assert groups[id(token)] == decayed
+
+
+@pytest.mark.usefixtures("real_register")
+def test_the_configs_of_stop_are_a_preset_of_their_own() -> None:
+    """amirbar/StoP, configs/pretrain: vit-b16 and vit-l16."""
+    for preset, depth in (("stop_base", 6), ("stop_large", 12)):
+        raw = {"method": "ijepa", "dataset": "imagenet", "vit": {"size": "base"}}
+        recipe: Any = parse_run({**raw, "recipe": {"preset": preset}}).recipe
+        optim = recipe.optim
+        assert (optim.lr, optim.start_lr, optim.final_lr) == (8e-4, 2e-4, 1e-4)
+        assert (optim.epochs, optim.warmup_epochs, optim.batch_size) == (600, 15, 2048)
+        crop = recipe.crop
+        assert (crop.flip, crop.grey, crop.blur, crop.scale) == (0.5, 0.2, 0.5, (0.3, 1.0))
+        assert (recipe.predictor_depth, recipe.masking.group_size) == (depth, 64)
+
+
+def test_the_smallest_block_of_ibot_grows_with_the_grid() -> None:
+    """A third of the shorter side, squared: 16 patches of 14 x 14, 25 of 16 x 16, 1 of 4 x 4."""
+    config: Any = load_method("ibot").Config()
+    masking = config.masking
+    for side, least in ((14, 16), (16, 25), (4, 1)):
+        counts = torch.full((4,), side)
+        drawn = [
+            blocks.hide(counts, (side, side), torch.Generator().manual_seed(0))
+            for blocks in (masking, BlockWise(min_patches=least))
+        ]
+        assert drawn[0].equal(drawn[1])

@@ -22,7 +22,7 @@ from workflow.plan.grid import Grid
 ROOT = Path(__file__).parents[1]
 PAPER: dict[str, Any] = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
 RUNS = {run["name"]: run for run in PAPER["runs"]}
-TABLES = {table["name"]: table for table in PAPER["tables"]}
+TABLES = {table["name"]: table for table in PAPER["tables"] if "published" in table}
 EVALUATIONS = {item["name"]: item for item in PAPER["evaluations"]}
 with (ROOT / "results" / "published" / "paper_tables.csv").open(newline="") as file:
     PUBLISHED = list(csv.DictReader(file))
@@ -73,19 +73,29 @@ STATED: dict[str, dict[str, Any]] = {
         "vocabulary": 8192,
     },
     "dino": {
-        "optim.batch_size": 1024,
-        "optim.lr": 5e-4 * 1024 / 256,
+        "optim.batch_size": 1056,
+        "optim.lr": 5e-4 * 1056 / 256,
         "optim.warmup_epochs": 10,
+        "optim.final_lr": 2e-6,
+        "optim.clip": 3.0,
         "num_local": 10,
         "num_prototypes": 65_536,
+        "norm_last_layer": True,
+        "freeze_last_layer_epochs": 3,
+        "teacher_temperature": (0.03, 0.07),
+        "temperature_warmup_epochs": 50,
+        "local_crop.scale": (0.05, 0.25),
     },
     "ibot": {
         "optim.batch_size": 1024,
-        "optim.lr": 5e-4 * 1024 / 256,
         "optim.warmup_epochs": 10,
+        "optim.clip": 0.3,
         "num_local": 10,
         "num_prototypes": 8192,
         "mask_ratio": (0.1, 0.5),
+        "norm_last_layer": True,
+        "freeze_last_layer_epochs": 3,
+        "temperature_warmup_epochs": 50,
     },
 }
 """Settings that the papers state for all their encoders; below, for one size and for one row."""
@@ -94,6 +104,20 @@ STATED_OF: dict[str, dict[str, Any]] = {
     "ijepa ViT-L": {"predictor_depth": 12},
     "ijepa ViT-H": {"predictor_depth": 12},
     "ijepa ViT-G": {"predictor_depth": 16},
+    "ibot ViT-B": {
+        "optim.lr": 7.5e-4 * 4,
+        "optim.final_lr": 2e-6,
+        "optim.weight_decay": (0.04, 0.4),
+        "drop_path": 0.1,
+        "local_crop.scale": (0.05, 0.32),
+    },
+    "ibot ViT-L": {
+        "optim.lr": 5e-4 * 4,
+        "optim.final_lr": 2e-4,
+        "optim.weight_decay": (0.04, 0.48),
+        "drop_path": 0.2,
+        "local_crop.scale": (0.05, 0.25),
+    },
     "cae ViT-B": {"layer_scale": 0.1},
     "cae ViT-L": {"layer_scale": 1e-5},
 }
@@ -187,6 +211,16 @@ def test_every_run_is_in_a_table() -> None:
     [
         ("in1k_linear", "", {"optimiser": "lars", "epochs": 50, "batch_size": 16_384}),
         ("in1k_linear", "", {"milestones": (15, 30, 45), "weight_decays": (5e-4, 0.0)}),
+        ("in1k_linear", "mae_vitb16", {"epochs": 90, "norms": ("plain_batch",), "layers": 1}),
+        ("in1k_linear", "mae_vith14", {"epochs": 50, "warmup_epochs": 10, "pool": None}),
+        ("in1k_linear", "cae_vitl16", {"epochs": 90, "learning_rates": (0.1,)}),
+        ("in1k_linear", "dino_vitb8", {"epochs": 100, "pool": "cls_patches", "layers": 1}),
+        ("in1k_linear", "ibot_vitl16", {"epochs": 100, "pool": "cls_patches"}),
+        ("in1k_linear", "ijepa_vitb16", {"optimiser": "sgd", "epochs": 28, "batch_size": 256}),
+        ("in1k_linear", "ijepa_vitl16", {"optimiser": "sgd", "learning_rates": (0.01,)}),
+        ("in1k_linear", "ijepa_vith16_448", {"optimiser": "sgd", "learning_rates": (0.01, 0.001)}),
+        ("in1k_linear", "ijepa_vith14", {"optimiser": "lars", "pool": None}),
+        ("in1k_linear_alike", "dino_vitb8", {"optimiser": "lars", "pool": "patches"}),
         ("cifar100_linear", "", {"epochs": 28, "milestones": (8, 16, 24), "batch_size": 256}),
         ("places205_linear", "", {"epochs": 14, "milestones": (4, 8, 12), "batch_size": 256}),
         ("inat18_linear", "", {"epochs": 84, "milestones": (24, 48, 72), "batch_size": 256}),

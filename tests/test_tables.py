@@ -113,7 +113,9 @@ def test_a_table_of_random_results_is_their_pivot(
             pd.testing.assert_series_equal(got, expected, check_names=False)
 
 
-@pytest.mark.parametrize("name", [table["name"] for table in PAPER["tables"]])
+@pytest.mark.parametrize(
+    "name", [table["name"] for table in PAPER["tables"] if "published" in table]
+)
 def test_every_published_number_is_in_its_table_without_any_result(name: str) -> None:
     table = of_paper(name, tidy())
     numbers = published.published_numbers()

@@ -83,7 +83,7 @@ here it refers to the crop's mean.
 """
 
 DINO_GLOBAL_1 = Crop(
-    scale=(0.4, 1.0),
+    scale=(0.25, 1.0),
     flip=0.5,
     interpolation="bicubic",
     jitter=(0.4, 0.4, 0.2, 0.1),
@@ -92,18 +92,20 @@ DINO_GLOBAL_1 = Crop(
     blur=1.0,
 )
 DINO_GLOBAL_2 = replace(DINO_GLOBAL_1, blur=0.1, solarise=0.2)
-DINO_LOCAL = replace(DINO_GLOBAL_1, scale=(0.05, 0.4), blur=0.5)
-"""Caron et al., ICCV 2021: the defaults of facebookresearch/dino, main_dino.
+DINO_LOCAL = replace(DINO_GLOBAL_1, scale=(0.05, 0.25), blur=0.5)
+"""Caron et al., ICCV 2021: facebookresearch/dino, with the scales of the released models.
 
-The released models have global crops from 0.25 of the area instead.
+Colours are main_dino's; the scales of the models' args.txt are as quoted by the README of DyT. The
+script's defaults crop 0.4 to 1 and 0.05 to 0.4 of the area instead.
 """
 
-IBOT_GLOBAL_1 = replace(DINO_GLOBAL_1, scale=(0.25, 1.0))
-IBOT_GLOBAL_2 = replace(DINO_GLOBAL_2, scale=(0.25, 1.0))
-IBOT_LOCAL = replace(DINO_LOCAL, scale=(0.05, 0.25))
-"""Zhou et al., ICLR 2022: bytedance/ibot, the commands of the released models.
+IBOT_GLOBAL_1 = replace(DINO_GLOBAL_1, scale=(0.32, 1.0))
+IBOT_GLOBAL_2 = replace(DINO_GLOBAL_2, scale=(0.32, 1.0))
+IBOT_LOCAL = replace(DINO_LOCAL, scale=(0.05, 0.32))
+"""Zhou et al., ICLR 2022, appendix B: a scale of 0.32 by default for ViT-S and B.
 
-The script's defaults crop 0.14 to 1 and 0.05 to 0.4 of the area instead.
+The command of bytedance/ibot for ViT-S has 0.25, its script's defaults are 0.14 to 1 and 0.05 to
+0.4.
 """
 
 

@@ -20,10 +20,20 @@ from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import CAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
-from ijepa.method import Batch, Tokens
+from ijepa.method import Batch, Tokens, own_initial_weights
 from ijepa.optim import Optim
 from ijepa.ranges import BelowOne, Count, NotNegative, Positive, Share
-from ijepa.vit import LAYER_NORM_EPS, ViT, beit_block, initialise, norm_layer, take, where
+from ijepa.vit import (
+    LAYER_NORM_EPS,
+    DropPath,
+    ViT,
+    beit_block,
+    norm_layer,
+    normal,
+    take,
+    where,
+    xavier,
+)
 
 RELEASED = {
     "encoder.": "visible_encoder.",
@@ -46,7 +56,12 @@ class Config(method.MaskedRecipe):
     approximation. With a tokenizer other than ``dalle`` this is a changed method.
 
     The release's 1600-epoch ViT-L script loses its decoder flags to a missing line continuation.
-    Paths are dropped in the encoder, also when it computes the targets of the alignment.
+    That decoder also has 12 heads for every encoder, as the release never reads its number; here
+    it has the encoder's.
+
+    Paths are dropped in the encoder, also when it computes the targets of the alignment, and, at
+    rates that rise from 0 to the same value, in regressor and decoder. Initial weights are the
+    release's: Xavier's, but for the patch convolution, [cls] and the mask token.
     """
 
     optim: Optim = field(
@@ -108,12 +123,19 @@ def variant(config: Config) -> Variant:
         blocks="beit",
         layer_scale=config.layer_scale,
         drop_path=config.drop_path,
+        init="xavier_beit",
     )
 
 
 def check(config: Config, vit: ViTConfig) -> None:
     """Raise ValueError if the masks do not fit the grid."""
     num_hidden(config.mask_ratio, vit.grid)
+    own_initial_weights(vit, "CAE")
+
+
+def rising(drop_path: float, depth: int) -> list[float]:
+    """Rates of stochastic depth, from 0 in the first block to ``drop_path`` in the last."""
+    return [drop_path * layer / max(1, depth - 1) for layer in range(depth)]
 
 
 class CrossAttention(nn.Module):
@@ -144,7 +166,7 @@ class RegressorBlock(nn.Module):
     here.
     """
 
-    def __init__(self, vit: ViTConfig, layer_scale: float) -> None:
+    def __init__(self, vit: ViTConfig, layer_scale: float, drop_path: float) -> None:
         super().__init__()
         dim = vit.dim
         self.norm1_q, self.norm1_k, self.norm1_v, self.norm2_cross = (
@@ -155,14 +177,15 @@ class RegressorBlock(nn.Module):
         self.gamma_1_cross, self.gamma_2_cross = (
             nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2)
         )
+        self.drop_path1, self.drop_path2 = (DropPath(drop_path) for _ in range(2))
 
     def forward(self, q: Tensor, kv: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """Queries after this block."""
         attended = self.cross_attn(
             self.norm1_q(q + q_pos), self.norm1_k(kv + k_pos), self.norm1_v(kv)
         )
-        x = self.norm2_cross(q + self.gamma_1_cross * attended)
-        out: Tensor = x + self.gamma_2_cross * self.mlp_cross(x)
+        x = self.norm2_cross(q + self.drop_path1(self.gamma_1_cross * attended))
+        out: Tensor = x + self.drop_path2(self.gamma_2_cross * self.mlp_cross(x))
         return out
 
 
@@ -173,11 +196,12 @@ class Regressor(nn.Module):
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.dim))
         self.blocks = nn.ModuleList(
-            RegressorBlock(vit, config.layer_scale) for _ in range(config.regressor_depth)
+            RegressorBlock(vit, config.layer_scale, rate)
+            for rate in rising(config.drop_path, config.regressor_depth)
         )
         self.norm = nn.LayerNorm(vit.dim, eps=LAYER_NORM_EPS)
-        initialise(self, "official")
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        xavier(self)
+        normal(self.mask_token, cut=True)
 
     def forward(self, visible_BVD: Tensor, visible_pos: Tensor, hidden_pos: Tensor) -> Tensor:
         """Features of the hidden patches, [B, H, D]."""
@@ -198,9 +222,13 @@ class Decoder(nn.Module):
             beit_block(vit.dim, vit.num_heads, vit.mlp_ratio, init_values=config.layer_scale)
             for _ in range(config.decoder_depth)
         )
+        for block, rate in zip(
+            self.blocks, rising(config.drop_path, config.decoder_depth), strict=True
+        ):
+            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
         self.norm = nn.LayerNorm(vit.dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(vit.dim, config.vocabulary)
-        initialise(self, "official")
+        xavier(self)
 
     def forward(self, features_BHD: Tensor, hidden_pos: Tensor) -> Tensor:
         """Scores, [B, H, vocabulary]."""
@@ -230,6 +258,12 @@ class Method(method.Method):
         """Cross-entropy of the hidden patches' tokens, and the alignment of their features."""
         hidden_BN = self.config.hidden(batch, self.vit.grid)
         coins = batch.uniform("drop_path", 2, self.vit.depth, 2).unbind(1)
+        for name, part in (("regressor", self.regressor), ("decoder", self.decoder)):
+            coins_BL2 = batch.uniform(f"drop_path of the {name}", len(part.blocks), 2)
+            for layer, block in enumerate(part.blocks):
+                for number, branch in enumerate((block.drop_path1, block.drop_path2)):
+                    assert isinstance(branch, DropPath)
+                    branch.coins_B = coins_BL2[:, layer, number]
         features_BHD, scores = self.predict(batch.images_BCHW, hidden_BN, coins[0])
         targets_BHD = self.targets(batch.images_BCHW, hidden_BN, coins[1])
         assert batch.tokens_BN is not None

@@ -19,10 +19,10 @@ from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import DATA2VEC as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import BlockWise, num_hidden
-from ijepa.method import Batch
+from ijepa.method import Batch, own_initial_weights
 from ijepa.optim import Optim, follow
 from ijepa.ranges import BelowOne, Count, Positive, Probability, Share
-from ijepa.vit import Hidden, ViT
+from ijepa.vit import Hidden, ViT, normal
 
 RELEASED = {
     f"{tower}.{released}": f"{tower}.{ours}"
@@ -38,7 +38,14 @@ class Config(method.MaskedRecipe):
     Paper and repository disagree. The repository's ViT-B command warms up over 10 epochs, drops
     paths at 0.25 and attention at 0.05 (preset ``repository``, which has no attention dropout).
     ViT-L is trained twice for 800 epochs in batches of 8192 (4096 in the repository) with a
-    learning rate of 1e-3, 80 epochs of warm-up, momentum 0.9998 and then 0.9999, layer scale 1e-5.
+    learning rate of 1e-3, 80 epochs of warm-up, momentum 0.9998 and then 0.9999, layer scale 1e-5,
+    and in the repository's command attention dropout of 0.15, which is missing here, too. Of the
+    two stages only the first can be run: the second starts from the weights of the first, the
+    teacher's set to the student's (the release's ``--seed_model`` loads the student), with 40
+    epochs of warm-up.
+
+    Initial weights are the release's (BEiT's): normal, cut at one deviation, and rescaled by depth.
+    [cls] is not decayed, as in the release.
 
     The targets are the outputs of whole blocks, as in the code; the paper's text speaks of the
     outputs of their feed-forward parts. In the release BEiT's masks hide 120 of 196 patches or
@@ -101,12 +108,14 @@ def variant(config: Config) -> Variant:
         blocks="beit",
         layer_scale=config.layer_scale,
         drop_path=config.drop_path,
+        init="beit",
     )
 
 
 def check(config: Config, vit: ViTConfig) -> None:
     """Raise ValueError if the masks do not fit the grid or there are too few blocks."""
     num_hidden(config.mask_ratio, vit.grid)
+    own_initial_weights(vit, "data2vec")
     if not 1 <= config.top_layers <= vit.depth:
         raise ValueError(
             f"recipe.top_layers is {config.top_layers}: it must lie between 1 and vit.depth "
@@ -123,12 +132,14 @@ class Network(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.dim))
         self.head = nn.Linear(vit.dim, vit.dim)
         for weights in (self.mask_token, self.head.weight):
-            nn.init.trunc_normal_(weights, std=0.02)
+            normal(weights, cut=True)
         nn.init.zeros_(self.head.bias)
 
 
 class Method(method.Method):
     """Student, which learns, and teacher: a copy of all of it that follows as a moving average."""
+
+    undecayed = ("cls_token",)
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ rows (view after view), S scores (one for each prototype), D features, L blocks.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,13 +36,17 @@ RELEASED = {
 
 @dataclass(frozen=True)
 class Config(method.Recipe):
-    """Defaults are the release's for ViT-B/16: 400 epochs in batches of 1024 images.
+    """Defaults are ViT-B/16's: 400 epochs in batches of 1024 images, 7.5e-4 for every 256 images.
 
-    The learning rate is 5e-4 for every 256 images. Crops are the script's defaults; the released
-    models were trained with ten local crops and with global crops of at least a quarter of the area
-    (their exact arguments could not be read). ViT-S trains for 800 epochs with a free gain in the
-    last layer (``norm_last_layer`` false); "vanilla" means 100 epochs at a constant teacher
-    temperature of 0.04, in batches of 512 (preset ``vanilla``).
+    The released models' arguments (args.txt) are linked from the README and were not seen here.
+    Those of ViT-B/16, and of ViT-B/8 in the preset ``base8``, are as quoted by the README of DyT,
+    which says that it follows them. Presets ``vanilla`` and ``small`` are of ViT-S/16: the README's
+    run of 100 epochs with the script's own defaults, and the released length of 800 epochs with the
+    README's settings for it, among them a free gain in the last layer (``norm_last_layer`` false,
+    which the README calls safe for ViT-S alone).
+
+    The release spaces its warm-ups so that their last step has the end value; here the step after
+    it has.
     """
 
     optim: Optim = field(
@@ -50,27 +54,27 @@ class Config(method.Recipe):
             batch_size=1024,
             epochs=400,
             warmup_epochs=10,
-            lr=2e-3,
+            lr=3e-3,
             start_lr=0.0,
-            final_lr=1e-6,
+            final_lr=2e-6,
             weight_decay=(0.04, 0.4),
             counted_from=0,
-            clip=3.0,
+            clip=0.3,
             clip_of="each",
         )
     )
     global_crops: tuple[Crop, Crop] = (DINO_GLOBAL_1, DINO_GLOBAL_2)
     local_crop: Crop = DINO_LOCAL
-    num_local: NotNegativeInt = 8
+    num_local: NotNegativeInt = 10
     local_size: Count = 96
     num_prototypes: Count = 65_536
     head_dim: Count = 2048
     bottleneck_dim: Count = 256
     norm_last_layer: bool = True
-    freeze_last_layer_epochs: NotNegative = 1
+    freeze_last_layer_epochs: NotNegative = 3
     student_temperature: Positive = 0.1
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
-    temperature_warmup_epochs: NotNegativeInt = 30
+    temperature_warmup_epochs: NotNegativeInt = 50
     centre_momentum: Probability = 0.9
     momentum: tuple[float, float] = (0.996, 1.0)
     drop_path: BelowOne = 0.1
@@ -93,16 +97,30 @@ class Config(method.Recipe):
         return start + (end - start) * min(1.0, epoch / max(1, self.temperature_warmup_epochs - 1))
 
 
+SCRIPT: dict[str, Any] = {"freeze_last_layer_epochs": 1, "temperature_warmup_epochs": 30}
+"""Defaults of the script where ViT-B/16 has others."""
+SCRIPT_OPTIM = {"lr": 2e-3, "final_lr": 1e-6, "clip": 3.0}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # ViT-S/16: 69.3 % k-NN, 74.0 linear (README).
     "vanilla": {
-        "optim": {"epochs": 100, "batch_size": 512, "lr": 1e-3},
+        **SCRIPT,
+        "optim": {**SCRIPT_OPTIM, "epochs": 100, "batch_size": 512, "lr": 1e-3},
         "teacher_temperature": (0.04, 0.04),
+        "global_crops": [
+            asdict(replace(crop, scale=(0.4, 1.0))) for crop in (DINO_GLOBAL_1, DINO_GLOBAL_2)
+        ],
+        "local_crop": {"scale": (0.05, 0.4)},
+        "num_local": 8,
     },
-    "small": {"optim": {"epochs": 800}, "norm_last_layer": False},
+    "small": {**SCRIPT, "optim": {**SCRIPT_OPTIM, "epochs": 800}, "norm_last_layer": False},
+    "base8": {
+        "optim": {"batch_size": 1056, "epochs": 300, "lr": 5e-4 * 1056 / 256, "clip": 3.0},
+        "teacher_temperature": (0.03, 0.07),
+    },
     # Small images on a CPU.
     "tiny": {
-        "optim": {"batch_size": 32, "epochs": 0.6, "warmup_epochs": 0.1, "lr": 5e-4},
+        "optim": {"batch_size": 32, "epochs": 0.6, "warmup_epochs": 0.1, "lr": 5e-4, "clip": 3.0},
         "num_local": 2,
         "local_size": 16,
         "num_prototypes": 256,

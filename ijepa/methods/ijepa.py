@@ -83,6 +83,12 @@ class Config(method.Recipe):
         return {name: empty.scatter(1, index, True) for name, index in rows.items()}
 
 
+STOP: dict[str, Any] = {
+    "optim": {"epochs": 600, "warmup_epochs": 15, "lr": 8e-4, "final_lr": 1e-4},
+    "crop": {"flip": 0.5, "grey": 0.2, "blur": 0.5},
+    "masking": {"group_size": 64},
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's text where it differs from the release; no preset can undo the targets' LayerNorm.
     "paper": {
@@ -92,6 +98,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": {"optim": {"epochs": 600, "warmup_epochs": 15}, "predictor_depth": 6},
     "large": {"optim": {"epochs": 600, "warmup_epochs": 15}},
     "giant": {"predictor_depth": 16},
+    # There is no released config of ViT-B/16 and L/16. The nearest public ones are of StoP
+    # (amirbar/StoP, configs/pretrain/vit-b16 and vit-l16; several authors of I-JEPA are among its
+    # own), which relies on an internal I-JEPA that also flipped, blurred and greyed.
+    "stop_base": {**STOP, "predictor_depth": 6},
+    "stop_large": STOP,
     # Small images on a CPU. The release's masks cannot be drawn on a grid of 8x8 (ijepa.masking).
     "tiny": {
         "optim": {

@@ -19,7 +19,7 @@ from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import MAE as CROP
 from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden, random_masks
-from ijepa.method import Batch
+from ijepa.method import Batch, own_initial_weights
 from ijepa.optim import Optim
 from ijepa.ranges import Count, Share
 from ijepa.vit import (
@@ -96,8 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check(config: Config, vit: ViTConfig) -> None:
     """Raise ValueError if no patch would be visible, or none hidden."""
     num_hidden(config.mask_ratio, vit.grid)
-    if vit.init != "official":
-        raise ValueError(f"vit.init is {vit.init}: MAE's initial weights are its own; leave it out")
+    own_initial_weights(vit, "MAE")
 
 
 class Decoder(nn.Module):

@@ -99,13 +99,19 @@ LAYOUTS = {
             "ema": Tower(r"model_ema\.((module|state_dict|model)\.)*", "model_ema"),
         },
         r"mask_token|lm_head\..*",
-        Variant(class_token=True, positions="relative", blocks="beit", layer_scale=1e-4),
+        Variant(
+            class_token=True, positions="relative", blocks="beit", layer_scale=1e-4, init="beit"
+        ),
     ),
     "cae": Layout(
         {"": Tower(r"(model\.)?(module\.)?encoder\.", "model", "encoder.")},
         r"(model\.)?(module\.)?(mask_token|(regresser|decoder|teacher|encoder_to_decoder\w*)\..*)",
         Variant(
-            class_token=True, positions="sincos_rows_first", blocks="beit", layer_scale=LAYER_SCALE
+            class_token=True,
+            positions="sincos_rows_first",
+            blocks="beit",
+            layer_scale=LAYER_SCALE,
+            init="xavier_beit",
         ),
     ),
     "dino": Layout(
