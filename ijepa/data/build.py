@@ -25,7 +25,11 @@ from ijepa.data.source import Entry, load_source
 from ijepa.errors import UserError
 from ijepa.files import digest, read_json, to_json, write_json, write_text, written_whole
 
-ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+ENDINGS = {
+    "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp",
+    "TIFF": "tif", "PPM": "ppm",
+}  # fmt: skip
+"""Ending in shards of each of Pillow's formats; MPO is a JPEG with more pictures behind it."""
 
 log = logging.getLogger(__name__)
 

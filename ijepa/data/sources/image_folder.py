@@ -12,7 +12,10 @@ from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+ENDINGS = {
+    ".jpg", ".jpeg", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:

@@ -28,7 +28,7 @@ from ijepa.data.source import Entry
 from ijepa.errors import REMEDIES, UserError
 from ijepa.files import written_whole
 
-ENDINGS = {"jpg", "jpeg", "png", "webp", "ppm"}
+ENDINGS = {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm"}
 OPTIONS = {"train", "test", "json_label"}
 
 Members = dict[str, tuple[int, int]]
