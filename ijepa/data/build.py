@@ -30,6 +30,8 @@ ENDINGS = {
     "TIFF": "tif", "PPM": "ppm",
 }  # fmt: skip
 """Ending in shards of each of Pillow's formats; MPO is a JPEG with more pictures behind it."""
+DEEP = ("I", "F")
+"""Begin of Pillow's modes with more than 8 bits a pixel, whose conversion to RGB cuts them off."""
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +137,8 @@ def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out:
     if len(corrupt) > dataset.max_corrupt * total:
         first = corrupt[0]
         raise UserError(
-            f"{len(corrupt)} of {total} images of {dataset.name} are corrupt, the first of them "
-            f"{first['split']} image {first['image']} ({first['fault']}); all are listed in "
+            f"{len(corrupt)} of {total} images of {dataset.name} are corrupt or of no use here, the first "
+            f"of them {first['split']} image {first['image']} ({first['fault']}); all are listed in "
             f"{report}: mend the raw files, or raise max_corrupt ({dataset.max_corrupt:g}) in "
             f"{register.REGISTER.name}, then run again"
         )
@@ -279,7 +281,12 @@ def inspect(content: bytes) -> tuple[str, str | None]:
         with Image.open(io.BytesIO(content)) as image:
             ending = ENDINGS.get(image.format or "", "")
             if not ending:
-                return "", f"{image.format} is no format for shards"
+                return "", f"{image.format} is no format for shards: convert it, to PNG for example"
+            if image.mode.startswith(DEEP):
+                return "", (
+                    f"it has more than 8 bits a pixel (mode {image.mode}), of which the user must "
+                    "choose a range: convert it to 8 bits"
+                )
             if ending == "png":
                 image.verify()
             elif ending != "jpg" or content[-2:] != b"\xff\xd9":
