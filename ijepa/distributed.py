@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -51,7 +52,16 @@ def joined() -> Iterator[World]:
         yield world
         return
     backend = "gloo" if device is None else "nccl"
-    distributed.init_process_group(backend, timeout=TIMEOUT, device_id=device)
+    try:
+        distributed.init_process_group(backend, timeout=TIMEOUT, device_id=device)
+    except distributed.DistNetworkError as error:
+        # Only the first process listens, so a port in use is its own fault, no other's loss.
+        if "failed to listen" not in str(error):
+            raise
+        raise UserError(
+            f"port {os.environ['MASTER_PORT']} of {socket.gethostname()} is in use by another "
+            "program: run the same again, a new job takes another port"
+        ) from None
     try:
         yield world
     finally:
