@@ -4,6 +4,7 @@
 in which others publish theirs.
 """
 
+import _codecs
 import argparse
 import dataclasses
 import json
@@ -13,7 +14,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 from ijepa.errors import UserError, run_command
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--tower",
         choices=TOWERS,
         help="the encoder to take from a file with two; ijepa: target (default) or context; dino, "
-        "ibot: teacher (default) or student; data2vec: model (default) or ema",
+        "ibot: teacher (default) or student; data2vec, timm: model (default) or ema",
     )
     command.add_argument("--image-size", type=int, help="in pixels (default: that of its training)")
     command.add_argument("--num-heads", type=int, help="needed if the width is no published one")
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # answer --help before torch is imported, which takes seconds
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -71,6 +73,15 @@ TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.Unpickling
 """Errors that torch raises for a file that was cut off, or that holds something else."""
 GARBLED = (*TORN, AssertionError, AttributeError, IndexError, TypeError, struct.error)
 """Errors that torch raises for a file in which bytes were changed, those of TORN included."""
+SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+VALUES = [
+    argparse.Namespace, PosixPath, np.ndarray, np.dtype, SCALAR, ARRAY, _codecs.encode,
+    (SCALAR, "numpy.core.multiarray.scalar"), (ARRAY, "numpy.core.multiarray._reconstruct"),
+    *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdg"},
+]  # fmt: skip
+"""What trainings save beside their weights and what only holds values: arguments, metrics."""
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of names that torch.compile, FSDP and activation checkpoints put before a module's own."""
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -294,9 +305,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        # A release stores its command-line arguments as a Namespace, which only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return dict(flattened(content))
+        with torch.serialization.safe_globals(VALUES):
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
@@ -314,9 +325,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested dictionaries and lists, with their paths."""
+    """Tensors in nested dictionaries and lists, with their paths without WRAPPERS."""
     if isinstance(value, Tensor):
-        yield name, value
+        yield WRAPPERS.sub("", name), value
     elif isinstance(value, dict | list | tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flattened(item, f"{name}.{key}" if name else str(key))

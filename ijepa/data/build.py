@@ -137,9 +137,9 @@ def _tolerable(corrupt: list[dict[str, str]], total: int, dataset: Dataset, out:
     if len(corrupt) > dataset.max_corrupt * total:
         first = corrupt[0]
         raise UserError(
-            f"{len(corrupt)} of {total} images of {dataset.name} are corrupt or of no use here, the "
-            f"first of them {first['split']} image {first['image']} ({first['fault']}); all are "
-            f"listed in {report}: mend the raw files, or raise max_corrupt "
+            f"{len(corrupt)} of {total} images of {dataset.name} are corrupt or of no use here, "
+            f"the first of them {first['split']} image {first['image']} ({first['fault']}); all "
+            f"are listed in {report}: mend the raw files, or raise max_corrupt "
             f"({dataset.max_corrupt:g}) in {register.REGISTER.name}, then run again"
         )
 

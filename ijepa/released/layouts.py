@@ -128,7 +128,10 @@ LAYOUTS = {
         Variant(class_token=True, positions="learned", init="dino"),
     ),
     "timm": Layout(
-        {"": Tower(r"((state_dict|model)\.)?(module\.)?")},
+        {
+            "": Tower(r"((state_dict|model)\.)?(module\.)?"),
+            "ema": Tower(r"(state_dict_ema|model_ema)\.(module\.)?"),
+        },
         r"mask_token|head(_dist)?\.(weight|bias)",
     ),
     "transformers": Layout(
