@@ -35,7 +35,9 @@ setup: .venv/complete
 	  echo "installing the packages of requirements.lock into .venv: a minute or three"; \
 	  $$uv pip install --quiet --compile-bytecode --python $(PYTHON) --requirement requirements.lock; \
 	else \
-	  [ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3) -m venv .venv; \
+	  python=$$(command -v $(PYTHON) || command -v python3.11) || { \
+	    echo "error: there is neither uv nor Python 3.11 here, and pip may not install uv: install one of them (https://docs.astral.sh/uv, or python3.11 with venv)" >&2; exit 1; }; \
+	  [ -x $(PYTHON) ] || $$python -m venv .venv || exit 1; \
 	  $(PYTHON) -m ensurepip >/dev/null; $(PYTHON) -m pip install --requirement requirements.lock; \
 	fi
 	@ln -sf ../../workflow/scripts/ijepa-bench .venv/bin/ijepa-bench
