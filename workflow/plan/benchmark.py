@@ -5,6 +5,7 @@ business of the method's and the evaluation's own ``Config`` (workflow.plan.chec
 torch, as the Snakefile reads it.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -30,6 +31,19 @@ def not_a_control(name: str) -> str:
     return name
 
 
+def names_a_folder(dataset: str) -> str:
+    """The name of a data set; raises ValueError for one that the workflow's paths cannot hold."""
+    if not re.fullmatch(f"({DATASET_NAME})?", dataset):
+        raise ValueError(
+            f"{dataset!r} is no name for a data set: rename it in datasets.yaml and here, to "
+            "letters, digits, _ and - (not first)"
+        )
+    return dataset
+
+
+DATASET_NAME = "[A-Za-z0-9_][A-Za-z0-9_-]*"
+"""Pattern of the names that data sets may have; the Snakefile's wildcard follows it."""
+DatasetName = Annotated[str, AfterValidator(names_a_folder)]
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$")]
 EncoderName = Annotated[Name, AfterValidator(not_a_control)]
 Settings = dict[str, Any]
@@ -48,7 +62,7 @@ class Run:
 
     name: EncoderName
     method: str
-    dataset: str = ""
+    dataset: DatasetName = ""
     vit: Settings = field(default_factory=dict)
     recipe: Settings = field(default_factory=dict)
     gpus: Count = 1
@@ -111,7 +125,7 @@ class Evaluation:
     name: Name
     evaluation: str = ""
     title: str | None = None
-    dataset: str = ""
+    dataset: DatasetName = ""
     label: str = "class"
     uses: Literal["features", "images", "both"] = "features"
     config: Settings = field(default_factory=dict)
@@ -155,7 +169,7 @@ class Benchmark:
     """
 
     name: Name
-    dataset: str
+    dataset: DatasetName
     seeds: Annotated[list[NotNegativeInt], Field(min_length=1)]
     evaluations: Annotated[list[Evaluation], Field(min_length=1)]
     tables: Annotated[list[Table], Field(min_length=1)]

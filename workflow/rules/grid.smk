@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 
 from ijepa.errors import UserError
-from workflow.plan.benchmark import read_benchmark
+from workflow.plan.benchmark import DATASET_NAME, read_benchmark
 from workflow.plan.grid import Grid, Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
