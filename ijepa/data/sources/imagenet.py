@@ -3,13 +3,15 @@
 A split is read in place from its archive or, if that is not there, from ``train`` or ``val`` with
 one folder a class, as torchvision's ImageFolder has it. Either way gives the same images in the
 same order: by class, then by name. Classes are numbered in the order of their WordNet IDs, as in
-torchvision.
+torchvision. A folder may also hold all images itself, as on Kaggle and the Hugging Face Hub: their
+names hold their classes then, or ``LOC_val_solution.csv``, in ``raw`` or up to three folders above.
 
 The archives of images do not name the classes: the official development kit does. The optional
 files ``1percent.txt`` and ``10percent.txt`` name images of ``train`` for low-shot evaluation, one a
 line: the lists of SimCLR (Chen et al., 2020) or of MSN (Assran et al., 2022).
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -26,6 +28,7 @@ ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar
 FOLDERS = {"train": "train", "test": "val"}
 DEVKIT = "ILSVRC2012_devkit_t12"
 SUBSETS = {"1pct": "1percent.txt", "10pct": "10percent.txt"}
+SOLUTION = "LOC_val_solution.csv"
 ORIGIN = "from image-net.org, after registration"
 
 
@@ -42,6 +45,12 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
     needs_devkit = _archives(raw) or not only_folders
     if needs_devkit and not devkit.exists() and not (raw / DEVKIT).is_dir():
         paths.append(f"{devkit} (the classes of the images in archives, {ORIGIN})")
+    paths += [
+        f"{raw / SOLUTION} (from Kaggle, the classes of the images in {raw / folder}; or sort them "
+        "into one folder a class)"
+        for split, folder in FOLDERS.items()
+        if not (raw / ARCHIVES[split]).exists() and _without_classes(raw, raw / folder)
+    ]
     lists = [SUBSETS[subset] for subset in dataset.options.get("subsets", [])]
     return paths + [
         f"{raw / name} (the official list, of SimCLR's or MSN's release; or take it from "
@@ -60,7 +69,7 @@ def fetch(dataset: Dataset, raw: Path) -> None:
     classes = _classes(dataset, raw)
     for split, folder in FOLDERS.items():
         if not (raw / ARCHIVES[split]).exists():
-            _check_classes(_class_folders(raw / folder), classes, raw / folder)
+            _check_classes(_folder_classes(raw, raw / folder), classes, raw / folder)
     for archive in _archives(raw):
         if archive.name in dataset.checksums:
             verify_once(archive, dataset.checksums[archive.name])
@@ -71,7 +80,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     classes = _classes(dataset, raw)
     archive = raw / ARCHIVES[split]
     if not archive.exists():
-        images = _from_folders(raw / FOLDERS[split], classes)
+        images = _from_folders(raw, raw / FOLDERS[split], classes)
     elif split == "train":
         images = _from_train_archive(archive, classes)
     else:
@@ -95,7 +104,7 @@ def _classes(dataset: Dataset, raw: Path) -> list[str]:
         classes = sorted(_wordnet_ids(path).values())
     else:
         path = raw / FOLDERS["train"]
-        classes = _class_folders(path)
+        classes = _folder_classes(raw, path)
     expected = dataset.num_classes("class")
     if len(classes) != expected:
         raise UserError(
@@ -150,8 +159,62 @@ def _check_classes(names: list[str], classes: list[str], path: Path) -> None:
         raise UserError(f"{path} {fault} ({len(differing)} such in all): bring it whole")
 
 
-def _from_folders(folder: Path, classes: list[str]) -> Iterator[Entry]:
-    _check_classes(_class_folders(folder), classes, folder)
+def _is_flat(folder: Path) -> bool:
+    """True if a folder holds images, and no folders."""
+    with os.scandir(folder) as items:
+        return not any(item.is_dir() for item in items) and bool(folder_entries(folder))
+
+
+def _solution(raw: Path) -> Path | None:
+    """Kaggle's list of the classes of ``val``, if there is one."""
+    folders = [raw, *raw.resolve().parents[:3]]
+    return next((folder / SOLUTION for folder in folders if (folder / SOLUTION).exists()), None)
+
+
+def _flat(raw: Path, folder: Path) -> list[tuple[str, str, Path]]:
+    """Class, official name and path of each image of a flat folder, sorted."""
+    solution = _solution(raw)
+    text = solution.read_text(encoding="utf-8") if solution else ""
+    classes = dict(re.findall(r"^(\w+),(n\d{8})\b", text, re.MULTILINE))
+    images = []
+    for path in folder_entries(folder):
+        wnid = classes.get(path.stem) or _class_in(path.stem)
+        if wnid is None:
+            raise UserError(
+                f"{path} has no class (such as n01440764) in its name, nor a line in "
+                f"{solution or raw / SOLUTION}: bring that file, or sort the images of {folder} "
+                "into one folder a class"
+            )
+        images.append((wnid, path.stem.removesuffix(f"_{wnid}") + path.suffix, path))
+    return sorted(images)
+
+
+def _class_in(stem: str) -> str | None:
+    """Class that an image's name ends or begins with, as of n01440764_18_n01440764."""
+    match = re.search(r"_(n\d{8})$", stem) or re.match(r"(n\d{8})_", stem)
+    return match[1] if match else None
+
+
+def _without_classes(raw: Path, folder: Path) -> bool:
+    """True if nothing tells the class of a flat folder's first image."""
+    if not folder.is_dir() or not _is_flat(folder) or _solution(raw):
+        return False
+    return _class_in(folder_entries(folder)[0].stem) is None
+
+
+def _folder_classes(raw: Path, folder: Path) -> list[str]:
+    """Classes of a folder's images, sorted."""
+    if _is_flat(folder):
+        return sorted({wnid for wnid, *_ in _flat(raw, folder)})
+    return _class_folders(folder)
+
+
+def _from_folders(raw: Path, folder: Path, classes: list[str]) -> Iterator[Entry]:
+    _check_classes(_folder_classes(raw, folder), classes, folder)
+    if _is_flat(folder):
+        for wnid, name, path in _flat(raw, folder):
+            yield Entry(path, 0, None, name, {"class": classes.index(wnid)})
+        return
     for label, wnid in enumerate(classes):
         images = folder_entries(folder / wnid)
         if not images:
