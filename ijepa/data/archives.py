@@ -1,13 +1,15 @@
 """Raw archives: checked once, unpacked once, or read in place.
 
 A hidden file beside each archive records that it was checked or unpacked, so that the next
-``fetch`` does not read 140 GB again. To use an archive in a read-only folder, link to it from a
-folder that can be written to.
+``fetch`` does not read 140 GB again. In a read-only folder every ``fetch`` checks an archive; to
+unpack or list it, link to it from a folder that can be written to.
 """
 
 import contextlib
+import errno
 import gzip
 import hashlib
+import logging
 import os
 import sqlite3
 import tarfile
@@ -21,9 +23,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ijepa.errors import UserError
-from ijepa.files import read_json, write_json, written_whole
+from ijepa.files import read_json, writable, write_json, written_whole
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png"})
 
 
@@ -53,7 +58,7 @@ def verify_once(path: Path, checksum: str) -> None:
             "there): it is damaged, was not downloaded to its end or is another version; bring it "
             "again"
         )
-    write_json(stamp, state)
+    _write_stamp(stamp, state)
 
 
 def unpack(archive: Path, into: Path, checksum: str | None = None) -> None:
@@ -66,15 +71,15 @@ def unpack(archive: Path, into: Path, checksum: str | None = None) -> None:
     state = _state(archive, checksum)
     if _read_stamp(stamp) == state:
         return
+    writable(into)  # before the archive is read, which takes long
     if checksum:
         verify_once(archive, checksum)
-    into.mkdir(parents=True, exist_ok=True)
     with damage_named(archive):
         if archive.suffix == ".zip":
             _unpack_zip(archive, into)
         else:
             _unpack_tar(archive, into)
-    write_json(stamp, state)
+    _write_stamp(stamp, state)
 
 
 def tar_entries(
@@ -123,6 +128,7 @@ def list_once(path: Path) -> None:
     state = _state(path)
     if _read_stamp(stamp) == state:
         return
+    writable(path.parent)
     with written_whole(_table(path)) as part:
         address = f"{part.absolute().as_uri()}?nolock=1"
         with contextlib.closing(sqlite3.connect(address, uri=True)) as table:
@@ -135,7 +141,7 @@ def list_once(path: Path) -> None:
                 ((name.removeprefix("./"), *extent) for name, *extent in files),
             )
             table.commit()
-    write_json(stamp, state)
+    _write_stamp(stamp, state)
 
 
 def verify_end(path: Path) -> None:
@@ -229,6 +235,15 @@ def _state(path: Path, checksum: str | None = None) -> dict[str, Any]:
     """Size and modification time of a file's version, and the checksum it was compared with."""
     stat = path.stat()
     return {"checksum": checksum, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _write_stamp(path: Path, state: dict[str, Any]) -> None:
+    try:
+        write_json(path, state)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        log.warning("%s cannot be written: the next fetch reads the archive again", path)
 
 
 def _read_stamp(path: Path) -> Any:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 
 from ijepa.errors import UserError
+from ijepa.files import writable
 from workflow.plan.benchmark import DATASET_NAME, read_benchmark
 from workflow.plan.grid import Grid, Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
@@ -26,6 +27,17 @@ def run_module(module, *arguments):
     if done.returncode:
         raise WorkflowError(done.stderr.strip() or f"{module} failed")
     return done.stdout.strip()
+
+
+def check_marks():
+    """Refuse a folder data/raw/NAME in which ``fetch`` could not leave its mark, as a read-only link."""
+    for text in GRID.missing_raw():
+        try:
+            writable(Path("data/raw", text.partition("=")[0]))
+        except UserError as error:
+            raise WorkflowError(
+                f"{error}. If it is a link, remove it and name its target in the config's `raw:`"
+            )
 
 
 MISSING = []
