@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ijepa.data import register
+from ijepa.data.addresses import unsigned
 from ijepa.data.register import Dataset, Resize
 from ijepa.data.shards import ONLY_LABEL, Index, Shard, read_shard, scan
 from ijepa.data.source import Entry, load_source
@@ -117,7 +118,7 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
 
 def _forget_other_settings(dataset: Dataset, out: Path) -> None:
     """Delete the shards if, by ``settings.json``, other settings of the register made them."""
-    settings = dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES))
+    settings = unsigned(dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES)))
     path = out / "settings.json"
     if path.exists() and read_json(path) != settings:
         log.warning("%s was made by other settings of the register: making it anew", out)

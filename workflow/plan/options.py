@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ijepa.data.addresses import unsigned
 from ijepa.files import ROOT
 
 LAUNCH = {
@@ -54,8 +55,9 @@ def as_options(values: dict[str, Any]) -> str:
 
 
 def register_entry(dataset: str) -> dict[str, Any]:
-    """Keys of a data set's register entry that decide its shards: no titles, no addresses."""
+    """Keys of a data set's register entry that decide its shards: no titles, no signatures."""
     path = os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml")
     entry = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get(dataset, {})
     words = {"title", "citation", "licence", "origins", "max_corrupt"}
-    return {key: value for key, value in entry.items() if key not in words}
+    decisive: dict[str, Any] = unsigned({k: v for k, v in entry.items() if k not in words})
+    return decisive

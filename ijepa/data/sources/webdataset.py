@@ -2,7 +2,8 @@
 
 ``options.train`` and ``options.test`` are patterns with brace notation, such as
 ``imagenet-train-{0000..1023}.tar``. Paths are relative to the folder of raw files, and are read in
-place; shards at an address (http, https, gs, pipe, ...) are fetched first.
+place; shards at an address (http, https, gs, pipe, ...) are fetched first, and not again if only
+the address's signature is renewed.
 
 An image's only label is in ``KEY.cls`` or, under the name ``options.json_label``, in ``KEY.json``;
 one of several labels is in ``KEY.NAME.cls``.
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
+from ijepa.data.addresses import unsigned
 from ijepa.data.archives import tar_entries, verify_once
 from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
@@ -57,8 +59,8 @@ def fetch(dataset: Dataset, raw: Path) -> None:
                 bar.set_description(f"download {split} shard {number} of {len(elsewhere)}")
                 _download(address, path, bar.update)
         for address, path in shards:
-            if address in dataset.checksums:
-                verify_once(path, dataset.checksums[address])
+            if checksum := unsigned(dataset.checksums).get(unsigned(address)):
+                verify_once(path, checksum)
 
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
@@ -111,7 +113,7 @@ def _is_remote(address: str) -> bool:
 def _file(raw: Path, split: str, number: int, address: str) -> Path:
     """Path of a shard, downloaded or not; shards of different addresses have different paths."""
     if _is_remote(address):
-        mark = hashlib.sha256(address.encode()).hexdigest()[:8]
+        mark = hashlib.sha256(unsigned(address).encode()).hexdigest()[:8]
         return raw / f"{split}-{number:05d}-{mark}.tar"
     url = urlparse(address)
     return Path(url2pathname(url.path)) if url.scheme else raw / address
@@ -129,7 +131,8 @@ def _download(address: str, path: Path, count: Callable[[int], object]) -> None:
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 raise
             raise UserError(
-                f"{address} could not be fetched ({error}): check the address and the network, "
+                f"{unsigned(address)} could not be fetched ({error}): check the address (its "
+                "signature may be out of date: renew it in datasets.yaml) and the network, "
                 "then run again; the shards that are there are kept"
             ) from None
 

@@ -1,0 +1,23 @@
+"""Addresses without their signatures, which are renewed while the bytes stay the same."""
+
+import re
+from typing import Any
+
+SIGNED = re.compile(
+    r"(?<=[?&])(x-(amz|goog|oss|ms)-[\w-]+|sig(nature)?|expires|policy|key-pair-id|"
+    r"awsaccesskeyid|googleaccessid|ossaccesskeyid|(access_?)?token|"
+    r"sv|ss|srt|sp|se|st|spr|sip|sr|skoid|sktid|skt|ske|sks|skv)=((?!::)[^&#\s'\"])*&?",
+    re.IGNORECASE,
+)
+"""Parts of a query by which Amazon, Google, Azure, CloudFront and Alibaba sign an address."""
+
+
+def unsigned(value: Any) -> Any:
+    """An address, or plain data that holds addresses, without signatures."""
+    if isinstance(value, dict):
+        return {unsigned(key): unsigned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unsigned(item) for item in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    return re.sub(r"[?&](?=$|[#\s'\"]|::)", "", SIGNED.sub("", value))
