@@ -34,6 +34,9 @@ TRANSIENT = re.compile(
 )
 """Pattern of errors that pass: the user has too many jobs, or the controller is busy or away."""
 
+EVERYTHING = {"SQUEUE_ALL": "1", "SINFO_ALL": "1"}
+"""Variables by which squeue and sinfo show hidden partitions too, and the jobs there."""
+
 FORGOTTEN = "FORGOTTEN"
 """State of a job that neither the controller nor accounting, if there is any, knows."""
 
@@ -341,7 +344,7 @@ def _split(text: str, most: int = -1) -> list[list[str]]:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
+    env = {**os.environ, **EVERYTHING, "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
+from ijepa.cluster.slurm import EVERYTHING
 from ijepa.lock import held
 
 # Longest pause of the plugin between two checks of its jobs' states.
@@ -33,6 +34,7 @@ def check_cluster():
     """
     if workflow.executor_plugin.common_settings.local_exec:
         return
+    os.environ |= EVERYTHING  # for the plugin's own queries
     run_module("ijepa.cluster.slurm", os.getcwd())
     check_job_age()
     begin_jobs()
