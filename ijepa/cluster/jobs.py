@@ -162,7 +162,6 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         "nodes": request.nodes,
         "tasks_per_node": request.tasks_per_node,
         "cpus_per_task": request.cpus_per_gpu,
-        "mem_gb": request.gb_per_gpu * request.tasks_per_node,
         "timeout_min": request.minutes,
         "name": launch.name,
         "slurm_comment": launch.mark,
@@ -171,7 +170,14 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_gpu}"],
         "slurm_additional_parameters": {"requeue": True, **request.extras()},
     }
-    if gpus:
+    # Some clusters refuse --mem, or both forms of it.
+    if request.mem_mb_per_cpu:
+        options["slurm_mem_per_cpu"] = f"{request.mem_mb_per_cpu}MB"
+    elif request.gb_per_gpu:
+        options["mem_gb"] = request.gb_per_gpu * request.tasks_per_node
+    if gpus and request.gpu_model:
+        options["slurm_gpus_per_node"] = f"{request.gpu_model}:{request.tasks_per_node}"
+    elif gpus:
         options["gpus_per_node"] = request.tasks_per_node
     if request.partition:
         options["slurm_partition"] = request.partition

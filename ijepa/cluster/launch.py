@@ -307,8 +307,12 @@ def main() -> None:
     of_slurm.add_argument("--extra", help="other options of sbatch: '--reservation=r --exclude=n1'")
     of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="time limit of each start")
     of_slurm.add_argument("--gpus-per-node", type=int, default=8)
+    of_slurm.add_argument("--gpu-model", help="where the cluster wants it, such as a100")
     of_slurm.add_argument("--cpus-per-gpu", type=int, default=10)
-    of_slurm.add_argument("--gb-per-gpu", type=int, default=55, help="of the node's memory")
+    of_slurm.add_argument(
+        "--gb-per-gpu", type=int, default=55, help="of the node's memory (0: do not ask)"
+    )
+    of_slurm.add_argument("--mem-mb-per-cpu", type=int, default=0, help="in place of --gb-per-gpu")
     of_slurm.add_argument("--save-seconds", type=int, default=120, help="from signal to job's end")
     options = parser.parse_args()
     request = Request(
@@ -323,6 +327,8 @@ def main() -> None:
         options.qos,
         options.constraint,
         options.extra,
+        options.gpu_model,
+        options.mem_mb_per_cpu,
     )
     if options.check:
         request.check()

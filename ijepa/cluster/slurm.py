@@ -34,6 +34,27 @@ TRANSIENT = re.compile(
 )
 """Pattern of errors that pass: the user has too many jobs, or the controller is busy or away."""
 
+OF_THE_PROFILE = {
+    "--nodes": "gpus_per_node",
+    "--ntasks": "gpus_per_node",
+    "--ntasks-per-node": "gpus_per_node",
+    "--gpus": "gpus_per_node and gpu_model",
+    "--gpus-per-node": "gpus_per_node and gpu_model",
+    "--gpus-per-task": "gpus_per_node and gpu_model",
+    "--gres": "gpus_per_node and gpu_model",
+    "--cpus-per-task": "cpus_per_gpu",
+    "--cpus-per-gpu": "cpus_per_gpu",
+    "--mem": "gb_per_gpu",
+    "--mem-per-gpu": "gb_per_gpu",
+    "--mem-per-cpu": "mem_mb_per_cpu",
+    "--time": "runtime",
+    "--partition": "slurm_partition",
+    "--account": "slurm_account",
+    "--qos": "qos",
+    "--constraint": "constraint",
+}
+"""Options of a job that stand in it already, and the keys of the profile that decide them."""
+
 EVERYTHING = {"SQUEUE_ALL": "1", "SINFO_ALL": "1"}
 """Variables by which squeue and sinfo show hidden partitions too, and the jobs there."""
 
@@ -69,7 +90,7 @@ class Request:
 
     ``gpus`` is the number in all, ``gpus_per_node`` that on each node. Each GPU has one process; 0
     GPUs mean one process. ``extra`` holds other options of sbatch, each ``--name=value`` or
-    ``--name``.
+    ``--name``. Memory is asked for by ``mem_mb_per_cpu``, else by ``gb_per_gpu``; not if both are 0.
     """
 
     partition: str | None
@@ -83,6 +104,8 @@ class Request:
     qos: str | None = None
     constraint: str | None = None
     extra: str | None = None
+    gpu_model: str | None = None
+    mem_mb_per_cpu: int = 0
 
     @property
     def nodes(self) -> int:
@@ -106,6 +129,11 @@ class Request:
             if not name.startswith("--"):
                 raise UserError(
                     f"slurm_extra: {word!r} in {self.extra!r}: write each option as --name=value"
+                )
+            if key := OF_THE_PROFILE.get(name):
+                raise UserError(
+                    f"slurm_extra: {word!r}: the job has this option from {key} in the profile: "
+                    "set that, and leave it out here"
                 )
             options[name.removeprefix("--")] = value or True
         return options
@@ -141,7 +169,14 @@ class Request:
                 f"slurm_partition: {self.partition!r} is unknown here; there are "
                 f"{', '.join(partitions)}"
             )
-        gpus = [int(n) for row in rows for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", row[1])]
+        kinds = [kind for row in rows for kind in re.findall(r"gpu(?::([^:,()]+))?:(\d+)", row[1])]
+        models = sorted({model for model, _ in kinds if model})
+        if self.gpus and self.gpu_model and models and self.gpu_model not in models:
+            raise UserError(
+                f"gpu_model: {self.gpu_model!r} is not in partition {self.partition}; there are "
+                f"{', '.join(models)}"
+            )
+        gpus = [int(n) for model, n in kinds if self.gpu_model in (None, model) or not model]
         if self.gpus and self.tasks_per_node > max(gpus, default=0):
             raise UserError(
                 f"gpus_per_node: {self.tasks_per_node} is more than a node of partition "
@@ -153,9 +188,12 @@ class Request:
                 f"gpus: {self.gpus} take {self.nodes} nodes of {self.gpus_per_node}, partition "
                 f"{self.partition} has {nodes}: ask for fewer GPUs"
             )
+        memory_key, memory = "gb_per_gpu (of other rules: mem_mb)", self.gb_per_gpu * 1024
+        if self.mem_mb_per_cpu:
+            memory_key, memory = "mem_mb_per_cpu", self.mem_mb_per_cpu * self.cpus_per_gpu
         for key, amount, column, unit in (
             ("cpus_per_gpu (of other rules: threads)", self.cpus_per_gpu, 3, "CPUs"),
-            ("gb_per_gpu (of other rules: mem_mb)", self.gb_per_gpu * 1024, 4, "MB of memory"),
+            (memory_key, memory, 4, "MB of memory"),
         ):
             available = max(int(row[column].rstrip("+")) for row in rows)
             if amount * self.tasks_per_node > available:

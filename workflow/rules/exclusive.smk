@@ -98,11 +98,14 @@ def slurm_options(job):
         {
             "partition": request.get("slurm_partition", ""),
             "account": request.get("slurm_account", ""),
+            "extra": request.get("slurm_extra", ""),
             "minutes": request.get("runtime", 1),
             "save-seconds": 0,
             "gpus": gpus,
             "gpus-per-node": gpus,
             "cpus-per-gpu": job.threads,
+            "gpu-model": request.get("gpu_model", ""),
             "gb-per-gpu": -(-request.get("mem_mb", 0) // 1024),
+            "mem-mb-per-cpu": request.get("mem_mb_per_cpu", ""),
         }
     )
