@@ -74,7 +74,7 @@ TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.Unpickling
 GARBLED = (*TORN, AssertionError, AttributeError, IndexError, TypeError, struct.error)
 """Errors that torch raises for a file in which bytes were changed, those of TORN included."""
 SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-VALUES = [
+VALUES: list[Any] = [
     argparse.Namespace, PosixPath, np.ndarray, np.dtype, SCALAR, ARRAY, _codecs.encode,
     (SCALAR, "numpy.core.multiarray.scalar"), (ARRAY, "numpy.core.multiarray._reconstruct"),
     *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdg"},
