@@ -90,8 +90,8 @@ class Request:
 
     ``gpus`` is the number in all, ``gpus_per_node`` that on each node. Each GPU has one process; 0
     GPUs mean one process. ``extra`` holds other options of sbatch, each ``--name=value`` or
-    ``--name``. Memory is asked for by ``mem_mb_per_cpu``, else by ``gb_per_gpu``; by none if both are
-    0.
+    ``--name``. Memory is asked for by ``mem_mb_per_cpu``, else by ``gb_per_gpu``, or not at all if
+    both are 0.
     """
 
     partition: str | None

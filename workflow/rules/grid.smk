@@ -29,6 +29,34 @@ def run_module(module, *arguments):
     return done.stdout.strip()
 
 
+# Keys of a profile that are names, even if they read as Python.
+NAMES = ("slurm_partition", "slurm_account", "qos", "constraint", "gpu_model", "card")
+
+
+def take_names_as_they_are():
+    """Undo Snakemake's evaluation of names: ``all`` is a function for it, ``2024-15`` is 2009.
+
+    A text with a quote, a space or a parenthesis is an expression.
+    """
+    settings = workflow.resource_settings
+    for part in (
+        settings._parsed_default_resources,
+        *settings._parsed_overwrite_resources.values(),
+    ):
+        for key in [key for key in NAMES if key in part]:
+            text = str(part[key].raw)
+            if text in ("True", "False", "None"):
+                raise WorkflowError(
+                    f"{key} in the profile: YAML takes this word for {text}: quote it, as {key}: "
+                    '"on"'
+                )
+            if not set(text) & set("'\"( "):
+                part[key] = text
+
+
+take_names_as_they_are()
+
+
 def check_marks():
     """Refuse a folder data/raw/NAME in which ``fetch`` could not leave its mark, as a read-only link."""
     for text in GRID.missing_raw():
