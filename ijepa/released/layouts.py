@@ -105,7 +105,8 @@ LAYOUTS = {
     ),
     "cae": Layout(
         {"": Tower(r"(model\.)?(module\.)?encoder\.", "model", "encoder.")},
-        r"(model\.)?(module\.)?(mask_token|(regresser|decoder|teacher|encoder_to_decoder\w*)\..*)",
+        r"(model\.)?(module\.)?(mask_token|"
+        r"(regresser|decoder|teacher|alignment_encoder|encoder_to_(decoder|regresser)\w*)\..*)",
         Variant(
             class_token=True,
             positions="sincos_rows_first",
