@@ -90,9 +90,9 @@ def extract(
     limit: dict[str, int] | None = None,
 ) -> None:
     """Write the features of every split, to the files that ABOUT describes."""
-    about: dict[str, Any] = {"encoder": encoder_digest(encoder_file)}
+    about: dict[str, Any] = {} if encoder_file is None else read_header(encoder_file)
+    about = {"encoder": encoder_digest(encoder_file), **about}
     if encoder_file is not None:
-        about |= read_header(encoder_file)
         image_size = about["run"]["vit"]["image_size"]
     index = verify(data)
     if (stored := kinds(about)) != PATCHES:

@@ -59,4 +59,5 @@ def configure(name: str, raw: dict[str, Any], where: str) -> Any:
     if (preset := raw.pop("preset", None)) is not None and preset not in presets:
         names = ", ".join(presets) or "none"
         raise UserError(f"{where}.preset: {preset!r} is unknown: allowed are {names}")
-    return strict(module.Config, merged(presets.get(preset, {}), raw), where)
+    also = ("preset",) if presets else ()
+    return strict(module.Config, merged(presets.get(preset, {}), raw), where, also)

@@ -91,7 +91,7 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
         {
             **raw,
             "vit": strict(ViTConfig, vit, f"{where}.vit"),
-            "recipe": strict(recipe_type, merged(preset, recipe), f"{where}.recipe"),
+            "recipe": strict(recipe_type, merged(preset, recipe), f"{where}.recipe", ("preset",)),
         },
         where,
     )

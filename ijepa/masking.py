@@ -276,7 +276,10 @@ class Random:
 
 @dataclass(frozen=True)
 class BlockWise:
-    """Settings of BEiT's masks; published recipes of data2vec, CAE and iBOT have the defaults."""
+    """Settings of BEiT's masks; published recipes of data2vec and CAE have the defaults.
+
+    ``min_patches`` null is iBOT's: the square of a third of the grid's shorter side, 16 of 14 x 14.
+    """
 
     min_patches: Count | None = 16
     max_aspect: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1 / 0.3

@@ -15,14 +15,17 @@ from ijepa.errors import UserError
 T = TypeVar("T")
 
 
-def strict(kind: type[T], raw: dict[str, Any], where: str) -> T:
-    """Dataclass ``kind`` from ``raw`` over its defaults; refuses unknown keys and bad values."""
+def strict(kind: type[T], raw: dict[str, Any], where: str, also: tuple[str, ...] = ()) -> T:
+    """Dataclass ``kind`` from ``raw`` over its defaults; refuses unknown keys and bad values.
+
+    ``also`` are keys that the caller has taken out of ``raw``, for errors that list all keys.
+    """
     try:
         return TypeAdapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
     except ValidationError as error:
         # A misspelt key is also a missing one: its own name comes first.
         errors = sorted(error.errors(), key=lambda fault: fault["type"] == "missing")
-        raise UserError("; ".join(_explain(kind, raw, e, where) for e in errors)) from None
+        raise UserError("; ".join(_explain(kind, raw, e, where, also) for e in errors)) from None
 
 
 def _defaults(kind: type) -> dict[str, Any]:
@@ -54,13 +57,14 @@ def _dicts(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _explain(kind: type, raw: Any, error: Any, where: str) -> str:
+def _explain(kind: type, raw: Any, error: Any, where: str, also: tuple[str, ...]) -> str:
     """Text of one pydantic error: path, given value, allowed values."""
     path = ".".join([where, *_path(raw, error["loc"])])
     if error["type"] == "missing":
         return f"{path}: is missing: add it"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = [field.name for field in dataclasses.fields(_type_at(kind, error["loc"][:-1]))]
+        allowed += also if len(error["loc"]) == 1 else ()
         close = difflib.get_close_matches(error["loc"][-1], allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"{path}: unknown key{hint}; allowed are {', '.join(allowed)}"

@@ -190,7 +190,7 @@ def test_validation_images_that_are_not_sorted_into_classes_are_refused(folders:
     for path in list((folders / "val").glob("*/*")):
         path.rename(folders / "val" / path.name)
         path.parent.rmdir() if not list(path.parent.iterdir()) else None
-    with pytest.raises(UserError, match=r"val has no class folders.*sort its images into"):
+    with pytest.raises(UserError, match=r"LOC_val_solution.csv .*one folder a class"):
         load_source("imagenet").fetch(IMAGENET, folders)
 
 

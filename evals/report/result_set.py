@@ -138,14 +138,15 @@ def in_dvc(top: Path, commit: str, folder: str) -> list[tuple[PurePath, bytes]]:
     if not (top / ".dvc").is_dir():
         return []
     from dvc.api import DVCFileSystem  # not at the top: most comparisons do not need it
+    from dvc_data.index.index import DataIndexDirError
 
     files = DVCFileSystem(str(top), rev=commit)
-    if not files.exists(f"{folder}/evaluations"):
-        return []
-    paths = [PurePosixPath(path) for path in files.find(f"{folder}/evaluations")]
     try:
+        if not files.exists(f"{folder}/evaluations"):
+            return []
+        paths = [PurePosixPath(path) for path in files.find(f"{folder}/evaluations")]
         return [(path, files.read_bytes(str(path))) for path in paths if path.match(RESULT)]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, DataIndexDirError) as error:
         raise UserError(
             f"{folder} of {commit[:12]} is in DVC's remote, not here ({error}): dvc fetch "
             "--all-commits, or compare with what git has"

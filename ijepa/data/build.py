@@ -149,9 +149,28 @@ def _jobs(dataset: Dataset, raw: Path, out: Path, split: str) -> Iterator[Job]:
     entries = load_source(dataset.source).entries(dataset, raw, split)
     number = 0
     while chunk := list(islice(entries, dataset.shard_size)):
+        for entry in chunk:
+            _check_labels(dataset, entry)
         path = out / f"{split}-{number:05d}.tar"
         yield Job(dataset, path, number * dataset.shard_size, chunk)
         number += 1
+
+
+def _check_labels(dataset: Dataset, entry: Entry) -> None:
+    """Raise UserError for an image without one of the data set's labels, or outside its classes."""
+    if entry.labels.keys() != set(dataset.labels):
+        raise UserError(
+            f"{entry.name} has labels {', '.join(entry.labels) or 'none'}, "
+            f"{register.REGISTER.name} has {', '.join(dataset.labels) or 'none'} for "
+            f"{dataset.name}: correct `labels`, or the source {dataset.source}"
+        )
+    for label, number in entry.labels.items():
+        num_classes = dataset.num_classes(label)
+        if not 0 <= number < (num_classes or number + 1):
+            raise UserError(
+                f"{entry.name} has {label} {number}, {register.REGISTER.name} has {num_classes} "
+                f"classes from 0 on for {dataset.name}: correct the labels or the classes"
+            )
 
 
 def _all_done(

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ijepa.errors import UserError
-from ijepa.files import ROOT
+from ijepa.files import ROOT, read_yaml
 
 REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"))
 
@@ -81,5 +80,10 @@ def load_dataset(name: str) -> Dataset:
 
 
 def _read() -> dict[str, Any]:
-    entries: dict[str, Any] = yaml.safe_load(REGISTER.read_text(encoding="utf-8"))
+    entries: dict[str, Any] = read_yaml(REGISTER)
+    if not isinstance(entries, dict):
+        raise UserError(f"{REGISTER} must hold a data set's name and keys for each")
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise UserError(f"{REGISTER}: {name}: {entry!r} must be keys and values")
     return entries

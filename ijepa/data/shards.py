@@ -64,7 +64,9 @@ def read_index(folder: Path) -> Index:
     try:
         return Index(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: make the shards first (make shards)") from None
+        raise UserError(
+            f"{path} is missing: make the shards first (make shards DATASET={folder.name})"
+        ) from None
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, or of an earlier version ({error}): delete it and make the shards "

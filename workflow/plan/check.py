@@ -26,6 +26,7 @@ from evals.report.results import read_external
 from ijepa.config import parse_run
 from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
+from ijepa.data.source import load_source
 from ijepa.released.layouts import LAYOUTS
 from workflow.plan.benchmark import (
     PIXELS,
@@ -69,7 +70,16 @@ def check(benchmark: Benchmark) -> None:
     encoders |= {UNTRAINED} if benchmark.runs else set()
     for item in benchmark.evaluations:
         _check_evaluation(item, encoders)
+    used = {run.dataset for run in benchmark.runs}
+    used |= {item.dataset for item in benchmark.evaluations}
+    for dataset in sorted(used):
+        load_source(register.load_dataset(dataset).source)
     for dataset, counts in benchmark.images.items():
+        if dataset not in used:
+            raise UserError(
+                f"images.{dataset}: no run and no evaluation uses it: leave it out, or correct the "
+                f"name; used are {', '.join(sorted(used))}"
+            )
         for split, count in counts.items():
             available = register.load_dataset(dataset).splits.get(split, 0)
             if available is not None and count > available:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.cost.cards import CPU_UTILISATION
-from ijepa.errors import run_command
+from ijepa.errors import UserError, run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
 from workflow.plan.grid import Grid, Group
 
@@ -176,27 +176,46 @@ def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     # Imported here: commands that only plan need no network.
     from ijepa.cost.predict import predict
     from ijepa.cost.speed import matrix_product_speed
-    from ijepa.data import register
     from workflow.plan.check import planned
 
     grid = Grid(benchmark, cores)
     speed = matrix_product_speed(grid.threads)
     runs = {run.name: planned(run) for run in grid.costing}
-    costs = predict(runs, None)
+    splits = {dataset: _sizes(grid, dataset) for dataset in grid.datasets}
+    num_images = {name: counts["train"] for name, counts in splits.items() if "train" in counts}
+    costs = predict(runs, None, num_images=num_images)
     gflops = {cost.run: cost.gflop_per_image * cost.images for cost in costs}
     vits = {name: {**vars(plan.run.vit)} for name, plan in runs.items()}
     if vits:
         vits[UNTRAINED] = next(iter(vits.values()))
     for name in grid.released:  # the size of published weights is known only when they are read
         vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
-    splits: dict[str, dict[str, int]] = {
-        dataset: {
-            split: count or 0 for split, count in register.load_dataset(dataset).splits.items()
-        }
-        for dataset in grid.datasets
-    }
     seconds = job_seconds(grid, gflops, vits, splits, speed)
     return seconds, wall_seconds(grid, seconds), speed
+
+
+def _sizes(grid: Grid, dataset: str) -> dict[str, int]:
+    """Images by split, of the shards if they are there, else of the register.
+
+    Raises UserError if neither knows them.
+    """
+    from ijepa.data import register
+    from ijepa.data.shards import read_index
+
+    if Path(grid.index(dataset)).exists():
+        splits = read_index(Path(grid.shards(dataset))).splits
+        return {
+            split: sum(shard["num_samples"] for shard in shards) for split, shards in splits.items()
+        }
+    counts: dict[str, int] = {}
+    for split, count in register.load_dataset(dataset).splits.items():
+        if count is None:
+            raise UserError(
+                f"{register.REGISTER.name}: {dataset}.splits.{split} is null, so that its size is "
+                f"not known before the shards are made (make shards DATASET={dataset})"
+            )
+        counts[split] = count
+    return counts
 
 
 def main() -> None:

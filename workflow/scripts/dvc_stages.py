@@ -17,7 +17,7 @@ from workflow.plan.benchmark import read_files
 
 HEAD = """\
 # Written by: python -m workflow.scripts.dvc_stages {configs}
-# Snakemake decides what runs, DVC versions what comes in and out (README, "Versions").
+# Snakemake decides what runs, DVC versions what comes in and out (docs/versions.md).
 """
 MAKE = "python -m workflow.scripts.versioned make"
 
