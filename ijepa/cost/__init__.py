@@ -5,9 +5,9 @@ GPU-hours = images x FLOPs per image / (peak x utilisation). UTILISATION is an a
 from one number for ViT-H/14: "under 1,200 GPU-hours" and under 72 hours (paper), on 16 A100 80 GB
 (release's README). It therefore includes all delays by the authors' loader, kernels and network,
 and the hours are an upper bound: other code on the same card can be twice as fast. For H100 and
-H200 it is a guess. On V100 it is twice too high for code of 2021: ``--published`` sets predictions in half
-precision beside the times that papers give for MAE, DINO and iBOT, which agree with each other at
-0.10. The error of GPU-hours is therefore a factor of two; ratios of runs on one card are better
+H200 it is a guess. On V100 it is twice too high for code of 2021: ``--published`` sets predictions
+in half precision beside the times that papers give for MAE, DINO and iBOT, which agree with each
+other at 0.10. The error of GPU-hours is therefore a factor of two; ratios of runs on one card are better
 than that.
 
 The paper's ratios are ratios of hours, on cards that it does not name. In FLOPs, MAE's ViT-H/14
