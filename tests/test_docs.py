@@ -144,7 +144,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("added")
 def test_the_method_and_the_evaluation_of_the_documentation_run(data: Path, tmp_path: Path) -> None:
-    assert [len(code.splitlines()) for code in EXAMPLES.values()] == [60, 32]
+    assert [len(code.splitlines()) for code in EXAMPLES.values()] == [60, 31]
     raw = raw_run_of("rotation")
     raw["recipe"] = {"preset": "tiny", "optim": {"batch_size": 32, "epochs": 2}}
     out = tmp_path / "out" / "encoder.safetensors"
@@ -153,7 +153,7 @@ def test_the_method_and_the_evaluation_of_the_documentation_run(data: Path, tmp_
     extract(out, data, 32, features)
     result = tmp_path / "class_means.json"
     evaluate("class_means", {}, Subject(data, "class", features_of=features), result)
-    assert torch.tensor(protocol.load_evaluation("class_means").Config().layer) == -1
+    assert protocol.load_evaluation("class_means").Config().layers == 1
     assert '"n": 32' in result.read_text()
 
 

@@ -7,8 +7,8 @@ from one number for ViT-H/14: "under 1,200 GPU-hours" and under 72 hours (paper)
 and the hours are an upper bound: other code on the same card can be twice as fast. For H100 and
 H200 it is a guess. On V100 it is twice too high for code of 2021: ``--published`` sets predictions
 in half precision beside the times that papers give for MAE, DINO and iBOT, which agree with each
-other at 0.10. The error of GPU-hours is therefore a factor of two; ratios of runs on one card are better
-than that.
+other at 0.10. The error of GPU-hours is therefore a factor of two; ratios of runs on one card are
+better than that.
 
 The paper's ratios are ratios of hours, on cards that it does not name. In FLOPs, MAE's ViT-H/14
 (1600 epochs) costs 2.3 times I-JEPA's (300 epochs), not "over 10", and iBOT's ViT-S/16 half as
