@@ -47,7 +47,9 @@ class Masking:
 
     ``group_size`` images share block sizes and are cut to one context length. The release does so
     per device batch, so its effective context depends on the hardware (0.43 of the patches at 1
-    image, 0.26 at 128); here it is a setting of its own.
+    image, 0.26 at 128); here it is a setting of its own. Block sizes come from a counter there that
+    is the same on every device, so nominally all images of a step share them; here each group draws
+    its own.
     """
 
     strategy: Literal["multi_block", "rasterised", "block", "random"] = "multi_block"

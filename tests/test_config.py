@@ -154,6 +154,7 @@ def test_a_run_that_needs_a_tokenizer_nobody_has_is_refused() -> None:
         ({"name": "knn", "label": "count"}, r"label: cifar10 has no label 'count'; it has class"),
         ({"name": "knn", "dataset": "cifar11"}, "unknown dataset 'cifar11'"),
         ({"name": "knn", "config_of": {"simclr": {}}}, r"config_of: simclr is not among"),
+        ({"name": "knn", "config": {"pool": "cls"}}, r"pool is cls, .*no \[cls\].*\(ijepa\)"),
         (
             {"name": "linear_probe", "config": {"preset": "in2k"}},
             r"preset: 'in2k' is unknown: allowed",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
 
 import evals.protocols
 import ijepa.methods
@@ -144,7 +143,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("added")
 def test_the_method_and_the_evaluation_of_the_documentation_run(data: Path, tmp_path: Path) -> None:
-    assert [len(code.splitlines()) for code in EXAMPLES.values()] == [60, 31]
+    assert [len(code.splitlines()) for code in EXAMPLES.values()] == [60, 32]
     raw = raw_run_of("rotation")
     raw["recipe"] = {"preset": "tiny", "optim": {"batch_size": 32, "epochs": 2}}
     out = tmp_path / "out" / "encoder.safetensors"

@@ -88,6 +88,17 @@ SPEC = TableSpec("own", "Own", ["knn"], seeds=[0, 1])
 PAIR = [entry(run, seed, "knn", 50 + seed) for run in ("a", "b") for seed in (0, 1)]
 
 
+def test_a_table_says_of_which_tokens_its_features_are_and_marks_a_choice_on_test_images() -> None:
+    frame = tidy(
+        entry("a", 0, "knn", 50, pool="patches"),
+        entry("b", 0, "knn", 60, pool="cls", chosen_on="test"),
+    )
+    table = tabulate.tabulate(frame, TableSpec("own", "Own", ["knn"], seeds=[0]))
+    assert "knn: features are [cls] (b); the average of the patches (a)" in table.texts
+    assert "knn of b: a setting was chosen on the test images, as the papers do" in table.problems
+    assert table.marked == {("b", "knn")}
+
+
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from(["x", "y"])),

@@ -20,10 +20,12 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parser().parse_args()  # answers --help before the imports, which take seconds
 
+from evals.pooling import resolved
 from evals.protocol import configure, load_evaluation
 from evals.report import published
 from evals.report.results import read_external
 from ijepa.config import parse_run
+from ijepa.cost.flops import has_class_token
 from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
 from ijepa.data.source import load_source
@@ -37,6 +39,7 @@ from workflow.plan.benchmark import (
     Table,
     read_files,
 )
+from workflow.plan.grid import Grid
 
 TAKEN = {"tidy", "cost", "gpu_hours"}
 """Names of other files in the folder of a config's tables."""
@@ -86,11 +89,31 @@ def check(benchmark: Benchmark) -> None:
                 raise UserError(
                     f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {available}"
                 )
+    _check_pools(benchmark)
     datasets = {item.name: item.dataset for item in benchmark.evaluations}
     external = _check_external(benchmark, {*datasets}, encoders)
     methods = {run.name: run.method for run in benchmark.runs}
     for table in benchmark.tables:
         _check_table(table, datasets, encoders | external, methods)
+
+
+def _check_pools(benchmark: Benchmark) -> None:
+    """Raise UserError if an evaluation of a trained encoder asks for [cls], and it has none."""
+    grid = Grid(benchmark)
+    has_cls: dict[str, bool] = {}
+    for run, _, evaluation in grid.cells:
+        item = grid.evaluations[evaluation]
+        where = f"evaluations.{item.name}.config"
+        config = configure(item.evaluation, item.settings(run), where)
+        if run not in grid.runs or "cls" not in str(getattr(config, "pool", "")):
+            continue
+        if run not in has_cls:
+            has_cls[run] = has_class_token(planned(grid.runs[run]).run)
+        about = {"variant": {"class_token": has_cls[run]}}
+        try:
+            resolved(config, about, where)
+        except UserError as error:
+            raise UserError(f"{error} ({run})") from None
 
 
 def planned(run: Run) -> Planned:
