@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +38,14 @@ def commit() -> str:
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", *code) else "")
-    except (subprocess.CalledProcessError, FileNotFoundError):
+    except FileNotFoundError:
+        return "unknown"
+    except subprocess.CalledProcessError as error:
+        if "safe.directory" in error.stderr:  # a git before 2.38
+            remedy = f"git config --global --add safe.directory {ROOT}"
+            print(
+                f"warning: {ROOT} is another user's, its commit unknown: {remedy}", file=sys.stderr
+            )
         return "unknown"
 
 
@@ -54,6 +62,8 @@ def machine() -> str:
 
 
 def _git(*arguments: str) -> str:
+    # Git refuses another user's checkout, as a shared or mounted one. Its code runs already.
+    command = ["git", "-c", "safe.directory=*", *arguments]
     return subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+        command, cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.strip()
