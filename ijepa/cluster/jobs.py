@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +197,25 @@ def parameters(launch: Launch, gpus: int) -> dict[str, Any]:
 
 
 def visible_gpus() -> int:
-    """Number of GPUs that this process may use, counted without importing torch."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([number for number in visible.split(",") if number.strip()])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    """Number of GPUs that this process may use, counted without importing torch.
+
+    As in CUDA, CUDA_VISIBLE_DEVICES ends before its first entry that names no GPU of this machine:
+    a number that is too large, -1, NoDevFiles.
+    """
+    if shutil.which("nvidia-smi") is None:  # as in some containers
+        lines = [f"GPU {path.name}" for path in Path("/dev").glob("nvidia[0-9]*")]
+    else:
+        command = ["nvidia-smi", "-L"]
+        listing = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = listing.stdout.splitlines()
+    count = sum(line.startswith("GPU ") for line in lines)
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return count
+
+    def is_gpu(name: str) -> bool:
+        if name.isdecimal():
+            return int(name) < count
+        # A GPU or a part of one (MIG) by its UUID, or by the begin of it.
+        return name.startswith(("GPU-", "MIG-")) and any(f"UUID: {name}" in line for line in lines)
+
+    return len(list(takewhile(is_gpu, (name.strip() for name in visible.split(",")))))
