@@ -1,15 +1,20 @@
 """File lock that ends with its process, so that none is ever left behind."""
 
+import errno
 import fcntl
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ijepa.errors import UserError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of disks without locks: some NFS, Lustre without -o flock."""
 
 
 @contextmanager
@@ -21,13 +26,13 @@ def held(path: Path, taken: str, patience: float | None = None) -> Iterator[None
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not _locked(file):
+        if not locked(file):
             file.seek(0)
             message = taken.format(process=file.read())
             if patience != 0:
                 print(f"{message}: waiting for it", flush=True)
             until = time.monotonic() + (math.inf if patience is None else patience)
-            while not _locked(file):
+            while not locked(file):
                 if time.monotonic() >= until:
                     raise UserError(f"{message}: wait for it, or end it")
                 time.sleep(0.2)
@@ -37,10 +42,15 @@ def held(path: Path, taken: str, patience: float | None = None) -> Iterator[None
         yield
 
 
-def _locked(file: IO[str]) -> bool:
-    """True if this process has taken the lock."""
+def locked(file: IO[Any]) -> bool:
+    """True if this process has taken the lock, or if the disk has none, of which it warns."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warning = "nothing is locked, so never start the same twice (or mount it with flock)"
+        print(f"warning: {file.name}: its disk has no file locks: {warning}", file=sys.stderr)
     return True

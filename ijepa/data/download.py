@@ -6,7 +6,6 @@ call continues. A file that has changed meanwhile is fetched from its beginning.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ijepa.errors import REMEDIES, UserError
 from ijepa.files import digest, write_text
+from ijepa.lock import locked
 
 TIMEOUT_SECONDS = 20
 PAUSES = (1, 2, 4, 8, 16)
@@ -59,12 +59,11 @@ def _alone(part: Path) -> Iterator[None]:
     """Lock ``part`` against other processes; at the end remove it and its origin if it is empty."""
     with part.open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The process that held the lock before may have renamed or removed the file.
-            locked = os.path.samestat(os.fstat(file.fileno()), part.stat())
-        except (BlockingIOError, FileNotFoundError):
-            locked = False
-        if not locked:
+            alone = locked(file) and os.path.samestat(os.fstat(file.fileno()), part.stat())
+        except FileNotFoundError:
+            alone = False
+        if not alone:
             raise UserError(
                 f"{part} is being written by another process: wait until it is done, then run the "
                 "same command again"
