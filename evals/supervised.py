@@ -27,7 +27,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from evals.subject import Subject, checked_labels
-from ijepa.data.loader import EvaluationViews, Images, Steps, evaluation_batches, stack
+from ijepa.data.loader import (
+    EvaluationViews,
+    Images,
+    Steps,
+    evaluation_batches,
+    fitting,
+    stack,
+)
 from ijepa.data.transforms import (
     INTERPOLATIONS,
     MEAN,
@@ -282,10 +289,11 @@ def train(
     views = LabelledViews(
         config, subject.images("train"), labels, numbers, model.encoder.config.image_size
     )
+    steps = Steps(len(numbers), batch_size, first, num_steps, config.seed)
     batches = DataLoader(
         views,
-        batch_sampler=Steps(len(numbers), batch_size, first, num_steps, config.seed),
-        num_workers=config.num_workers,
+        batch_sampler=steps,
+        num_workers=fitting(views, next(iter(steps), []), config.num_workers),
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )

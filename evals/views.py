@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader, Subset
 
 from evals.pooling import Pool, parts
 from evals.subject import Subject
-from ijepa.data.loader import EvaluationViews, TrainingViews, View, evaluation_batches, gather
+from ijepa.data.loader import (
+    EvaluationViews,
+    TrainingViews,
+    View,
+    evaluation_batches,
+    fitting,
+    gather,
+)
 from ijepa.data.transforms import Crop, normalise
 from ijepa.errors import UserError
 from ijepa.precision import precision
@@ -167,7 +174,7 @@ class Encoded:
             DataLoader(
                 self.views,
                 batch_sampler=keys,
-                num_workers=self.num_workers,
+                num_workers=fitting(self.views, keys[0] if keys else [], self.num_workers),
                 collate_fn=gather,
                 pin_memory=self.device.type == "cuda",
             )

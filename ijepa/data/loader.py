@@ -5,8 +5,10 @@ Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels.
 
 import io
 import mmap
+import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +24,10 @@ from ijepa.data.shards import read_index, read_shard
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
+
+SHARED = Path("/dev/shm")
+AHEAD = 2
+"""Batches that torch has each worker make ahead (prefetch_factor)."""
 
 
 class Images:
@@ -170,7 +176,7 @@ def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> Da
     return DataLoader(
         views,
         batch_sampler=steps,
-        num_workers=num_workers,
+        num_workers=fitting(views, next(iter(steps), []), num_workers, steps.num_parts),
         collate_fn=gather,
         pin_memory=_gpu(),
         worker_init_fn=undisturbed,
@@ -181,9 +187,41 @@ def evaluation_batches(
     views: Dataset[NDArray[np.uint8]], batch_size: int, num_workers: int
 ) -> DataLoader[Any]:
     """Batches of bytes [B, H, W, C] of all images in order; the last may be smaller."""
+    first = range(min(batch_size, len(views)))  # type: ignore[arg-type]
     return DataLoader(
-        views, batch_size, num_workers=num_workers, collate_fn=stack, pin_memory=_gpu()
+        views,
+        batch_size,
+        num_workers=fitting(views, first, num_workers),
+        collate_fn=stack,
+        pin_memory=_gpu(),
     )
+
+
+def fitting(views: Dataset[Any], keys: Sequence[Any], num_workers: int, processes: int = 1) -> int:
+    """Number of workers whose batches, each as large as that of ``keys``, fit into /dev/shm.
+
+    Workers hand them over there. Without room they don't end, and the reader waits for ever.
+    """
+    if not num_workers or not keys or not SHARED.is_dir():
+        return num_workers
+    size = len(keys) * _bytes(views[keys[0]]) * AHEAD * processes
+    free = shutil.disk_usage(SHARED).free
+    if size * num_workers <= free:
+        return num_workers
+    print(
+        f"warning: {SHARED} has {free / 1e6:.1f} MB free, batches of {num_workers} loader "
+        f"processes take {size * num_workers / 1e6:.1f}: {free // size} are started, which is "
+        "slower (give it more, as by docker run --shm-size=8g)",
+        file=sys.stderr,
+    )
+    return int(free // size)
+
+
+def _bytes(item: Any) -> int:
+    """Size of an item's arrays."""
+    if isinstance(item, list | tuple):
+        return sum(map(_bytes, item))
+    return getattr(item, "nbytes", 8)
 
 
 def undisturbed(_worker: int) -> None:
