@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -28,6 +30,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 def in_one_line() -> Iterator[None]:
     """End the process with one line for a UserError, or for a disk error with a remedy."""
     try:
+        shorten_temporary_names()
         yield
     except UserError as error:
         # A loader's worker sends its error as the text of a traceback: the message is the last
@@ -39,6 +42,26 @@ def in_one_line() -> Iterator[None]:
                 f"error: {error.filename or 'output'}: {error.strerror}: {REMEDIES[error.errno]}"
             )
         raise
+
+
+LONGEST_FOLDER = 60
+"""Bytes: a socket's name has at most 107, of which Python and torch add 40 to the folder's."""
+
+
+def shorten_temporary_names() -> None:
+    """Take /tmp for this process and those it starts if TMPDIR is too long for sockets in it.
+
+    Loaders and builders of shards would fail, or wait for ever. Raises UserError without /tmp.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+        return
+    if not os.access("/tmp", os.W_OK):
+        raise UserError(
+            f"TMPDIR: {folder} is too long for the names of sockets, and /tmp cannot be written: "
+            f"set TMPDIR to a folder of at most {LONGEST_FOLDER} characters"
+        )
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 
 REMEDIES = {
