@@ -11,13 +11,13 @@ features.
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ijepa.cores import usable_cores
 from ijepa.errors import UserError, run_command
 
 ABOUT = """Write the features of every split; ``encoder_file`` None means raw pixels.
@@ -140,7 +140,7 @@ def _extract_split(
     start = last_note = time.perf_counter()
     # On a CPU the network uses every core. One process that decodes ahead makes the extraction 1.4
     # times as fast.
-    num_workers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 1
+    num_workers = usable_cores() if device.type == "cuda" else 1
     rows = open_memmap(path, "r+") if num_done else None
     batches = evaluation_batches(Subset(views, range(num_done, count)), BATCH_SIZE, num_workers)
     with tqdm(

@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from ijepa.cores import usable_cores
 from ijepa.errors import run_command
 from ijepa.files import ROOT
 from workflow.plan.benchmark import read_files
@@ -194,7 +195,7 @@ def snakemake(configs: list[Path], profile: str, more: list[str]) -> list[str]:
 def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
     """Make everything that the configs ask for; returns Snakemake's exit status."""
     config, benchmark = read_files(configs)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     grid = Grid(benchmark, cores)
     console = Console(stderr=False, soft_wrap=True)
     local = "slurm" not in Path(profile).name

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ijepa.config import RunConfig
+from ijepa.cores import usable_cores
 from ijepa.precision import fast_bfloat16
 from ijepa.train import Stopped, train
 
@@ -61,7 +61,7 @@ def images_per_second(
 
     ``shards`` has a folder for each data set; ``threads`` is the number for each run.
     """
-    copies = max(1, len(os.sched_getaffinity(0)) // threads)
+    copies = max(1, usable_cores() // threads)
     if torch.cuda.is_available():
         copies = 1
     context = get_context("spawn")

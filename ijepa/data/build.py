@@ -3,7 +3,6 @@
 import hashlib
 import io
 import logging
-import os
 import tarfile
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from ijepa.cores import usable_cores
 from ijepa.data import register
 from ijepa.data.addresses import unsigned
 from ijepa.data.register import Dataset, Resize
@@ -61,7 +61,7 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
     dataset = register.load_dataset(name)
     out.mkdir(parents=True, exist_ok=True)
     _forget_other_settings(dataset, out)
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     splits: dict[str, list[dict[str, Any]]] = {}
     largest = dict.fromkeys(dataset.labels, -1)
     corrupt: list[dict[str, str]] = []

@@ -9,11 +9,11 @@ the image. The grid should therefore be finer than training's; by default it has
 
 import argparse
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ijepa.cores import usable_cores
 from ijepa.errors import UserError, run_command
 
 
@@ -67,7 +67,7 @@ def build_tokens(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = config.encoder(images).eval().to(device)
     # On a CPU the tokenizer uses every core, and a loader's process would only take time from it.
-    num_workers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 0
+    num_workers = usable_cores() if device.type == "cuda" else 0
     batches = evaluation_batches(
         WholeViews(images, config.size), encoder.batch_size, num_workers=num_workers
     )

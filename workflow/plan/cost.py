@@ -2,10 +2,10 @@
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import ijepa.cost
+from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION, GPUS, UTILISATION
 from ijepa.errors import UserError, run_command
 from ijepa.files import write_text
@@ -68,7 +68,7 @@ def main() -> None:
         if options.runs is None or run.name in options.runs
     }
     speeds, product = None, math.nan
-    threads = benchmark.threads or len(os.sched_getaffinity(0))
+    threads = benchmark.threads or usable_cores()
     if card == "product":
         product = CPU_UTILISATION * matrix_product_speed(threads)
     elif card not in GPUS:

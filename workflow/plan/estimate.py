@@ -7,10 +7,10 @@ machine. The estimate says nothing of a cluster, where queues decide.
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.errors import UserError, run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
@@ -222,7 +222,7 @@ def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog="python -m workflow.plan.estimate", description=__doc__)
     parser.add_argument("config", type=Path, help="for example config/mini.yaml")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cores", type=int, default=usable_cores())
     parser.add_argument("--json", action="store_true", help="every job, for another program")
     options = parser.parse_args()
     _, benchmark = read_files([options.config])

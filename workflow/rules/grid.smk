@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+from ijepa.cores import usable_cores
 from ijepa.errors import UserError
 from ijepa.files import writable
 from workflow.plan.benchmark import DATASET_NAME, read_benchmark
@@ -12,7 +13,8 @@ from workflow.plan.grid import Grid, Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
 try:
-    GRID = Grid(read_benchmark(dict(config)), workflow.cores)
+    # "cores: all" are those of the machine, also in a container with a quota below.
+    GRID = Grid(read_benchmark(dict(config)), min(workflow.cores, usable_cores()))
 except UserError as error:
     raise WorkflowError(str(error))
 RESULTS = GRID.results

@@ -1,7 +1,6 @@
 """CLEVR-like images and scenes files, rendered here in CLEVR's folders."""
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from tqdm import tqdm
 
+from ijepa.cores import usable_cores
 from ijepa.data.clevr.format import FOLDER, OFFICIAL_SPLITS, image_folder, labels, scenes_file
 from ijepa.data.clevr.raytracer import render
 from ijepa.data.clevr.scenes import describe, sample_scene
@@ -69,7 +69,7 @@ def _write_split(
 
     info = {"split": OFFICIAL_SPLITS[split], "generator": asdict(settings)}
     with (
-        ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool,
+        ThreadPoolExecutor(workers or usable_cores()) as pool,
         written_whole(scenes_file(raw, split)) as part,
         part.open("w", encoding="utf-8") as file,
     ):
