@@ -61,6 +61,7 @@ def shorten_temporary_names() -> None:
             f"TMPDIR: {folder} is too long for the names of sockets, and /tmp cannot be written: "
             f"set TMPDIR to a folder of at most {LONGEST_FOLDER} characters"
         )
+    print(f"TMPDIR: {folder} is too long for the names of sockets: taking /tmp", file=sys.stderr)
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 
