@@ -65,6 +65,7 @@ from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import RunConfig
 from ijepa.encoder_file import read_header
 from ijepa.files import digest, written_whole
+from ijepa.method import Method, load_method
 from ijepa.provenance import here
 from ijepa.released import convert as released
 from ijepa.vit import ViT
@@ -133,6 +134,25 @@ def save_encoder(path: Path, encoder: ViT, run: RunConfig, facts: dict[str, Any]
     }
     weights = {name: value.contiguous().cpu() for name, value in encoder.state_dict().items()}
     save_tensors(path, weights, about)
+
+
+def save_whole(path: Path, method: Method, run: RunConfig, facts: dict[str, Any]) -> None:
+    """Write everything that was learned as safetensors, under the names of the method's release.
+
+    So it can be taken in again like the release's own files (``python -m ijepa.checkpoint import``)
+    and, for MAE and DINO, by timm. A method without published weights has its own names.
+    """
+    names: dict[str, str] = getattr(load_method(run.method), "RELEASED", {})
+    tensors = {
+        released.published_name(name, names): value.detach().cpu().clone().contiguous()
+        for name, value in method.state_dict().items()
+    }
+    about = {"run": dataclasses.asdict(run), "facts": {**facts, **here()}}
+    try:
+        with written_whole(path) as part:
+            save_file(tensors, part, metadata={"ijepa_whole": json.dumps(about)})
+    except SafetensorError as error:
+        raise cannot_be_written(path, error) from None
 
 
 def save_tensors(

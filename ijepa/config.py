@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,20 @@ from ijepa.identity import run_identity
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.strict import merged, strict
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a finished run leaves beside its encoder.
+
+    ``whole`` is everything that was learned, in ``whole.safetensors``: both towers, predictor or
+    decoder, heads, centres. It has four bytes for each parameter: 5 GB for I-JEPA's ViT-H/14.
+    ``optimiser`` adds ``optimiser.pt``, a checkpoint with the optimiser's state too: another eight
+    bytes for each parameter that is trained.
+    """
+
+    whole: bool = True
+    optimiser: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class RunConfig:
     log_every: Count = 10
     monitor_every: Count = 100
     checkpoint_every: Count = 100
+    keep: Keep = field(default_factory=Keep)
 
     def identity(self) -> str:
         """Short hash of all keys that decide what is learned, seed included (ijepa.identity)."""
@@ -47,7 +62,9 @@ class RunConfig:
 
     def earlier_identity(self) -> str:
         """Identity as versions until 2026-11 computed it, from every key."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        del fields["keep"]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

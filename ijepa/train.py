@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ijepa import distributed
-from ijepa.checkpoint import resume, save, save_encoder
+from ijepa.checkpoint import resume, save, save_encoder, save_whole
 from ijepa.config import RunConfig, as_plain, read_run
 from ijepa.data.loader import (
     EvaluationViews,
@@ -103,16 +103,18 @@ def train(
     """Pretrain an encoder; ABOUT describes outputs, resumption and errors."""
     here()  # caches the commit now: the running code is that of the start
     with prepared(run, data, work, out, world) as (folder, inputs):
-        encoder = learn(run, inputs, folder, world, stopping)
+        method, optimizer = learn(run, inputs, folder, world, stopping)
         if world.rank == 0:
-            deliver(run, inputs, encoder, folder, out)
+            deliver(run, inputs, method, optimizer, folder, out)
         distributed.wait()
 
 
 def learn(
     run: RunConfig, inputs: Inputs, folder: Path, world: World, stopping: Callable[[], bool]
-) -> ViT:
-    """Train for all steps, from the folder's checkpoint on if there is one; returns the encoder.
+) -> tuple[Method, torch.optim.Optimizer]:
+    """Train for all steps, from the folder's checkpoint on if there is one.
+
+    Returns the networks and the optimizer.
 
     Raises Stopped, and UserError for a loss that is not finite.
     """
@@ -165,7 +167,7 @@ def learn(
                     save(folder / "checkpoint.pt", method, optimizer, done)
             if stop:
                 raise Stopped(f"stopped after step {done} of {num_steps}, which is saved")
-    return method.encoder
+    return method, optimizer
 
 
 def parts(
@@ -191,8 +193,15 @@ def parts(
         )
 
 
-def deliver(run: RunConfig, inputs: Inputs, encoder: ViT, folder: Path, out: Path) -> None:
-    """Write the encoder, and beside it its log, its run and some of its masks."""
+def deliver(
+    run: RunConfig,
+    inputs: Inputs,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    out: Path,
+) -> None:
+    """Write the encoder, and beside it its log, its run, some of its masks, and what it keeps."""
     records = (folder / "train.jsonl").read_text(encoding="utf-8")
     write_text(out.with_name("train.jsonl"), records)
     write_yaml(out.with_name("run.yaml"), as_plain(run))
@@ -203,7 +212,12 @@ def deliver(run: RunConfig, inputs: Inputs, encoder: ViT, folder: Path, out: Pat
         "images_seen": optim.num_steps(len(inputs.images)) * optim.batch_size,
         "train_seconds": sum(json.loads(record)["seconds"] for record in records.splitlines()),
     }
-    save_encoder(out, encoder, run, facts)
+    if run.keep.whole:
+        save_whole(out.with_name("whole.safetensors"), method, run, facts)
+    if run.keep.optimiser:
+        num_steps = optim.num_steps(len(inputs.images))
+        save(out.with_name("optimiser.pt"), method, optimizer, num_steps)
+    save_encoder(out, method.encoder, run, facts)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 

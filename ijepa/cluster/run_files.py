@@ -139,12 +139,12 @@ def deliver(launch: Launch) -> None:
         "jobs": submitted_jobs(launch),
         "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
     }
-    made = {name: launch.state / name for name in ("train.jsonl", "run.yaml", "masks.json")}
-    # An earlier version wrote neither.
-    if not made["run.yaml"].exists():
+    made = {name: launch.state / name for name in ("train.jsonl", "run.yaml")}
+    if not made["run.yaml"].exists():  # an earlier version wrote none
         made["run.yaml"] = launch.run
-    if not made["masks.json"].exists():
-        del made["masks.json"]
+    for name in ("masks.json", "whole.safetensors", "optimiser.pt"):
+        if (path := launch.state / name).exists():
+            made[name] = path
     for name, path in [*made.items(), (launch.out.name, launch.encoder)]:
         target = launch.out.with_name(name)
         with written_whole(target) as part:

@@ -72,6 +72,7 @@ class Run:
     log_every: int | None = None
     monitor_every: int | None = None
     checkpoint_every: int | None = None
+    keep: Settings = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> str | None:
