@@ -198,8 +198,6 @@ def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_
     assert "failed" in failed.stdout
     assert "batch_size is 999" in failed.stdout
     assert "the same command goes on from here" in failed.stdout
-    done = [line for line in failed.stdout.splitlines() if " pretrain mae 0 " in line]
-    assert len(done) == 1
     # The failure of one evaluation left the other.
     knn = tmp_path / "results/tiny/evaluations/pixels/seed0/knn.json"
     before = knn.read_bytes()
@@ -207,11 +205,22 @@ def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_
     config["evaluations"][1]["config"]["batch_size"] = 32
     whole = reproduce()
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    assert " pretrain mae 0 " not in whole.stdout
+    # Once in both, whether it ran beside what failed or only afterwards.
+    assert (failed.stdout + whole.stdout).count(" pretrain mae 0 ") == 1
     assert knn.read_bytes() == before
     assert "report: results/tiny/report.html" in whole.stdout
     assert "git has no results of tiny to compare with" in whole.stdout
     assert len(whole.stdout.splitlines()) < 50
+
+    # Snakemake's own report, with a caption for every figure.
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--profile", str(ROOT / "workflow/profiles/local"), "--configfile", str(path)]
+    env = {**os.environ, "IJEPA_REGISTER": str(tiny / "datasets.yaml"), "PYTHONPATH": str(ROOT)}
+    reported = subprocess.run(
+        [*command, "--report", "all.html"], cwd=tmp_path, env=env, capture_output=True, check=False
+    )
+    assert reported.returncode == 0, reported.stderr
+    assert b"linear_probe" in (tmp_path / "all.html").read_bytes()
 
     (tmp_path / "results/reference").mkdir()
     shutil.copytree(tmp_path / "results/tiny", tmp_path / "results/reference/tiny")
