@@ -1,8 +1,11 @@
 """A data set of 160 small images in CIFAR-10's own format, and runs that take a second."""
 
 import copy
+import functools
 import hashlib
+import http.server
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -174,6 +177,22 @@ def raw_run_of(method: str) -> dict[str, Any]:
         "monitor_every": 2,
         "checkpoint_every": 3,
     }
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of the folder ``served``."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 120, every: float = 0.2) -> Any:

@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import yaml
 from PIL import Image
 
 from ijepa.data import register, shards
-from ijepa.data.build import build_shards
+from ijepa.data.build import build_shards, inspect
 from ijepa.data.loader import Images, Steps, TrainingViews, View
 from ijepa.data.source import load_source
 from ijepa.data.transforms import DINO_LOCAL, Crop, augment, centre_crop
@@ -128,6 +129,19 @@ def test_an_image_that_cannot_be_decoded_is_named(copy: Path) -> None:
         Images(copy, "train")[51]
 
 
+PHOTOGRAPHS = {
+    "source": "image_folder",
+    "title": "Photographs",
+    "citation": "none",
+    "licence": "none",
+    "image_size": 32,
+    "splits": {"train": None},
+    "labels": {"class": None},
+    "shard_size": 16,
+    "max_corrupt": 0.2,
+}
+
+
 @pytest.fixture
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of 60 JPEGs of two classes, ten of which are torn in different ways."""
@@ -140,23 +154,83 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         torn = [file.getvalue()[:-100], b"nothing", b"", file.getvalue()[:20], bytes(5000)]
         content = torn[number // 10 - 1] if number % 10 < 2 and number >= 10 else file.getvalue()
         (folder / f"{number:04d}.jpg").write_bytes(content)
-    entry = {
-        "source": "image_folder",
-        "title": "Photographs",
-        "citation": "none",
-        "licence": "none",
-        "image_size": 32,
-        "splits": {"train": None},
-        "labels": {"class": None},
-        "shard_size": 16,
-        "max_corrupt": 0.2,
-    }
-    shrunk = {**entry, "resize": {"short_side": 20, "quality": 90}}
-    strict = {**entry, "max_corrupt": 0.1}
-    entries = {"photographs": entry, "shrunk": shrunk, "strict": strict}
+    shrunk = {**PHOTOGRAPHS, "resize": {"short_side": 20, "quality": 90}}
+    strict = {**PHOTOGRAPHS, "max_corrupt": 0.1}
+    entries = {"photographs": PHOTOGRAPHS, "shrunk": shrunk, "strict": strict}
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(entries))
     monkeypatch.setattr(register, "REGISTER", tmp_path / "datasets.yaml")
     return tmp_path
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty class folder of the data set ``photographs``."""
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"photographs": PHOTOGRAPHS}))
+    monkeypatch.setattr(register, "REGISTER", tmp_path / "datasets.yaml")
+    (tmp_path / "raw" / "train" / "any").mkdir(parents=True)
+    return tmp_path / "raw" / "train" / "any"
+
+
+GREY = Image.linear_gradient("L").resize((16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("1.ppm", "RGB"), ("1.pnm", "RGB"), ("1.pgm", "L"), ("1.pbm", "1"), ("1.PGM", "L")],
+)
+def test_netpbm_files_are_images(name: str, mode: str, empty: Path, tmp_path: Path) -> None:
+    picture = GREY.convert(mode)
+    picture.save(empty / name, "PPM")
+    build_shards("photographs", tmp_path / "raw", tmp_path / "out", num_workers=1)
+    image = Images(tmp_path / "out", "train")[0]
+    assert image.tobytes() == picture.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(100)], ids=["whole", "padded"])
+@pytest.mark.parametrize("name", ["1.jpg", "1.MPO"])
+def test_of_a_camera_s_file_with_several_pictures_the_first_is_taken(
+    name: str, padding: bytes, empty: Path, tmp_path: Path
+) -> None:
+    """Stereo cameras, and phones beside a portrait's depth, write MPO under a JPEG's name too."""
+    file = io.BytesIO()
+    GREY.save(file, "MPO", save_all=True, append_images=[Image.new("L", (16, 16), 255)])
+    (empty / name).write_bytes(file.getvalue() + padding)
+    build_shards("photographs", tmp_path / "raw", tmp_path / "out", num_workers=1)
+    image = Images(tmp_path / "out", "train")[0]
+    assert np.abs(np.asarray(image)[..., 0].astype(int) - np.asarray(GREY)).max() < 10
+
+
+RAMP = np.linspace(0, 65_535, 256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [
+        (RAMP.astype(np.uint16), "PNG"),
+        (RAMP.astype(np.uint16), "TIFF"),
+        (RAMP.astype(np.uint16), "PPM"),
+        (RAMP.astype(np.int32), "TIFF"),
+        ((RAMP / 65_535).astype(np.float32), "TIFF"),
+        ((RAMP / 65_535).astype(np.float32), "PPM"),
+    ],
+    ids=["grey16.png", "grey16.tif", "grey16.pgm", "grey32.tif", "unit.tif", "unit.pfm"],
+)
+def test_an_image_with_more_than_8_bits_a_pixel_is_refused_with_the_remedy(
+    pixels: np.ndarray, kind: str
+) -> None:
+    """A conversion to 8 bits would make it white or black; which range is right, nobody tells."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    ending, fault = inspect(file.getvalue())
+    assert not ending
+    assert re.match(r"it has more than 8 bits a pixel .*: convert it to 8 bits", fault or "")
+
+
+def test_a_deep_image_is_named_and_no_shards_are_made(empty: Path, tmp_path: Path) -> None:
+    Image.fromarray(RAMP.astype(np.uint16)).save(empty / "xray.png")
+    with pytest.raises(UserError, match=r"of no use here.*xray\.png \(it has more than 8 bits"):
+        build_shards("photographs", tmp_path / "raw", tmp_path / "out", num_workers=1)
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_corrupt_images_are_left_out_and_listed(photographs: Path) -> None:

@@ -1,9 +1,7 @@
 """Raw formats: CIFAR, IDX, folders of images and ready-made shards."""
 
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import pickle
@@ -11,8 +9,6 @@ import shutil
 import struct
 import subprocess
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +41,6 @@ def picture(colour: int = 0, size: tuple[int, int] = (4, 4), ending: str = "png"
     file = io.BytesIO()
     Image.new("RGB", size, (colour, 0, 0)).save(file, {"jpg": "jpeg"}.get(ending, ending))
     return file.getvalue()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The address of the folder ``served``."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-    (tmp_path / "served").mkdir()
-    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_each_source_has_the_whole_contract() -> None:
@@ -505,6 +485,13 @@ def test_ready_made_shards_are_read_in_place(tmp_path: Path) -> None:
     assert [e.labels["class"] for e in entries] == [2, 0, 0]
     assert entries[0].name == "s-00.tar: dir/0"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s-00.tar", "s-01.tar"]
+
+
+@pytest.mark.parametrize("ending", ["ppm", "pgm", "pbm", "pnm"])
+def test_ready_made_shards_may_hold_netpbm_files(ending: str, tmp_path: Path) -> None:
+    shard(tmp_path / "0.tar", [(f"0.{ending}", b"an image"), ("0.cls", b"2")])
+    (entry,) = webdataset.entries(shards("0.tar"), tmp_path, "train")
+    assert (content(entry), entry.labels) == (b"an image", {"class": 2})
 
 
 def test_shards_at_addresses_are_brought_once(server: str, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""A renewed signature of an address changes nothing: the bytes there are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ijepa.data import register
+from ijepa.data.addresses import unsigned
+from ijepa.data.build import build_shards
+from ijepa.data.sources import webdataset
+from ijepa.errors import UserError
+from tests.test_sources import SHARD, shard, shards
+from workflow.plan.options import register_entry
+
+
+@pytest.mark.parametrize(
+    ("signed", "plain"),
+    [
+        ("s3.com/{0..9}.tar?X-Amz-Date=2&X-Amz-Credential=A%2F2&X-Amz-Signature=a", "{0..9}.tar"),
+        ("storage.com/0.tar?GoogleAccessId=a&Expires=1&Signature=b%2B", "0.tar"),
+        ("blob.net/0.tar?sv=2022&st=2024&se=2025&sr=b&sp=r&sig=a%3D", "0.tar"),
+        ("front.net/0.tar?Expires=1&Signature=2&Key-Pair-Id=K", "0.tar"),
+        ("oss.com/0.tar?OSSAccessKeyId=a&Expires=1&Signature=b", "0.tar"),
+        ("hub.co/0.tar?token=hf_a", "0.tar"),
+        ("s3.com/0.tar?versionId=3&X-Amz-Signature=a", "0.tar?versionId=3"),
+        ("s3.com/0.tar?X-Amz-Signature=a&versionId=3", "0.tar?versionId=3"),
+        ("blob.net/0.tar?sig=a::https://blob.net/1.tar?sig=b", "0.tar::https://blob.net/1.tar"),
+        ("any.org/0.tar?file=3", "0.tar?file=3"),
+        ("any.org/0.tar", "0.tar"),
+    ],
+)
+def test_an_address_loses_its_signature_and_nothing_else(signed: str, plain: str) -> None:
+    host = signed.partition("/")[0]
+    assert unsigned(f"https://{signed}") == f"https://{host}/{plain}"
+
+
+def test_a_command_keeps_its_quotes_and_a_text_that_is_no_address_all_of_it() -> None:
+    command = "pipe:curl -s 'https://any.org/0.tar?sig=a' | gunzip"
+    assert unsigned(command) == "pipe:curl -s 'https://any.org/0.tar' | gunzip"
+    assert unsigned({"a": ["b?sig=c", 1, None]}) == {"a": ["b?sig=c", 1, None]}
+
+
+def test_shards_are_not_fetched_again_and_their_checksums_still_hold(
+    server: str, tmp_path: Path
+) -> None:
+    path = shard(tmp_path / "served" / "0.tar", SHARD)
+    first, renewed = (f"{server}/0.tar?sig={number}" for number in (1, 2))
+    webdataset.fetch(shards(first), tmp_path / "raw")
+    path.unlink()
+    webdataset.fetch(shards(renewed), tmp_path / "raw")
+    assert len(list(webdataset.entries(shards(renewed), tmp_path / "raw", "train"))) == 2
+    wrong = {first: "md5:" + "0" * 32}
+    with pytest.raises(UserError, match=r"has md5 \w+, expected 0000"):
+        webdataset.fetch(shards(renewed, checksums=wrong), tmp_path / "raw")
+
+
+def test_an_address_that_fails_is_named_without_its_signature(server: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{server}/gone\.tar could not .* may be out of date"):
+        webdataset.fetch(shards(f"{server}/gone.tar?sig=1"), tmp_path / "raw")
+
+
+def test_finished_shards_stay_and_no_signature_is_written_beside_them(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "datasets.yaml"
+    monkeypatch.setattr(register, "REGISTER", path)
+    monkeypatch.setenv("IJEPA_REGISTER", str(path))
+    shard(tmp_path / "served" / "0.tar", SHARD)
+    seen: list[Any] = []
+    for signature in ("FIRST", "RENEWED"):
+        dataset = shards(f"{server}/0.tar?sig={signature}")
+        path.write_text(yaml.safe_dump({"tiny": dataset.model_dump(exclude={"name"})}))
+        webdataset.fetch(dataset, tmp_path / "raw")
+        build_shards("tiny", tmp_path / "raw", tmp_path / "out", num_workers=1)
+        files = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+        seen.append((files, register_entry("tiny")))
+    assert seen[0] == seen[1]
+    written = b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir())
+    assert not [word for word in (b"FIRST", b"RENEWED") if word in written]
+    assert "RENEWED" not in str(seen)
