@@ -194,6 +194,25 @@ def test_gpus_that_cannot_share_a_batch_are_refused_before_anything_is_queued() 
         check(read_benchmark(benchmark))
 
 
+@pytest.mark.parametrize("name", ["imagenet-100", "CIFAR10", "Tiny_2-b", "0"])
+def test_a_data_set_may_be_named_with_capitals_and_hyphens(name: str) -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    benchmark["evaluations"][0]["dataset"] = benchmark["runs"][0]["dataset"] = name
+    assert name in Grid(read_benchmark(benchmark)).datasets
+
+
+@pytest.mark.parametrize("name", ["my data", "a.b", "a/b", "-a", "\u00fcn\u00ef"])
+@pytest.mark.parametrize("where", ["config", "runs.ijepa", "evaluations.linear_probe"])
+def test_a_name_that_paths_cannot_hold_is_refused_with_those_that_they_can(
+    where: str, name: str
+) -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    (benchmark if where == "config" else benchmark[where.split(".")[0]][0])["dataset"] = name
+    expected = rf"{where}\.dataset: .*{name}.* is no name .*: rename it .*letters, digits, _ and -"
+    with pytest.raises(UserError, match=expected):
+        read_benchmark(benchmark)
+
+
 def test_a_run_has_no_seed_of_its_own() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["runs"][0]["seed"] = 1

@@ -186,12 +186,44 @@ def test_a_list_in_another_encoding_is_named(official: Path) -> None:
         fetched(IMAGENET, official, "train")
 
 
-def test_validation_images_that_are_not_sorted_into_classes_are_refused(folders: Path) -> None:
-    for path in list((folders / "val").glob("*/*")):
-        path.rename(folders / "val" / path.name)
-        path.parent.rmdir() if not list(path.parent.iterdir()) else None
-    with pytest.raises(UserError, match=r"LOC_val_solution.csv .*one folder a class"):
-        load_source("imagenet").fetch(IMAGENET, folders)
+def flatten(folder: Path, name: str) -> None:
+    """Move the images of class folders into the folder above."""
+    for path in list(folder.glob("*/*")):
+        path.rename(folder / name.format(image=path.stem, wnid=path.parent.name))
+    for path in folder.glob("n*[0-9]/"):
+        path.rmdir()
+
+
+@pytest.mark.parametrize("name", ["{image}.JPEG", "{image}_{wnid}.JPEG"])
+def test_images_in_one_folder_may_name_their_classes(name: str, folders: Path) -> None:
+    """As on the Hugging Face Hub; an official training image does so anyway."""
+    flatten(folders / "train", name)
+    flatten(folders / "val", "{image}_{wnid}.JPEG")
+    assert summary(fetched(IMAGENET, folders, "train"), IMAGENET) == IMAGENET_TRAIN
+    assert summary(fetched(IMAGENET, folders, "test"), IMAGENET) == IMAGENET_VAL
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+def test_kaggle_s_list_gives_the_classes_of_its_validation_images(
+    place: str, folders: Path
+) -> None:
+    flatten(folders / "val", "{image}.JPEG")
+    pairs = zip(VAL, VAL_CLASSES, strict=True)
+    rows = [f"{Path(name).stem},{WNIDS[label]} 1 2 3 4 \n".encode() for name, label in pairs]
+    path = folders / place / "LOC_val_solution.csv"
+    path.write_bytes(b"ImageId,PredictionString\n" + b"".join(rows))
+    assert summary(fetched(IMAGENET, folders, "test"), IMAGENET) == IMAGENET_VAL
+    path.write_bytes(b"".join(rows[:3]))
+    with pytest.raises(UserError, match=rf"{VAL[3]} has no class .* nor a line in .*LOC_val"):
+        fetched(IMAGENET, folders, "test")
+
+
+def test_validation_images_of_which_nothing_tells_the_class_are_refused(folders: Path) -> None:
+    flatten(folders / "val", "{image}.JPEG")
+    (kaggle,) = IMAGENET_SOURCE.missing(IMAGENET, folders)
+    assert f"{folders}/LOC_val_solution.csv (from Kaggle, " in kaggle
+    with pytest.raises(UserError, match="or sort them into one folder a class"):
+        IMAGENET_SOURCE.fetch(IMAGENET, folders)
 
 
 def test_folders_that_are_no_classes_or_lack_one_are_named(folders: Path) -> None:
