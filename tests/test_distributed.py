@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 import yaml
 
+from ijepa import distributed
 from ijepa.data.loader import Images, Steps, TrainingViews, View, training_batches
 from ijepa.data.transforms import Crop
+from ijepa.errors import UserError
 from tests.conftest import Trained, raw_run_of
 from tests.test_methods import METHODS, batch, distance, make, part
 from tests.test_train import log_of, state, wait_for_checkpoint, weights
@@ -104,6 +108,35 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
     )
     assert done.returncode != 0
     assert "batch_size is 31: it must be a multiple of 2 (2 processes" in done.stderr
+
+
+@pytest.fixture
+def first_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Make this process the first of two, on a port where another program listens: the port."""
+    with socket.create_server(("", 0)) as program:
+        port = int(program.getsockname()[1])
+        world = dict(zip(distributed.VARIABLES, ("0", "2", "0"), strict=True))
+        for name, value in {**world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        yield port
+
+
+def test_a_port_that_another_program_uses_is_named(first_of_two: int) -> None:
+    """No process was lost: a job that waits for the cause would wait in vain."""
+    expected = rf"port {first_of_two} of .* is in use by another program: run the same again"
+    with pytest.raises(UserError, match=expected), distributed.joined():
+        pass
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_process_that_does_not_come_is_still_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_in_vain(*_given: Any, **_named: Any) -> None:
+        raise torch.distributed.DistNetworkError("client socket has timed out")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", wait_in_vain)
+    with pytest.raises(RuntimeError, match="timed out") as loss, distributed.joined():
+        pass
+    assert distributed.lost_another(loss.value)
 
 
 def test_groups_of_masks_do_not_depend_on_the_division_of_the_batch() -> None:

@@ -1,0 +1,152 @@
+"""What a job asks Slurm for, and what Slurm is asked, without a cluster (with one: tests/slurm)."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import submitit
+
+from ijepa.cluster import jobs, launch, slurm
+from ijepa.cluster.slurm import Request
+from ijepa.errors import UserError
+from tests.conftest import raw_run_of
+from tests.test_launch import ONE, launched
+from workflow.plan.options import LAUNCH, launch_options
+
+TWO_NODES = replace(ONE, gpus=8, gpus_per_node=4, cpus_per_gpu=10)
+
+
+@pytest.fixture
+def asked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function from a request to the options in the script of its job."""
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda *_: 1)
+
+    def options(request: Request) -> dict[str, str]:
+        task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+        executor: Any = submitit.AutoExecutor(tmp_path, cluster="slurm")
+        given = jobs.parameters(replace(task, request=request), request.gpus)
+        executor.update_parameters(**given)
+        script = executor._executor._make_submission_file_text("true", "1")
+        rows = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE)
+        assert len(rows) == len(dict(rows)), "an option comes twice"
+        return dict(rows)
+
+    return options
+
+
+def test_a_job_names_the_type_of_its_gpus_where_the_profile_does(asked: Any) -> None:
+    assert asked(TWO_NODES)["gpus-per-node"] == "4"
+    assert asked(replace(TWO_NODES, gpu_model="a100"))["gpus-per-node"] == "a100:4"
+    assert "gpus-per-node" not in asked(replace(ONE, gpus=0, gpu_model="a100"))
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ({}, {"mem": "220GB"}),
+        ({"mem_mb_per_cpu": 4000}, {"mem-per-cpu": "4000MB"}),
+        ({"gb_per_gpu": 0}, {}),
+        ({"gb_per_gpu": 0, "mem_mb_per_cpu": 4000}, {"mem-per-cpu": "4000MB"}),
+    ],
+)
+def test_memory_is_asked_for_a_node_or_a_core_or_not_at_all(
+    memory: dict[str, Any], expected: dict[str, str], asked: Any
+) -> None:
+    options = asked(replace(TWO_NODES, **memory))
+    assert {key: value for key, value in options.items() if key.startswith("mem")} == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("--gpus-per-node=a100:4", "gpus_per_node and gpu_model"),
+        ("--gres=gpu:a100:4", "gpus_per_node and gpu_model"),
+        ("--mem-per-cpu=4G", "mem_mb_per_cpu"),
+        ("--mem=0", "gb_per_gpu"),
+        ("--partition=gpu", "slurm_partition"),
+        ("--time=60", "runtime"),
+    ],
+)
+def test_an_option_that_the_job_has_already_is_refused_with_its_key(option: str, key: str) -> None:
+    """Of two lines with one option Slurm takes either, depending on the option."""
+    with pytest.raises(UserError, match=rf"slurm_extra: '{option}': .* from {key} in the profile"):
+        replace(ONE, extra=f"--reservation=r {option}").extras()
+
+
+def test_the_profile_s_type_of_gpus_and_memory_of_a_core_reach_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Resources(SimpleNamespace):
+        def get(self, name: str, default: Any) -> Any:
+            return getattr(self, name, default)
+
+    def request(**resources: Any) -> Request:
+        options = launch_options(8, Resources(**LAUNCH, **resources), threads=1)
+        monkeypatch.setattr(sys, "argv", ["launch", "--check", *options.split()])
+        checked: list[Request] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Request, "check", lambda self: checked.append(self))
+            launch.main()
+        return checked[0]
+
+    given = request(gpu_model="a100", mem_mb_per_cpu=4000)
+    assert (given.gpu_model, given.mem_mb_per_cpu) == ("a100", 4000)
+    assert (request().gpu_model, request().mem_mb_per_cpu) == (None, 0)
+
+
+NODES = [
+    ["2", "gpu:a100:2,gpu:h100:4(S:0-1)", "1-00:00:00", "128", "160000"],
+    ["2", "gpu:a100:2", "1-00:00:00", "128", "160000"],
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"gpu_model": "h100"}, ""),
+        ({"gpu_model": "v100"}, "gpu_model: 'v100' is not in partition gpu; there are a100, h100"),
+        ({"gpu_model": "a100"}, r"gpus_per_node: 4 is more than a node .* has \(2\)"),
+        ({"mem_mb_per_cpu": 4000}, ""),
+        ({"mem_mb_per_cpu": 4001}, "mem_mb_per_cpu: 4 on a node take 160040 MB of memory"),
+    ],
+)
+def test_gpus_and_memory_that_a_partition_does_not_have_are_refused(
+    changes: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "_answer", lambda *_command: NODES)
+    request = replace(TWO_NODES, partition="gpu", gb_per_gpu=39, **changes)
+    if fault:
+        with pytest.raises(UserError, match=fault):
+            request._check_partition()
+    else:
+        request._check_partition()
+
+
+def test_a_node_whose_gpus_have_no_type_may_be_asked_for_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slurm, "_answer", lambda *_: [["2", "gpu:4", "infinite", "128", "999999"]])
+    replace(TWO_NODES, partition="gpu", gpu_model="a100")._check_partition()
+
+
+def test_slurm_is_asked_about_hidden_partitions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a job there would look lost, and would be submitted a second time."""
+    asked: list[str] = []
+
+    def answer(command: tuple[str, ...], **named: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command[0])
+        assert {named["env"][name] for name in ("SQUEUE_ALL", "SINFO_ALL")} == {"1"}
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    slurm.find("ijepa-1")
+    slurm.state("1")
+    slurm.leftovers("/here")
+    with pytest.raises(UserError, match="slurm_partition: 'gpu' is unknown here"):
+        replace(ONE, partition="gpu")._check_partition()
+    assert asked == ["squeue", "squeue", "sacct", "squeue", "sinfo", "sinfo"]
