@@ -4,6 +4,8 @@ Plans are made by workflow.plan in this process. Snakemake itself is started onl
 Snakemake.
 """
 
+import ast
+import errno
 import hashlib
 import os
 import re
@@ -15,14 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
+from snakemake.resources import Resources
+from snakemake.settings.types import ResourceSettings
 
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.errors import UserError
+from ijepa.files import writable
 from ijepa.vit import ViT
 from tests.conftest import raw_run_of
 from workflow.plan.benchmark import read_benchmark
@@ -308,6 +314,153 @@ def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(mini: dict[st
     frozen = Grid(read_benchmark(mini)).runs["ijepa"].config(0)
     assert frozen == before
     assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}
+
+
+def function_of_rules(name: str, **world: Any) -> Any:
+    """A function of workflow/rules/grid.smk, among the names of ``world``.
+
+    That file is Python without a rule, which Snakemake runs in a workflow of its own.
+    """
+    kept = (ast.FunctionDef, ast.Assign)
+    tree = ast.parse((ROOT / "workflow" / "rules" / "grid.smk").read_text())
+    tree.body = [
+        part
+        for part in tree.body
+        if isinstance(part, kept) and ast.unparse(part).startswith((f"def {name}(", "NAMES = "))
+    ]
+    exec(compile(tree, "grid.smk", "exec"), world)
+    return world[name]
+
+
+def read_profile(rule: str | None, partition: str) -> tuple[Any, Any]:
+    """A workflow and its profile's resources, of one rule or of all, as Snakemake reads them."""
+    assigned = [f"slurm_partition={partition}", "runtime=10 * attempt"]
+    resources = Resources.parse(assigned, allow_expressions=True)
+    kinds = {"overwrite_resources": {rule: resources}, "default_resources": Resources()}
+    settings = ResourceSettings(**(kinds if rule else {"default_resources": resources}))
+    return SimpleNamespace(resource_settings=settings), resources
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("all", "all"),
+        ("2024-15", "2024-15"),
+        ("2024-01-15", "2024-01-15"),
+        ("a,b", "a,b"),
+        ("1e5", "1e5"),
+        ("input", "input"),
+        ("a100&ib", "a100&ib"),
+        ("'2024_15'", "2024_15"),
+        ("'a' if attempt == 1 else 'b'", "a"),
+    ],
+)
+@pytest.mark.parametrize("rule", [None, "pretrain"])
+def test_names_in_a_profile_are_taken_as_they_are(text: str, value: str, rule: str | None) -> None:
+    """Snakemake takes them for Python: ``all`` for a function, ``2024-15`` for 2009."""
+    workflow, resources = read_profile(rule, text)
+    function_of_rules("take_names_as_they_are", workflow=workflow)()
+    context = {"wildcards": {}, "input": [], "attempt": 1, "threads": 1, "async_run": None}
+    assert resources["slurm_partition"].evaluate(rulename="any", **context).value == value
+    assert resources["runtime"].evaluate(rulename="any", **context).value == 10
+
+
+@pytest.mark.parametrize("text", ["on", "null"])
+def test_a_name_that_yaml_takes_for_another_value_is_to_be_quoted(text: str) -> None:
+    workflow, _ = read_profile(None, str(yaml.safe_load(text)))
+    names = {"workflow": workflow, "WorkflowError": RuntimeError}
+    with pytest.raises(RuntimeError, match="slurm_partition in the profile: YAML takes this word"):
+        function_of_rules("take_names_as_they_are", **names)()
+
+
+def test_a_raw_folder_in_which_no_mark_can_be_left_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mark tells Snakemake that the raw files were fetched."""
+
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.chdir(tmp_path)
+    names = {"Path": Path, "writable": writable, "UserError": UserError}
+    grid = SimpleNamespace(missing_raw=lambda: ["tiny=/shared/tiny"])
+    check = function_of_rules("check_marks", GRID=grid, WorkflowError=RuntimeError, **names)
+    check()
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    expected = r"data/raw/tiny cannot be written .*name its target in the config's `raw:`"
+    with pytest.raises(RuntimeError, match=expected):
+        check()
+
+
+@pytest.mark.processes
+def test_the_workflow_runs_in_a_folder_with_quotes_and_refuses_one_with_braces(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Over 5 s: Snakemake twice, and a job."""
+    shutil.copytree(tiny / "raw", tmp_path / "data" / "raw" / "tiny")
+    config = {
+        "name": "quotes",
+        "dataset": "tiny",
+        "seeds": [0],
+        "runs": [raw_run_of("mae") | {"name": "mae"}],
+        "evaluations": [{"name": "knn"}],
+        "tables": [{"name": "tiny", "title": "Tiny", "evaluations": ["knn"]}],
+    }
+
+    def fetch(folder: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / folder).symlink_to(ROOT)
+        options = ["--snakefile", str(tmp_path / folder / "Snakefile"), "data/raw/tiny/fetched"]
+        return plan(config, tmp_path, *options, register=tiny / "datasets.yaml")
+
+    done = fetch('o\'brien "$HOME" ; x')
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = fetch("a{b}")
+    assert refused.returncode != 0
+    assert "a{b}: Snakemake takes braces in a path for variables: rename the" in refused.stderr
+
+
+@pytest.mark.processes
+def test_a_data_set_with_capitals_and_hyphens_is_planned(
+    tiny: Path, mini: dict[str, Any], tmp_path: Path
+) -> None:
+    """Over 5 s: Snakemake plans."""
+    (entry,) = yaml.safe_load((tiny / "datasets.yaml").read_text()).values()
+    (tmp_path / "register.yaml").write_text(yaml.safe_dump({"Tiny-100": entry}))
+    mini["dataset"] = "Tiny-100"
+    del mini["images"]
+    mini["evaluations"] = [{"name": "knn"}, {"name": "finetune", "uses": "images"}]
+    mini["tables"] = [{"name": "tiny", "title": "Tiny", "evaluations": ["knn", "finetune"]}]
+    done = plan(mini, tmp_path, "-n", register=tmp_path / "register.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "results/mini/evaluations/mae/seed0/Tiny-100.done" in done.stdout + done.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("without_slurm")
+def test_names_of_a_profile_reach_slurm_and_its_hidden_partitions_are_seen(
+    mini: dict[str, Any], tmp_path: Path
+) -> None:
+    """This Slurm has a partition ``all``, and the user one account. Over 5 s: Snakemake plans."""
+    answers = {
+        "sbatch": "",
+        "squeue": "",
+        "scontrol": "MinJobAge = 300 sec; SINFO_ALL is $SINFO_ALL",
+        "sinfo": "9|gpu:8|infinite|256|4000000",
+        "sacctmgr": "lab",
+    }
+    for name, answer in answers.items():
+        program = tmp_path / "bin" / name
+        program.unlink(missing_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{answer}" | tee -a {tmp_path}/said\n')
+        program.chmod(0o755)
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    profile["default-resources"] |= {"slurm_partition": "all", "slurm_account": "2024-15"}
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
+    refused = plan(mini, tmp_path, "--profile", str(tmp_path / "profile"))
+    output = refused.stdout + refused.stderr
+    assert "slurm_account: '2024-15' is none of yours; you have lab" in output
+    assert "SINFO_ALL is 1" in (tmp_path / "said").read_text()
 
 
 CONDA = """#!/bin/bash
