@@ -1,5 +1,6 @@
 """Text in, types or one clear error out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.method import load_method, method_names
 from ijepa.methods import ijepa
-from workflow.plan.benchmark import as_plain, read_benchmark, read_files
+from workflow.plan.benchmark import DATASET_NAME, as_plain, read_benchmark, read_files
 from workflow.plan.check import check
 from workflow.plan.grid import Grid
 
@@ -199,6 +200,9 @@ def test_a_data_set_may_be_named_with_capitals_and_hyphens(name: str) -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
     benchmark["evaluations"][0]["dataset"] = benchmark["runs"][0]["dataset"] = name
     assert name in Grid(read_benchmark(benchmark)).datasets
+    snakefile = (FOLDER.parent / "workflow" / "Snakefile").read_text()
+    (pattern,) = re.findall(r"^    dataset=(.+),$", snakefile, re.MULTILINE)
+    assert re.fullmatch(eval(pattern, {"DATASET_NAME": DATASET_NAME}), name)
 
 
 @pytest.mark.parametrize("name", ["my data", "a.b", "a/b", "-a", "\u00fcn\u00ef"])
