@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ijepa.checkpoint import import_encoder, load_encoder, read_tensors
-from tests.test_released import PLAIN, Weights, network, under
+from tests.released_files import PLAIN, Weights, network, under
 
 
 def same(one: Weights, other: Weights) -> bool:
