@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,6 +35,38 @@ def test_a_commit_has_a_plus_where_code_differs_and_none_for_a_cluster_s_names(
     assert provenance.commit() == committed
     code.write_text("new")
     assert provenance.commit() == f"{committed}+"
+
+
+GIT = subprocess.run(["git", "--version"], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(
+    [int(part) for part in re.findall(r"\d+", GIT)[:2]] < [2, 38],
+    reason="an older git takes no leave from its command line",
+)
+def test_the_commit_of_another_user_s_checkout_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*name, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    committed = provenance.commit()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert provenance.commit() == committed != "unknown"
+
+
+def test_where_an_old_git_refuses_another_user_s_checkout_the_remedy_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: str) -> str:
+        error = "fatal: unsafe repository; git config --global --add safe.directory X"
+        raise subprocess.CalledProcessError(128, "git", stderr=error)
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "_git", refuse)
+    assert provenance.commit() == "unknown"
+    assert f"git config --global --add safe.directory {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.fixture
