@@ -89,12 +89,12 @@ def check(benchmark: Benchmark) -> None:
                 raise UserError(
                     f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {available}"
                 )
-    _check_pools(benchmark)
     datasets = {item.name: item.dataset for item in benchmark.evaluations}
     external = _check_external(benchmark, {*datasets}, encoders)
     methods = {run.name: run.method for run in benchmark.runs}
     for table in benchmark.tables:
         _check_table(table, datasets, encoders | external, methods)
+    _check_pools(benchmark)
 
 
 def _check_pools(benchmark: Benchmark) -> None:
