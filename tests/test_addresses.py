@@ -57,8 +57,10 @@ def test_shards_are_not_fetched_again_and_their_checksums_still_hold(
 
 
 def test_an_address_that_fails_is_named_without_its_signature(server: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{server}/gone\.tar could not .* may be out of date"):
-        webdataset.fetch(shards(f"{server}/gone.tar?sig=1"), tmp_path / "raw")
+    expected = rf"^{server}/gone\.tar could not .* may be out of date"
+    with pytest.raises(UserError, match=expected) as failure:
+        webdataset.fetch(shards(f"{server}/gone.tar?sig=SECRET"), tmp_path / "raw")
+    assert "SECRET" not in str(failure.value)
 
 
 def test_finished_shards_stay_and_no_signature_is_written_beside_them(

@@ -78,6 +78,11 @@ def test_an_option_that_the_job_has_already_is_refused_with_its_key(option: str,
         replace(ONE, extra=f"--reservation=r {option}").extras()
 
 
+def test_what_the_job_does_not_ask_for_may_stand_in_the_extra() -> None:
+    assert replace(ONE, extra="--gres=lscratch:50").extras() == {"gres": "lscratch:50"}
+    assert replace(ONE, gb_per_gpu=0, extra="--mem=0").extras() == {"mem": "0"}
+
+
 def test_the_profile_s_type_of_gpus_and_memory_of_a_core_reach_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -125,13 +125,15 @@ class Request:
             words = shlex.split(self.extra or "")
         except ValueError as error:
             raise UserError(f"slurm_extra: {self.extra!r}: {error}: close it") from None
+        memory = self.gb_per_gpu or self.mem_mb_per_cpu
         for word in words:
             name, _, value = word.partition("=")
             if not name.startswith("--"):
                 raise UserError(
                     f"slurm_extra: {word!r} in {self.extra!r}: write each option as --name=value"
                 )
-            if key := OF_THE_PROFILE.get(name):
+            of_the_job = {"--gres": "gpu" in value, "--mem": memory}.get(name, True)
+            if of_the_job and (key := OF_THE_PROFILE.get(name)):
                 raise UserError(
                     f"slurm_extra: {word!r}: the job has this option from {key} in the profile: "
                     "set that, and leave it out here"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+from snakemake.utils import available_cpu_count
+
 from ijepa.cores import usable_cores
 from ijepa.errors import UserError
 from ijepa.files import writable
@@ -13,8 +15,10 @@ from workflow.plan.grid import Grid, Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
 try:
-    # "cores: all" are those of the machine, also in a container with a quota below.
-    GRID = Grid(read_benchmark(dict(config)), min(workflow.cores, usable_cores()))
+    # "cores: all" are those of the machine, also in a container with a quota below. A number may
+    # be meant for a cluster's nodes, which have nothing to do with this machine, their login node.
+    ALL = workflow.cores == available_cpu_count()
+    GRID = Grid(read_benchmark(dict(config)), usable_cores() if ALL else workflow.cores)
 except UserError as error:
     raise WorkflowError(str(error))
 RESULTS = GRID.results
@@ -62,8 +66,11 @@ take_names_as_they_are()
 def check_marks():
     """Refuse a folder data/raw/NAME in which ``fetch`` could not leave its mark, as a read-only link."""
     for text in GRID.missing_raw():
+        folder = Path("data/raw", text.partition("=")[0])
+        if (folder / "fetched").exists():
+            continue
         try:
-            writable(Path("data/raw", text.partition("=")[0]))
+            writable(folder)
         except UserError as error:
             raise WorkflowError(
                 f"{error}. If it is a link, remove it and name its target in the config's `raw:`"

@@ -39,9 +39,9 @@ def fetch(dataset: Dataset, raw: Path) -> None:
     refuse_missing(missing(dataset, raw))
     names = [*LIST_ARCHIVES]
     if (raw / TAR).exists():
+        list_once(raw / TAR)  # first: it refuses a folder that cannot be written
         if TAR in dataset.checksums:
             verify_once(raw / TAR, dataset.checksums[TAR])
-        list_once(raw / TAR)
     else:
         names.append(f"{TAR}.gz")
     for name in names:

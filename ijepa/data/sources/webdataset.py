@@ -130,8 +130,9 @@ def _download(address: str, path: Path, count: Callable[[int], object]) -> None:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 raise
+            fault = unsigned(str(error))  # it may repeat the address
             raise UserError(
-                f"{unsigned(address)} could not be fetched ({error}): check the address (its "
+                f"{unsigned(address)} could not be fetched ({fault}): check the address (its "
                 "signature may be out of date: renew it in datasets.yaml) and the network, "
                 "then run again; the shards that are there are kept"
             ) from None
