@@ -56,7 +56,7 @@ def joined() -> Iterator[World]:
         distributed.init_process_group(backend, timeout=TIMEOUT, device_id=device)
     except distributed.DistNetworkError as error:
         # Only the first process listens, so a port in use is its own fault, no other's loss.
-        if "failed to listen" not in str(error):
+        if "failed to listen" not in str(error) or "EADDRINUSE" not in str(error):
             raise
         raise UserError(
             f"port {os.environ['MASTER_PORT']} of {socket.gethostname()} is in use by another "

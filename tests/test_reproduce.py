@@ -131,7 +131,7 @@ def test_minutes_and_seconds() -> None:
         ({"memory": lambda: 2e9}, "2.0 GB of memory, 4 are needed"),
         (
             {"uv": lambda: None, "right_python": lambda: False},
-            "there is no Python 3.11, 3.12, 3.13 here",
+            "there is no Python 3.11 here",
         ),
         ({"network": lambda: False}, "the package index cannot be reached"),
     ],

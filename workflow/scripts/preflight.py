@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-PYTHONS = ("3.11", "3.12", "3.13")
-"""Versions that requirements.lock resolves for (pyproject.toml, requires-python)."""
+PYTHON = "3.11"
+"""Version that is used without uv: the one that everything here is tested with."""
 GB = 10**9
 LEAST_DISK = {"install": 12 * GB, "run": 3 * GB}
 """Bytes: the environment takes 6 GB and as much again while it is installed, data and results 1."""
@@ -39,12 +39,8 @@ def uv() -> "str | None":
 
 
 def right_python() -> bool:
-    """True if a Python that the lock resolves for is installed."""
-    if any(shutil.which("python" + version) for version in PYTHONS):
-        return True
-    version = subprocess.run(["python3", "--version"], stdout=subprocess.PIPE, check=False)
-    words = tuple("Python " + version + "." for version in PYTHONS)
-    return version.stdout.decode().startswith(words)
+    """True if that Python is installed."""
+    return shutil.which("python" + PYTHON) is not None
 
 
 def network() -> bool:
@@ -87,8 +83,8 @@ def fault(task: str, folder: str = ".") -> "str | None":
         return None
     if not uv() and not right_python():
         return (
-            f"there is no Python {', '.join(PYTHONS)} here: install one (python{PYTHONS[0]}, with "
-            "venv), or uv, which brings one: python3 -m pip install --user uv"
+            f"there is no Python {PYTHON} here: install it (python{PYTHON}, with venv), or uv, "
+            "which brings it: python3 -m pip install --user uv"
         )
     if not network():
         return (

@@ -13,7 +13,7 @@ from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 ENDINGS = {
-    ".jpg", ".jpeg", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
 
