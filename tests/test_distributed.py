@@ -21,6 +21,8 @@ from tests.conftest import Trained, raw_run_of
 from tests.test_methods import METHODS, batch, distance, make, part
 from tests.test_train import log_of, state, wait_for_checkpoint, weights
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 ROOT = Path(__file__).parents[1]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
