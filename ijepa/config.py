@@ -21,7 +21,7 @@ from ijepa.strict import merged, strict
 
 @dataclass(frozen=True)
 class Keep:
-    """What a finished run leaves beside its encoder.
+    """Choice of what a finished run leaves beside its encoder.
 
     ``whole`` is everything that was learned, in ``whole.safetensors``: both towers, predictor or
     decoder, heads, centres. It has four bytes for each parameter: 5 GB for I-JEPA's ViT-H/14.

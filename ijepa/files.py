@@ -83,9 +83,9 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError(f"{path}{place}: {problem}: this is not YAML, mend it") from None
+        raise UserError(f"{path}{where}: {problem}: this is not YAML, mend it") from None
 
 
 def read_json(path: Path) -> Any:

@@ -259,7 +259,7 @@ def test_features_that_are_no_numbers_are_refused(name: str) -> None:
 
 
 def test_the_number_of_neighbours_is_chosen_on_training_images_by_all_others() -> None:
-    """Of 30 images in three clouds, 29 neighbours vote for the largest class."""
+    """With 30 images in three clouds, 29 neighbours vote for the largest class."""
     subject = clouds(30, 30, noise=0.5)
     result = knn.evaluate(knn.Config(candidates=(29, 5), temperature=10), subject)
     x = torch.nn.functional.normalize(subject.x["train"].half().float())

@@ -44,7 +44,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_container_s_quota_limits_the_cores(
     group: str, files: dict[str, Any], usable: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In version 2 of cgroups and in version 1; the smallest of a group's and of those above."""
+    """Versions 2 and 1 of cgroups; the smallest quota of a group and of those above counts."""
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
@@ -55,7 +55,7 @@ def test_a_container_s_quota_limits_the_cores(
 
 
 def test_a_system_without_affinity_has_its_machine_s_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As macOS."""
+    """MacOS is such a system."""
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(cores, "quota", lambda: float("inf"))
@@ -96,7 +96,7 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def test_on_a_disk_without_locks_work_goes_on_with_a_warning(
     fault: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As Lustre without the option flock. A disk that fails is another matter."""
+    """Lustre without the option flock is such a disk. A disk that fails is another matter."""
     for work in (held(tmp_path / "lock", "taken"), download._alone(tmp_path / "file.part")):
         if fault == errno.EIO:
             with pytest.raises(OSError, match="Input/output error"), work:

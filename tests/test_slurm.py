@@ -1,4 +1,4 @@
-"""What a job asks Slurm for, and what Slurm is asked, without a cluster (with one: tests/slurm)."""
+"""Requests of a job, and questions to Slurm, without a cluster (with one: tests/slurm)."""
 
 import re
 import subprocess
@@ -73,7 +73,7 @@ def test_memory_is_asked_for_a_node_or_a_core_or_not_at_all(
     ],
 )
 def test_an_option_that_the_job_has_already_is_refused_with_its_key(option: str, key: str) -> None:
-    """Of two lines with one option Slurm takes either, depending on the option."""
+    """Slurm takes either of two lines with one option, depending on the option."""
     with pytest.raises(UserError, match=rf"slurm_extra: '{option}': .* from {key} in the profile"):
         replace(ONE, extra=f"--reservation=r {option}").extras()
 

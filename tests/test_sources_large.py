@@ -196,7 +196,7 @@ def flatten(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["{image}.JPEG", "{image}_{wnid}.JPEG"])
 def test_images_in_one_folder_may_name_their_classes(name: str, folders: Path) -> None:
-    """As on the Hugging Face Hub; an official training image does so anyway."""
+    """The Hugging Face Hub has such names; an official training image has one anyway."""
     flatten(folders / "train", name)
     flatten(folders / "val", "{image}_{wnid}.JPEG")
     assert summary(fetched(IMAGENET, folders, "train"), IMAGENET) == IMAGENET_TRAIN

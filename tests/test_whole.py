@@ -1,4 +1,4 @@
-"""What a finished run keeps beside its encoder: all networks, and on request the optimiser."""
+"""A finished run keeps all networks beside its encoder, and on request the optimiser."""
 
 import json
 from pathlib import Path
