@@ -209,6 +209,15 @@ def check_limit(limit: dict[str, int], data: Path) -> None:
             raise UserError(
                 f"images.{split}: {count} asked for, but {data} has {available}: ask for fewer"
             )
+        for label, numbers in Images(data, split).labels.items():
+            some, all_classes = len(np.unique(numbers[:count])), len(np.unique(numbers))
+            in_order = (np.diff(numbers[:count]) >= 0).all()
+            if some < all_classes <= count and in_order:
+                raise UserError(
+                    f"images.{split}: the first {count} images of {data} have {some} of "
+                    f"{all_classes} classes of {label}: they lie in the order of their classes; "
+                    f"leave images.{split} out"
+                )
 
 
 def main() -> None:

@@ -227,14 +227,22 @@ def import_encoder(
         raise UserError(
             f"--num-heads is {num_heads}, but {source} has {published_heads}: leave it out"
         )
+    for name, value in reading.weights.items():
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise UserError(
+                f"{source}: {name} has values that are no numbers, or whole ones ({value.dtype}): "
+                "get the file again, or weights that are not quantised"
+            )
     weights = {
         name: value.detach().to(torch.float32, copy=True).contiguous()
         for name, value in reading.weights.items()
     }
     try:
-        vit = ViTConfig(**{**reading.shape, "num_heads": num_heads or published_heads})
+        heads = published_heads if num_heads is None else num_heads
+        vit = ViTConfig(**{**reading.shape, "num_heads": heads})
         trained_size = vit.image_size
-        weights, vit = released.resized(weights, vit, image_size or vit.image_size)
+        side = trained_size if image_size is None else image_size
+        weights, vit = released.resized(weights, vit, side)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     about = {
@@ -323,7 +331,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if ours(path):
         raise UserError(f"{path} is a file of this project already: use it as it is")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return dict(flattened(content))
@@ -342,6 +350,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or is no file of torch or safetensors ({reason}): get it again"
         ) from None
     return dict(flattened(content))
+
+
+def is_safetensors(path: Path) -> bool:
+    """True if a file begins as safetensors do, whatever its name: its header's length, then {."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

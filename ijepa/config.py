@@ -91,14 +91,16 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
             raise UserError(f"{where}.{part}: {raw[part]!r} must be keys and values")
     vit = dict(raw.get("vit") or {})
     if (size := vit.pop("size", None)) is not None:
-        if size not in SIZES:
+        if not isinstance(size, str) or size not in SIZES:
             raise UserError(
                 f"{where}.vit.size: {size!r} is unknown: allowed are {', '.join(SIZES)}"
             )
         vit = {**SIZES[size], **vit}
     recipe = dict(raw.get("recipe") or {})
     presets = load_method(raw["method"]).PRESETS
-    if (name := recipe.pop("preset", None)) is not None and name not in presets:
+    if (name := recipe.pop("preset", None)) is not None and (
+        not isinstance(name, str) or name not in presets
+    ):
         raise UserError(
             f"{where}.recipe.preset: {name!r} is unknown: allowed are {', '.join(presets)}"
         )

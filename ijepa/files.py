@@ -40,7 +40,8 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else its text would be lost
+            error.filename = error.filename or str(path)
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -75,12 +76,38 @@ def write_yaml(path: Path, value: Any) -> None:
         write_text(path, text)
 
 
+def _refuse_doubled(node: yaml.Node | None, seen: set[int]) -> None:
+    """Raise YAMLError for a key that is in a mapping twice: one of its values would be lost."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_doubled(item, seen)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                if key.value in keys:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                keys.add(key.value)
+            _refuse_doubled(value, seen)
+
+
 def read_yaml(path: Path) -> Any:
     """Content of a YAML file; raises UserError if it is missing or not YAML."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_doubled(yaml.compose(text, yaml.SafeLoader), set())
+        return yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name a file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

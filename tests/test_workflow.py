@@ -78,22 +78,27 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
     made = {"fetch", "build_shards", "pretrain", "evaluate_features", "predict_cost", "gpu_hours"}
     assert stats.keys() == made | {"metrics", "tabulate", "report", "all", "total"}
     assert int(stats["total"]) <= 30
-    assert "makes of cifar10: linear_probe, knn, low_shot; clevr_tiny: clevr_count" in output
+    assert (
+        "makes of cifar10: linear_probe, linear_own, knn, low_shot; clevr_tiny: clevr_count"
+        in output
+    )
     for encoder in ("ijepa", "mae", "data2vec", "random_init", "pixels"):
         for dataset in ("cifar10", "clevr_tiny"):
             assert f"results/mini/evaluations/{encoder}/seed0/{dataset}.done" in output
 
 
 def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict[str, Any]) -> None:
-    mini["evaluations"][2]["uses"] = "both"  # low_shot, fine-tuned too
+    (low_shot,) = (item for item in mini["evaluations"] if item["name"] == "low_shot")
+    low_shot["uses"] = "both"  # fine-tuned too
     grid = Grid(read_benchmark(mini))
     of_mae = {group.dataset: names for group, names in grid.groups.items() if group.run == "mae"}
     assert of_mae == {
-        "cifar10": ["linear_probe", "knn"],
+        "cifar10": ["linear_probe", "linear_own", "knn"],
         "clevr_tiny": ["clevr_count", "clevr_dist"],
     }
     # Raw pixels have no network to fine-tune.
-    assert grid.groups[Group("pixels", 0, "cifar10")] == ["linear_probe", "knn", "low_shot"]
+    own = ["linear_probe", "linear_own", "knn", "low_shot"]
+    assert grid.groups[Group("pixels", 0, "cifar10")] == own
     single = {path for path in grid.evaluated if path.endswith(".json")}
     assert {Path(path).parts[3:] for path in single} == {
         (run, "seed0", "low_shot.json") for run in ("ijepa", "mae", "data2vec", "random_init")
@@ -103,7 +108,7 @@ def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict
 def test_every_result_of_a_table_is_planned_once(mini: dict[str, Any]) -> None:
     grid = Grid(read_benchmark({**mini, "seeds": [0, 1]}))
     runs = ("ijepa", "mae", "data2vec", "random_init")
-    assert len(grid.wanted) == len(set(grid.wanted)) == 5 * (2 * len(runs) + 1)
+    assert len(grid.wanted) == len(set(grid.wanted)) == 6 * (2 * len(runs) + 1)
     assert len(grid.evaluated) == 2 * (2 * len(runs) + 1)
 
 

@@ -159,12 +159,21 @@ def refuse_missing(missing: list[str]) -> None:
 
 
 def folder_entries(folder: Path) -> list[Path]:
-    """Image files directly in a folder, sorted by name, without hidden files."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
-    )
+    """Image files directly in a folder, sorted by name, without hidden files.
+
+    Raises UserError for a link that leads to no file.
+    """
+    paths = []
+    with os.scandir(folder) as items:  # knows files without asking the disk for each
+        for item in items:
+            path = Path(item.path)
+            if path.suffix.lower() not in IMAGE_ENDINGS or item.name.startswith("."):
+                continue
+            if item.is_symlink() and not path.is_file():
+                raise UserError(f"{path} is a link to nothing: bring the image again, or remove it")
+            if path.is_file() if item.is_symlink() else item.is_file():
+                paths.append(path)
+    return sorted(paths)
 
 
 @contextlib.contextmanager

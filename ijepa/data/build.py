@@ -229,7 +229,11 @@ def _write(job: Job) -> Shard:
                 shard.corrupt.append((entry.name, fault))
                 continue
             if job.dataset.resize is not None:
-                image, ending = shrunk(image, job.dataset.resize), "jpg"
+                try:
+                    image, ending = shrunk(image, job.dataset.resize), "jpg"
+                except (OSError, SyntaxError, ValueError) as error:
+                    shard.corrupt.append((entry.name, str(error) or type(error).__name__))
+                    continue
             for label, value in entry.labels.items():
                 kind = "cls" if label == ONLY_LABEL else f"{label}.cls"
                 tar.add(f"{number:08d}.{kind}", str(value).encode())
@@ -302,7 +306,8 @@ def inspect(content: bytes) -> tuple[str, str | None]:
             ending = ENDINGS.get(image.format or "", "")
             if not ending:
                 return "", f"{image.format} is no format for shards: convert it, to PNG for example"
-            if image.mode.startswith(DEEP):
+            # Pillow reads a PNG of 16 bits a channel as one of 8, the upper ones.
+            if image.mode.startswith(DEEP) or (ending == "png" and content[24] == 16):
                 return "", (
                     f"it has more than 8 bits a pixel (mode {image.mode}), of which the user must "
                     "choose a range: convert it to 8 bits"

@@ -101,8 +101,8 @@ class Released:
     licence: str
     layout: str | None = None
     tower: str | None = None
-    image_size: int | None = None
-    num_heads: int | None = None
+    image_size: Count | None = None
+    num_heads: Count | None = None
 
     def options(self) -> Settings:
         """Options of ``python -m ijepa.checkpoint import`` that are given."""
@@ -215,6 +215,12 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
                 "table could not be compared: set seeds for the whole config"
             )
     given: Benchmark = strict(Benchmark, raw, where)
+    for run in given.runs:
+        if not isinstance(run.recipe.get("optim", {}), dict):
+            raise UserError(
+                f"{where}.runs.{run.name}.recipe.optim: {run.recipe['optim']!r} must be keys and "
+                "values"
+            )
     return replace(
         given,
         runs=[

@@ -29,7 +29,7 @@ from ijepa.cost.flops import has_class_token
 from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
 from ijepa.data.source import load_source
-from ijepa.released.layouts import LAYOUTS
+from ijepa.released.layouts import LAYOUTS, TOWERS
 from workflow.plan.benchmark import (
     PIXELS,
     UNTRAINED,
@@ -55,6 +55,14 @@ def check(benchmark: Benchmark) -> None:
                 f"{where}.sha256: {weights.sha256!r} is no SHA-256: fetch the file once by "
                 "hand, make sure that it is the right one, and write here what sha256sum says of it"
             )
+        if weights.tower not in (None, *TOWERS):
+            raise UserError(
+                f"{where}.tower: {weights.tower!r} is unknown: allowed are {', '.join(TOWERS)}"
+            )
+        if "://" not in weights.address and not Path(weights.address).is_file():
+            raise UserError(
+                f"{where}.address: {weights.address} is no file here, and no address: correct it"
+            )
         if (layout := weights.layout or "auto") not in ("auto", *LAYOUTS):
             raise UserError(
                 f"{where}.layout: {layout!r} is unknown: allowed are auto, {', '.join(LAYOUTS)}"
@@ -77,12 +85,14 @@ def check(benchmark: Benchmark) -> None:
     used |= {item.dataset for item in benchmark.evaluations}
     for dataset in sorted(used):
         load_source(register.load_dataset(dataset).source)
+    for key, names in (("images", benchmark.images), ("raw", benchmark.raw)):
+        for dataset in names:
+            if dataset not in used:
+                raise UserError(
+                    f"{key}.{dataset}: no run and no evaluation uses it: leave it out, or correct "
+                    f"the name; used are {', '.join(sorted(used))}"
+                )
     for dataset, counts in benchmark.images.items():
-        if dataset not in used:
-            raise UserError(
-                f"images.{dataset}: no run and no evaluation uses it: leave it out, or correct the "
-                f"name; used are {', '.join(sorted(used))}"
-            )
         for split, count in counts.items():
             available = register.load_dataset(dataset).splits.get(split, 0)
             if available is not None and count > available:

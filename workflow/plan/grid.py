@@ -6,6 +6,7 @@ imports no torch: a plan takes milliseconds.
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -280,7 +281,8 @@ class Grid:
 
     def raw(self, dataset: str) -> str:
         """Folder where the raw files of a data set lie, or are brought to."""
-        return self.benchmark.raw.get(dataset, f"data/raw/{dataset}")
+        folder = self.benchmark.raw.get(dataset, f"data/raw/{dataset}")
+        return str(Path(os.path.expandvars(folder)).expanduser())
 
     @cached_property
     def wanted(self) -> list[str]:

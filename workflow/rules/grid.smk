@@ -1,5 +1,6 @@
 # The plan of the config (workflow.plan.grid), and the files that the user must bring first.
 
+import getpass
 import os
 import subprocess
 import sys
@@ -9,12 +10,24 @@ from snakemake.utils import available_cpu_count
 
 from ijepa.cores import usable_cores
 from ijepa.errors import UserError
-from ijepa.files import writable
+from ijepa.files import read_yaml, writable
 from workflow.plan.benchmark import DATASET_NAME, read_benchmark
 from workflow.plan.grid import Grid, Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
 try:
+    getpass.getuser()
+except (
+    KeyError,
+    OSError,
+):  # a user without a name, as by docker run -u; Snakemake asks for one
+    os.environ["LOGNAME"] = str(os.getuid())
+
+try:
+    for (
+        file
+    ) in workflow.configfiles:  # Snakemake's reader takes the last of two equal keys
+        read_yaml(Path(file))
     # "cores: all" are those of the machine, also in a container with a quota below. A number may
     # be meant for a cluster's nodes, which have nothing to do with this machine, their login node.
     ALL = workflow.cores == available_cpu_count()
@@ -52,15 +65,28 @@ def take_names_as_they_are():
         for key in [key for key in NAMES if key in part]:
             text = str(part[key].raw)
             if text in ("True", "False", "None"):
+                remedy = (
+                    "leave the line out"
+                    if text == "None"
+                    else f'quote it, as {key}: "on"'
+                )
                 raise WorkflowError(
-                    f"{key} in the profile: YAML takes this word for {text}: quote it, as {key}: "
-                    '"on"'
+                    f"{key} in the profile: YAML takes this word for {text}: {remedy}"
                 )
             if not set(text) & set("'\"( "):
                 part[key] = text
 
 
 take_names_as_they_are()
+
+
+def check_folders():
+    """Refuse folders that cannot be written, before hours of training."""
+    try:
+        for folder in ("results", "data/shards", "logs", "work"):
+            writable(Path(folder))
+    except UserError as error:
+        raise WorkflowError(str(error))
 
 
 def check_marks():

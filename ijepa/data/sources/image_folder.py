@@ -13,7 +13,7 @@ from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 ENDINGS = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
+    ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
 
@@ -73,12 +73,17 @@ def images(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
     with os.scandir(folder) as content:
-        items = sorted((item for item in content if item.name[0] != "."), key=lambda i: i.name)
+        items = sorted((item for item in content if item.name[0] not in ".@"), key=lambda i: i.name)
     for item in items:
         path = Path(item.path)
-        if item.is_dir():
+        if path.is_dir():  # Path's: False for a link that leads nowhere, or to itself
+            if item.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+                raise UserError(f"{path} is a link to a folder that it lies in: remove it")
             yield from images(path)
         elif path.suffix.lower() in ENDINGS:
+            if not path.is_file():
+                kind = "a link to nothing" if item.is_symlink() else "no file"
+                raise UserError(f"{path} is {kind}: bring the image again, or remove it")
             yield path
 
 
