@@ -337,7 +337,7 @@ def test_a_result_from_outside_is_in_the_tables_with_its_file(tmp_path: Path) ->
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))
     text = shapes.markdown(made["cifar10"])
     source = f"external: {tmp_path / 'mine.csv'}"
-    assert f"| mine | 66.00 | 55.50 [54.5, 56.5] | - | - | {source} |" in text
+    assert f"| mine | 66.00 | - | 55.50 [54.5, 56.5] | - | - | {source} |" in text
     assert "mine" not in shapes.markdown(made["clevr"])
 
 
