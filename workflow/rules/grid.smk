@@ -21,7 +21,7 @@ except (
     KeyError,
     OSError,
 ):  # a user without a name, as by docker run -u; Snakemake asks for one
-    os.environ["LOGNAME"] = str(os.getuid())
+    os.environ.setdefault("LOGNAME", str(os.getuid()))
 
 try:
     for (
