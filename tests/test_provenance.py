@@ -82,7 +82,7 @@ def test_seeds_that_a_table_does_not_have_are_not_traced(mini: Path) -> None:
     origins = trace(mini / "tables/cifar10", "mae")
     shutil.copytree(mini / "evaluations/mae/seed0", mini / "evaluations/mae/seed1")
     assert trace(mini / "tables/cifar10", "mae") == origins
-    assert {origin["evaluation"] for origin in origins} == {"linear_probe", "knn"}
+    assert {origin["evaluation"] for origin in origins} == {"linear_probe", "linear_own", "knn"}
 
 
 def test_a_result_that_is_not_that_of_the_table_is_named(mini: Path) -> None:

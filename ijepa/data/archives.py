@@ -181,7 +181,7 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turn the libraries' errors for a damaged archive into a UserError that names it."""
     try:
         yield
-    except tarfile.FilterError as error:
+    except REFUSED as error:
         raise UserError(f"{path} is refused ({error}): bring the official archive") from None
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(
@@ -199,11 +199,29 @@ def _unpack_tar(archive: Path, into: Path) -> None:
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in _members(tar):
                 if not _is_there(into / member.name, member.size, member.mtime):
-                    tar.extract(member, into, filter="data")
+                    _extract(tar, member, into)
                 bar.update(file.tell() - bar.n)
         # A gzip stream is known to be whole only at its very end, after that of the tar.
         while stream.read(BLOCK_BYTES):
             pass
+
+
+class Refused(tarfile.TarError):
+    """A member of an archive that would lie outside its folder, or that is a link or a device."""
+
+
+REFUSED = (Refused, getattr(tarfile, "FilterError", Refused))
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
+    """Extract a member as tarfile's filter "data" does; Debian 12's Python 3.11.2 has none."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extract(member, into, filter="data")
+        return
+    inside = (into / member.name).resolve().is_relative_to(into.resolve())
+    if not inside or not (member.isfile() or member.isdir()):
+        raise Refused(f"{member.name!r} would lie outside the destination, or is a link or device")
+    tar.extract(member, into)
 
 
 def _unpack_zip(archive: Path, into: Path) -> None:
