@@ -45,8 +45,9 @@ def download(address: str, path: Path, checksum: str | None = None) -> None:
             _receive_all(address, part)
         if checksum and (got := digest(part, algorithm)) != expected:
             part.unlink()
+            name = algorithm.upper().replace("SHA", "SHA-")
             raise UserError(
-                f"{address} gave a file of {algorithm} {got}, expected {expected}; it was removed: "
+                f"{address} gave a file of {name} {got}, expected {expected}; it was removed: "
                 "check the address and the checksum, then run again, which starts anew"
             )
         with part.open("rb+") as file:
