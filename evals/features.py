@@ -205,11 +205,12 @@ def check_limit(limit: dict[str, int], data: Path) -> None:
     for split, count in limit.items():
         if split not in index.splits:
             raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
-        if count > (available := len(Images(data, split))):
+        images = Images(data, split)
+        if count > (available := len(images)):
             raise UserError(
                 f"images.{split}: {count} asked for, but {data} has {available}: ask for fewer"
             )
-        for label, numbers in Images(data, split).labels.items():
+        for label, numbers in images.labels.items():
             some, all_classes = len(np.unique(numbers[:count])), len(np.unique(numbers))
             in_order = (np.diff(numbers[:count]) >= 0).all()
             if some < all_classes <= count and in_order:

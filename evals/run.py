@@ -116,17 +116,18 @@ def evaluate_group(
     run; UserError then names those that failed.
     """
     header = {} if encoder is None else read_header(encoder)
-    for item in items:  # a wrong setting is told before hours of extraction
+    configs = {}
+    for item in items:  # before extraction: a wrong setting must not be told after hours of it
         where = f"evaluations.{item.name}"
-        resolved(configure(item.evaluation, item.config, where), header, where)
+        raw = configure(item.evaluation, item.config, where)
+        configs[item.name] = resolved(raw, header, where)
     extract(encoder, data, image_size, features, limit)
     failures = []
     for item in items:
         out = results / f"{item.name}.json"
         subject = Subject(data, item.label, None, features, work / item.name, limit=limit)
-        about, where = subject.about(), f"evaluations.{item.name}"
-        config = resolved(configure(item.evaluation, item.config, where), about, where)
-        identity = identity_of(item.evaluation, config, item.label, limit, about)
+        config = configs[item.name]
+        identity = identity_of(item.evaluation, config, item.label, limit, subject.about())
         if is_same(out, identity):
             print(f"{item.name}: there already", flush=True)
             continue

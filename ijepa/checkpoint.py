@@ -80,7 +80,7 @@ VALUES: list[Any] = [
     (SCALAR, "numpy.core.multiarray.scalar"), (ARRAY, "numpy.core.multiarray._reconstruct"),
     *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdg"},
 ]  # fmt: skip
-"""What trainings save beside their weights and what only holds values: arguments, metrics."""
+"""Types that only hold values, which trainings save beside their weights: arguments, metrics."""
 WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts of names that torch.compile, FSDP and activation checkpoints put before a module's own."""
 
@@ -148,23 +148,23 @@ def save_whole(path: Path, method: Method, run: RunConfig, facts: dict[str, Any]
         for name, value in method.state_dict().items()
     }
     about = {"run": dataclasses.asdict(run), "facts": {**facts, **here()}}
-    try:
-        with written_whole(path) as part:
-            save_file(tensors, part, metadata={"ijepa_whole": json.dumps(about)})
-    except SafetensorError as error:
-        raise cannot_be_written(path, error) from None
+    save_tensors(path, tensors, about, key="ijepa_whole")
 
 
 def save_tensors(
-    path: Path, tensors: dict[str, Tensor], about: dict[str, Any], replace: bool = True
+    path: Path,
+    tensors: dict[str, Tensor],
+    about: dict[str, Any],
+    replace: bool = True,
+    key: str = "ijepa",
 ) -> None:
-    """Write tensors as safetensors with a header, whole or not at all.
+    """Write tensors as safetensors with a header under ``key``, whole or not at all.
 
     If ``replace`` is false, a file with other content at ``path`` is an error.
     """
     try:
         with written_whole(path) as part:
-            save_file(tensors, part, metadata={"ijepa": json.dumps(about)})
+            save_file(tensors, part, metadata={key: json.dumps(about)})
             may_replace(path, part, replace)
     except SafetensorError as error:
         raise cannot_be_written(path, error) from None

@@ -5,10 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ijepa.data.addresses import unsigned
-from ijepa.files import ROOT
+from ijepa.files import ROOT, read_yaml
 
 LAUNCH = {
     "cluster": "local",
@@ -59,7 +57,7 @@ def as_options(values: dict[str, Any]) -> str:
 def register_entry(dataset: str) -> dict[str, Any]:
     """Keys of a data set's register entry that decide its shards: no titles, no signatures."""
     path = os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml")
-    entry = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get(dataset, {})
+    entry = read_yaml(Path(path)).get(dataset, {})
     words = {"title", "citation", "licence", "origins", "max_corrupt"}
     decisive: dict[str, Any] = unsigned({k: v for k, v in entry.items() if k not in words})
     return decisive

@@ -15,18 +15,15 @@ from workflow.plan.benchmark import DATASET_NAME, read_benchmark
 from workflow.plan.grid import Grid, Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
+# A user may have no name, as by docker run -u; Snakemake asks for one.
 try:
     getpass.getuser()
-except (
-    KeyError,
-    OSError,
-):  # a user without a name, as by docker run -u; Snakemake asks for one
+except (KeyError, OSError):
     os.environ.setdefault("LOGNAME", str(os.getuid()))
 
 try:
-    for (
-        file
-    ) in workflow.configfiles:  # Snakemake's reader takes the last of two equal keys
+    # Read once more: Snakemake's reader takes the last of two equal keys.
+    for file in workflow.configfiles:
         read_yaml(Path(file))
     # "cores: all" are those of the machine, also in a container with a quota below. A number may
     # be meant for a cluster's nodes, which have nothing to do with this machine, their login node.
