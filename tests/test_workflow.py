@@ -4,7 +4,6 @@ Plans are made by workflow.plan in this process. Snakemake itself is started onl
 Snakemake.
 """
 
-import ast
 import errno
 import hashlib
 import os
@@ -12,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +28,9 @@ from snakemake.settings.types import ResourceSettings
 
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.errors import UserError
-from ijepa.files import writable
 from ijepa.vit import ViT
 from tests.conftest import raw_run_of
+from workflow.plan import session
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.grid import Grid, Group
 
@@ -321,29 +321,15 @@ def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(mini: dict[st
     assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}
 
 
-def function_of_rules(name: str, **world: Any) -> Any:
-    """A function of workflow/rules/grid.smk, among the names of ``world``.
-
-    That file is Python without a rule, which Snakemake runs in a workflow of its own.
-    """
-    kept = (ast.FunctionDef, ast.Assign)
-    tree = ast.parse((ROOT / "workflow" / "rules" / "grid.smk").read_text())
-    tree.body = [
-        part
-        for part in tree.body
-        if isinstance(part, kept) and ast.unparse(part).startswith((f"def {name}(", "NAMES = "))
-    ]
-    exec(compile(tree, "grid.smk", "exec"), world)
-    return world[name]
-
-
 def read_profile(rule: str | None, partition: str) -> tuple[Any, Any]:
-    """A workflow and its profile's resources, of one rule or of all, as Snakemake reads them."""
+    """A profile's resources, of one rule or of all: as Snakemake has parsed and as it uses them."""
     assigned = [f"slurm_partition={partition}", "runtime=10 * attempt"]
     resources = Resources.parse(assigned, allow_expressions=True)
     kinds = {"overwrite_resources": {rule: resources}, "default_resources": Resources()}
     settings = ResourceSettings(**(kinds if rule else {"default_resources": resources}))
-    return SimpleNamespace(resource_settings=settings), resources
+    if rule:
+        return settings._parsed_overwrite_resources[rule], resources
+    return settings._parsed_default_resources, resources
 
 
 @pytest.mark.parametrize(
@@ -363,8 +349,8 @@ def read_profile(rule: str | None, partition: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("rule", [None, "pretrain"])
 def test_names_in_a_profile_are_taken_as_they_are(text: str, value: str, rule: str | None) -> None:
     """Snakemake takes them for Python: ``all`` for a function, ``2024-15`` for 2009."""
-    workflow, resources = read_profile(rule, text)
-    function_of_rules("take_names_as_they_are", workflow=workflow)()
+    parsed, resources = read_profile(rule, text)
+    session.take_names_as_they_are(parsed)
     context = {"wildcards": {}, "input": [], "attempt": 1, "threads": 1, "async_run": None}
     assert resources["slurm_partition"].evaluate(rulename="any", **context).value == value
     assert resources["runtime"].evaluate(rulename="any", **context).value == 10
@@ -372,10 +358,9 @@ def test_names_in_a_profile_are_taken_as_they_are(text: str, value: str, rule: s
 
 @pytest.mark.parametrize("text", ["on", "null"])
 def test_a_name_that_yaml_takes_for_another_value_is_to_be_quoted(text: str) -> None:
-    workflow, _ = read_profile(None, str(yaml.safe_load(text)))
-    names = {"workflow": workflow, "WorkflowError": RuntimeError}
-    with pytest.raises(RuntimeError, match="slurm_partition in the profile: YAML takes this word"):
-        function_of_rules("take_names_as_they_are", **names)()
+    parsed, _ = read_profile(None, str(yaml.safe_load(text)))
+    with pytest.raises(UserError, match="slurm_partition in the profile: YAML takes this word"):
+        session.take_names_as_they_are(parsed)
 
 
 def test_a_raw_folder_in_which_no_mark_can_be_left_is_refused_with_the_remedy(
@@ -383,18 +368,20 @@ def test_a_raw_folder_in_which_no_mark_can_be_left_is_refused_with_the_remedy(
 ) -> None:
     """A mark tells Snakemake that the raw files were fetched."""
 
-    def refuse(**_: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    marked = tempfile.TemporaryFile
+
+    def refuse(dir: Path) -> Any:
+        if Path(dir) == Path("data/raw/tiny"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return marked(dir=dir)
 
     monkeypatch.chdir(tmp_path)
-    names = {"Path": Path, "writable": writable, "UserError": UserError}
-    grid = SimpleNamespace(missing_raw=lambda: ["tiny=/shared/tiny"])
-    check = function_of_rules("check_marks", GRID=grid, WorkflowError=RuntimeError, **names)
-    check()
+    grid: Any = SimpleNamespace(missing_raw=lambda: ["tiny=/shared/tiny"])
+    session.check_folders(grid)
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     expected = r"data/raw/tiny cannot be written .*name its target in the config's `raw:`"
-    with pytest.raises(RuntimeError, match=expected):
-        check()
+    with pytest.raises(UserError, match=expected):
+        session.check_folders(grid)
 
 
 @pytest.mark.processes

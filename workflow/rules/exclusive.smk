@@ -20,10 +20,8 @@ def hold_folder():
     global HELD  # until this process ends
     taken = "another snakemake works in this folder (process {process})"
     HELD = held(Path(".snakemake/running"), taken, patience=0)
-    try:
+    with errors_of_snakemake():
         HELD.__enter__()
-    except UserError as error:
-        raise WorkflowError(str(error))
 
 
 def check_cluster():
@@ -35,7 +33,8 @@ def check_cluster():
     if workflow.executor_plugin.common_settings.local_exec:
         return
     os.environ |= EVERYTHING  # for the plugin's own queries
-    run_module("ijepa.cluster.slurm", os.getcwd())
+    with errors_of_snakemake():
+        session.run_module("ijepa.cluster.slurm", os.getcwd())
     check_job_age()
     begin_jobs()
     requests = {}
@@ -45,8 +44,8 @@ def check_cluster():
             requests.setdefault(options, job.rule.name)
     for options, name in requests.items():
         try:
-            run_module("ijepa.cluster.launch", "--check", *shlex.split(options))
-        except WorkflowError as error:
+            session.run_module("ijepa.cluster.launch", "--check", *shlex.split(options))
+        except UserError as error:
             raise WorkflowError(f"of {name}: {error}")
 
 

@@ -16,6 +16,8 @@ rule pretrain:
         job=f"{RESULTS}/runs/{{run}}/seed{{seed}}/job.json",
     log:
         f"logs/{RESULTS}/pretrain/{{run}}-{{seed}}.log",
+    # The longest jobs first: begun last, one would end alone while the other cores wait.
+    priority: 1
     # The launcher restarts a lost job by itself; any other failure would happen again.
     retries: 0
     conda:

@@ -1,5 +1,7 @@
 # From results to tables and to the page that a person reads.
 
+from dataclasses import asdict
+
 
 rule tabulate:
     input:
