@@ -62,10 +62,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ijepa.architecture import Variant, ViTConfig
-from ijepa.config import RunConfig
+from ijepa.config import RunConfig, as_plain
 from ijepa.encoder_file import read_header
 from ijepa.files import digest, written_whole
-from ijepa.method import Method, load_method
 from ijepa.provenance import here
 from ijepa.released import convert as released
 from ijepa.vit import ViT
@@ -128,27 +127,12 @@ def resume(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> i
 def save_encoder(path: Path, encoder: ViT, run: RunConfig, facts: dict[str, Any]) -> None:
     """Write an encoder as safetensors; its header holds the run's configuration and ``facts``."""
     about = {
-        "run": dataclasses.asdict(run),
+        "run": as_plain(run),
         "variant": dataclasses.asdict(encoder.variant),
         "facts": {**facts, **here()},
     }
     weights = {name: value.contiguous().cpu() for name, value in encoder.state_dict().items()}
     save_tensors(path, weights, about)
-
-
-def save_whole(path: Path, method: Method, run: RunConfig, facts: dict[str, Any]) -> None:
-    """Write everything that was learned as safetensors, under the names of the method's release.
-
-    So it can be taken in again like the release's own files (``python -m ijepa.checkpoint import``)
-    and, for MAE and DINO, by timm. A method without published weights has its own names.
-    """
-    names: dict[str, str] = getattr(load_method(run.method), "RELEASED", {})
-    tensors = {
-        released.published_name(name, names): value.detach().cpu().clone().contiguous()
-        for name, value in method.state_dict().items()
-    }
-    about = {"run": dataclasses.asdict(run), "facts": {**facts, **here()}}
-    save_tensors(path, tensors, about, key="ijepa_whole")
 
 
 def save_tensors(

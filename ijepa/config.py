@@ -34,6 +34,22 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Weights that a run starts from in place of random ones (ijepa.start).
+
+    ``weights`` is the key ``from`` of a config: a run's whole.safetensors, an encoder, or a
+    published file. ``parts``: all networks; the towers, each from its own; one encoder, the one
+    that is evaluated, for every tower; or the student, which its moving averages then equal.
+    ``interpolate_positions`` resamples the encoders' tables of positions if images have another
+    size.
+    """
+
+    weights: str
+    parts: Literal["all", "towers", "student", "encoder"] = "all"
+    interpolate_positions: bool = False
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One configured pretraining.
 
@@ -55,15 +71,16 @@ class RunConfig:
     monitor_every: Count = 100
     checkpoint_every: Count = 100
     keep: Keep = field(default_factory=Keep)
+    start: Start | None = None
 
     def identity(self) -> str:
         """Short hash of all keys that decide what is learned, seed included (ijepa.identity)."""
-        return run_identity(dataclasses.asdict(self))
+        return run_identity(as_plain(self))
 
     def earlier_identity(self) -> str:
         """Identity as versions until 2026-11 computed it, from every key."""
         fields = dataclasses.asdict(self)
-        del fields["keep"]
+        del fields["keep"], fields["start"]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -71,7 +88,21 @@ class RunConfig:
 def as_plain(run: RunConfig) -> dict[str, Any]:
     """Plain data of a run with every default filled in, as YAML and JSON hold it."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run)))
+    if start := plain.pop("start"):
+        plain["start"] = {"from": start.pop("weights"), **start}
     return plain
+
+
+def parse_start(raw: Any, where: str) -> Start:
+    """Start of a run; raises UserError for unknown keys and bad values."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("from"), str):
+        raise UserError(
+            f"{where}: {raw!r} must have the key from: a run of the config, released weights, or "
+            "a path"
+        )
+    given = {**raw, "weights": raw["from"]}
+    del given["from"]
+    return strict(Start, given, where, ("from",))
 
 
 def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunConfig:
@@ -111,6 +142,7 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
             **raw,
             "vit": strict(ViTConfig, vit, f"{where}.vit"),
             "recipe": strict(recipe_type, merged(preset, recipe), f"{where}.recipe", ("preset",)),
+            "start": parse_start(start, f"{where}.start") if (start := raw.get("start")) else None,
         },
         where,
     )

@@ -3,7 +3,11 @@
 import copy
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+from ijepa.errors import UserError
+from ijepa.files import digest
 
 HOW_IT_RUNS = (
     "num_workers",
@@ -19,9 +23,19 @@ HOW_IT_RUNS = (
 def run_identity(run: dict[str, Any]) -> str:
     """Identity of a run given as plain data, seed included: 12 hexadecimal digits.
 
-    ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them.
+    ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them. So is
+    the path of the weights that a run starts from: their content is hashed beside the identity.
     """
     learned = {key: value for key, value in copy.deepcopy(run).items() if key not in HOW_IT_RUNS}
+    if start := learned.get("start"):
+        del start["from"]
     ((learned.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
     text = json.dumps(learned, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def start_digest(weights: str) -> str:
+    """SHA-256 of the file that a run starts from; raises UserError if there is none."""
+    if not Path(weights).is_file():
+        raise UserError(f"start.from: {weights} is no file: name a run, released weights or a path")
+    return digest(Path(weights))

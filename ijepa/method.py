@@ -131,6 +131,8 @@ class Method(nn.Module, ABC):
 
     undecayed: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of parameters without weight decay, beside biases and vectors."""
+    averages: ClassVar[dict[str, str]] = {}
+    """Networks that are moving averages, each with the network that it follows."""
 
     @property
     @abstractmethod

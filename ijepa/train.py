@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ijepa import distributed
-from ijepa.checkpoint import resume, save, save_encoder, save_whole
+from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, as_plain, read_run
 from ijepa.data.loader import (
     EvaluationViews,
@@ -59,14 +59,17 @@ from ijepa.data.tokens import TokenCache, read_tokens
 from ijepa.data.transforms import normalise
 from ijepa.distributed import World
 from ijepa.files import writable, write_json, write_text, write_yaml
+from ijepa.identity import start_digest
 from ijepa.lock import held
 from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
 from ijepa.randomness import generator
+from ijepa.start import begin_from
 from ijepa.update import gradients, update
 from ijepa.vit import ViT
+from ijepa.whole import save_whole
 
 PATIENCE = 120
 """Seconds that a run of several processes waits for an earlier one in its folder to end."""
@@ -122,13 +125,17 @@ def learn(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_steps = optim.num_steps(len(inputs.images))
 
-    # Networks at initialisation, or from the last checkpoint.
+    # Networks at initialisation, from other weights, or from the last checkpoint.
     torch.manual_seed(run.seed)
     method = load_method(run.method).Method(recipe, run.vit).to(device)
     recompute_blocks(method, run.activation_checkpointing)
     optimizer = adamw(method, optim)
     first = resume(folder / "checkpoint.pt", method, optimizer)
     same_checkpoint(first, folder)
+    if run.start and not first:
+        note = begin_from(run.start, method, run.method)
+        if world.rank == 0:
+            print(note, flush=True)
     shared = distributed.shared(method, world)
 
     # Images from that step on.
@@ -247,6 +254,9 @@ def prepared(
     if tokens:
         facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
         versions.append(tokens.sha256[:12])
+    if run.start:
+        facts["start_sha256"] = start_digest(run.start.weights)
+        versions.append(facts["start_sha256"][:12])
     folder = work / "-".join([run.identity(), *versions])
     inputs = Inputs(images, tokens.ids if tokens else None, facts)
     if world.rank > 0:

@@ -8,7 +8,7 @@ Shape suffixes: B images, N patches of the grid, H hidden patches of all images,
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,7 @@ class Method(method.Method):
     """Student, which learns, and teacher: a copy of all of it that follows as a moving average."""
 
     undecayed = ("cls_token",)
+    averages: ClassVar = {"teacher": "student"}
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()

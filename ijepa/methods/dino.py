@@ -9,7 +9,7 @@ rows (view after view), S scores (one for each prototype), D features, L blocks.
 
 import copy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +200,7 @@ class Network(nn.Module):
 class Method(method.Method):
     """Student, which sees all views, and teacher, which sees the global ones."""
 
+    averages: ClassVar = {"teacher": "student"}
     centre: Tensor
     centre_sum: Tensor
 

@@ -10,7 +10,7 @@ target block, N patches of the grid, D features, P predictor features.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,8 @@ def normed(x: Tensor) -> Tensor:
 
 class Method(method.Method):
     """Context encoder and predictor, which learn, and the target encoder, a moving average."""
+
+    averages: ClassVar = {"target_encoder": "context_encoder"}
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()

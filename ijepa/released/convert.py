@@ -374,14 +374,3 @@ def resized(
         antialias=False,
     )
     return {**weights, "pos_embed": table}, new
-
-
-def published_name(name: str, released: dict[str, str]) -> str:
-    """Name of one of our parameters in a method's release; its own name if the release has none.
-
-    ``released`` maps beginnings of the release's names to ours; the longest of ours that fits
-    counts.
-    """
-    ours = [(mine, theirs) for theirs, mine in released.items() if name.startswith(mine)]
-    mine, theirs = max(ours, key=lambda pair: len(pair[0]), default=("", ""))
-    return theirs + name.removeprefix(mine)

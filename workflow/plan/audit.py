@@ -7,7 +7,6 @@ its protocol and the hash of its encoder, an index has the hash of its shards.
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -92,7 +91,7 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
 
     for path, raw in expected.items():
         header = read_header(Path(path))
-        run = dataclasses.asdict(config.parse_run(raw, path))
+        run = config.as_plain(config.parse_run(raw, path))
         learned = {key: value for key, value in run.items() if key not in HOW_IT_RUNS}
         yield from _differences(path, _plain(learned), header["run"])
         data = f"data/shards/{run['dataset']}"

@@ -57,7 +57,8 @@ class Run:
     ``dataset`` and ``vit`` are the config's by default. The keys that are None by default have
     ijepa.config.RunConfig's defaults. ``gpus`` train the run together, one process each: a cluster
     takes as many nodes as that needs, a machine what it has. They share the batch, so the result is
-    the same up to rounding.
+    the same up to rounding. ``start.from`` is an earlier run of the config, released weights of
+    it, or a path, in which ``{seed}`` is the run's seed.
     """
 
     name: EncoderName
@@ -73,6 +74,7 @@ class Run:
     monitor_every: int | None = None
     checkpoint_every: int | None = None
     keep: Settings = field(default_factory=dict)
+    start: Settings = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> str | None:
@@ -84,6 +86,8 @@ class Run:
         """The run as ijepa.config.parse_run takes it: the content of a run's YAML file."""
         fields = {**vars(self), "seed": seed}
         given = {key: value for key, value in fields.items() if value not in (None, {})}
+        if path := self.start.get("from"):
+            given["start"] = {**self.start, "from": str(path).replace("{seed}", str(seed))}
         return {key: value for key, value in given.items() if key not in ("name", "gpus")}
 
 
@@ -224,7 +228,12 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
     return replace(
         given,
         runs=[
-            replace(run, dataset=run.dataset or given.dataset, vit=run.vit or given.vit)
+            replace(
+                run,
+                dataset=run.dataset or given.dataset,
+                vit=run.vit or given.vit,
+                start=_located(run, given, f"{where}.runs.{run.name}.start"),
+            )
             for run in given.runs
         ],
         evaluations=[
@@ -236,6 +245,22 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
             for item in given.evaluations
         ],
     )
+
+
+def _located(run: Run, benchmark: Benchmark, where: str) -> Settings:
+    """Start of a run with the path of what it names; raises UserError for a later run."""
+    name = run.start.get("from")
+    runs = [other.name for other in benchmark.runs]
+    if name in runs:
+        if runs.index(name) >= runs.index(run.name):
+            raise UserError(f"{where}.from: {name} must stand before {run.name} in runs: move it")
+        if benchmark.runs[runs.index(name)].keep.get("whole") is False:
+            raise UserError(f"{where}.from: {name} keeps no networks: set its keep.whole: true")
+        path = f"results/{benchmark.name}/runs/{name}/seed{{seed}}/whole.safetensors"
+        return {**run.start, "from": path}
+    if name in [weights.name for weights in benchmark.released]:
+        return {**run.start, "from": f"data/weights/{name}"}
+    return run.start
 
 
 def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:

@@ -87,7 +87,7 @@ class Grid:
         if runs:
             first = self.benchmark.runs[0]
             optim = {**first.recipe.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
-            untrained = replace(first, recipe={**first.recipe, "optim": optim})
+            untrained = replace(first, recipe={**first.recipe, "optim": optim}, start={})
             runs[UNTRAINED] = untrained
         return runs
 
@@ -169,8 +169,24 @@ class Grid:
 
     @cached_property
     def trained(self) -> list[tuple[str, int]]:
-        """Run and seed of every encoder that is trained here and shown in a table."""
-        return sorted({(run, seed) for run, seed, _ in self.cells if run in self.runs})
+        """Run and seed of every encoder that is trained here: shown in a table, or started from."""
+        shown = {(run, seed): None for run, seed, _ in self.cells if run in self.runs}
+        chain = list(shown)
+        for cell in chain:  # it grows: a run may start from one that starts from another
+            chain += [(run, cell[1]) for run in self.origin(cell[0])]
+        return sorted(set(chain))
+
+    def origin(self, run: str) -> list[str]:
+        """Run of this config from whose networks a run starts, if any."""
+        path = Path(str(self.runs[run].start.get("from", "")))
+        return [name for name in self.runs if path == Path(self.whole(name, "{seed}"))]
+
+    def begun_from(self, run: str, seed: int | str) -> list[str]:
+        """File that must be there before a run starts, if any: a run's encoder, or weights."""
+        if origin := self.origin(run):
+            return [str(self.encoder(origin[0], seed))]
+        path = self.runs[run].config(int(seed)).get("start", {}).get("from")
+        return [path] if path else []
 
     @cached_property
     def trained_on(self) -> list[str]:
@@ -244,6 +260,10 @@ class Grid:
         if run in self.released:
             return f"{self.results}/released/{run}/seed{seed}/encoder.safetensors"
         return f"{self.run_folder(run, seed)}/encoder.safetensors"
+
+    def whole(self, run: str, seed: int | str) -> str:
+        """File of all networks of a run, which comes with its encoder."""
+        return f"{self.run_folder(run, seed)}/whole.safetensors"
 
     def features(self, run: str, seed: int | str, dataset: str) -> str:
         """File that says of an encoder's features of a data set that they are there."""

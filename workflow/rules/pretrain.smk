@@ -8,6 +8,7 @@ rule pretrain:
         data=lambda wc: GRID.index(GRID.runs[wc.run].dataset),
         # Ancient: tokens that are made again are the same. Their settings are among the params.
         tokens=lambda wc: ancient(tokens) if (tokens := GRID.tokens(wc.run)) else [],
+        start=lambda wc: GRID.begun_from(wc.run, wc.seed),
     output:
         # Checkpoints are not declared: Snakemake would delete them. They lie in work/.
         encoder=f"{RESULTS}/runs/{{run}}/seed{{seed}}/encoder.safetensors",

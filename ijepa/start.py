@@ -1,0 +1,202 @@
+"""Weights that a run starts from in place of random ones: ``start`` in its config.
+
+They come from a run's ``whole.safetensors``, from an encoder of this project, or from a published
+file. Everything that is asked for must be in the file and fit; what starts fresh is listed.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ijepa.architecture import ViTConfig
+from ijepa.checkpoint import load_encoder, ours, read_tensors
+from ijepa.config import Start, parse_run
+from ijepa.errors import UserError
+from ijepa.method import Method, load_method
+from ijepa.released import convert as released
+from ijepa.vit import ViT
+from ijepa.whole import own_name, read_about
+
+CONTAINERS = {"data2vec": {"model_ema.": "teacher.", "model.": "student."}}
+"""Beginnings of names in a release's checkpoint that name one of two networks, by method."""
+WRAPPING = re.compile(r"^(model|state_dict)\.|\bmodule\.")
+POSITIONS = ("pos_embed", released.TABLE)
+Weights = dict[str, Tensor]
+
+
+def begin_from(start: Start, method: Method, name: str) -> str:
+    """Put the weights of a start into the networks of the method called ``name``.
+
+    Returns a sentence that lists what is not in the file and starts fresh. Raises UserError if the
+    file lacks what is asked for, or holds another architecture.
+    """
+    taken = _encoder(method, start) if start.parts == "encoder" else _parts(method, name, start)
+    state = method.state_dict()
+    with torch.no_grad():
+        for key, value in taken.items():
+            state[key].copy_(value)
+    parts = Counter(".".join(key.split(".")[:2]) for key in state.keys() - taken.keys())
+    fresh = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
+    return (
+        f"start: {len(taken)} of {len(state)} tensors are from {start.weights}; fresh are "
+        f"{fresh or 'none'}"
+    )
+
+
+def _parts(method: Method, name: str, start: Start) -> Weights:
+    """The weights of all networks, of the towers, or of the student, under our names."""
+    path = Path(start.weights)
+    found = dict(_of_file(path, name))
+    if start.parts == "student":
+        found = _averages_equal(found, method)
+    towers = dict(_towers(method))
+    taken: Weights = {}
+    for prefix, tower in towers.items():
+        inner = {n.removeprefix(prefix): v for n, v in found.items() if n.startswith(prefix)}
+        if not inner:
+            raise UserError(
+                f"{path} has no {prefix.rstrip('.')}: choose another start.parts (encoder takes "
+                "one encoder for all towers)"
+            )
+        taken |= {f"{prefix}{n}": v for n, v in _fitted(inner, tower, path, start).items()}
+    if start.parts == "towers":
+        return taken
+    wanted = {n: v for n, v in method.state_dict().items() if n not in taken}
+    fixed = _fixed(method)
+    others = {n: v for n, v in found.items() if not n.startswith(tuple(towers))}
+    others = {n: v for n, v in others.items() if n not in fixed or _same(v, wanted.get(n))}
+    missing = [name for name in wanted if name not in others and name not in fixed]
+    _refuse(path, missing, [name for name in others if name not in wanted])
+    for name, value in others.items():
+        if not _same(value, wanted[name]):
+            raise UserError(
+                f"{path}: {name} is {list(value.shape)}, the run's is {list(wanted[name].shape)}: "
+                "set the recipe's sizes to those of the file, or start.parts: towers"
+            )
+    return taken | others
+
+
+def _averages_equal(found: Weights, method: Method) -> Weights:
+    """Weights in which every moving average equals the network that it follows."""
+    kept = {n: v for n, v in found.items() if n.partition(".")[0] not in method.averages}
+    copies = {
+        f"{average}.{name.partition('.')[2]}": value
+        for average, own in method.averages.items()
+        for name, value in kept.items()
+        if name.startswith(f"{own}.")
+    }
+    return kept | copies
+
+
+def _encoder(method: Method, start: Start) -> Weights:
+    """The weights of one encoder, the one that is evaluated, for every tower."""
+    path = Path(start.weights)
+    if ours(path):
+        weights = load_encoder(path)[0].state_dict()
+    elif about := read_about(path):
+        weights = _evaluated(path, about)
+    else:
+        weights = released.encoder(read_tensors(path), str(path)).weights
+    return {
+        f"{prefix}{name}": value
+        for prefix, tower in _towers(method)
+        for name, value in _fitted(weights, tower, path, start).items()
+    }
+
+
+def _evaluated(path: Path, about: dict[str, Any]) -> Weights:
+    """The evaluated encoder of a file of all networks of a run."""
+    run = parse_run(about["run"], str(path), checked=False)
+    other = load_method(run.method).Method(run.recipe, run.vit)
+    (prefix,) = [name for name, module in other.named_modules() if module is other.encoder]
+    found = _of_file(path, run.method)
+    return {n.removeprefix(f"{prefix}."): v for n, v in found if n.startswith(f"{prefix}.")}
+
+
+def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of all networks of a method, with our names."""
+    if ours(path):
+        raise UserError(
+            f"{path} is an encoder alone: say start.parts: encoder, or name the run's "
+            "whole.safetensors"
+        )
+    if about := read_about(path):
+        if about["run"]["method"] != method:
+            raise UserError(
+                f"{path} is of a run of {about['run']['method']}, not of {method}: say "
+                "start.parts: encoder"
+            )
+        yield from ((own_name(name, method), value) for name, value in load_file(path).items())
+        return
+    for name, value in read_tensors(path).items():
+        if re.fullmatch(released.TRAINING, name) or name.endswith(released.CONSTANTS):
+            continue
+        for old, new in CONTAINERS.get(method, {}).items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        yield own_name(WRAPPING.sub("", name), method), value
+
+
+def _fitted(weights: Weights, tower: ViT, path: Path, start: Start) -> Weights:
+    """An encoder's weights for a tower; its positions are resampled if that is asked for."""
+    wanted = tower.state_dict()
+    weights = {n: v for n, v in weights.items() if not n.endswith(released.CONSTANTS)}
+    wanted = {n: v for n, v in wanted.items() if not n.endswith(released.CONSTANTS)}
+    _refuse(path, [n for n in wanted if n not in weights], [n for n in weights if n not in wanted])
+    for name, value in weights.items():
+        if name not in POSITIONS and not _same(value, wanted[name]):
+            raise UserError(
+                f"{path}: {name} of its encoder is {list(value.shape)}, the run's is "
+                f"{list(wanted[name].shape)}: set the run's vit to the file's sizes"
+            )
+    if all(_same(weights[name], wanted[name]) for name in POSITIONS if name in weights):
+        return weights
+    return _resampled(weights, tower.config, path, start)
+
+
+def _resampled(weights: Weights, vit: ViTConfig, path: Path, start: Start) -> Weights:
+    """Weights whose table of positions fits the run's image size."""
+    try:
+        source = replace(vit, image_size=released.grid_of(weights) * vit.patch_size)
+    except ValueError as error:
+        raise UserError(f"{path}: its positions cannot be resampled ({error})") from None
+    if not start.interpolate_positions:
+        raise UserError(
+            f"{path} has positions for images of {source.image_size} pixels, vit.image_size is "
+            f"{vit.image_size}: set it to that, or say start.interpolate_positions: true"
+        )
+    return released.resized(weights, source, vit.image_size)[0]
+
+
+def _towers(method: Method) -> Iterator[tuple[str, ViT]]:
+    """Beginning of the names of every encoder's tensors, and the encoder."""
+    for name, module in method.named_modules():
+        if isinstance(module, ViT):
+            yield f"{name}.", module
+
+
+def _fixed(method: Method) -> set[str]:
+    """Names of tensors that a file need not have: buffers, and tables that are never trained."""
+    trained: Weights = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    return set(method.state_dict()) - _averages_equal(trained, method).keys()
+
+
+def _same(value: Tensor, wanted: Tensor | None) -> bool:
+    return wanted is not None and value.shape == wanted.shape
+
+
+def _refuse(path: Path, missing: list[str], unknown: list[str]) -> None:
+    """Raise UserError if a file lacks tensors or has others."""
+    lists = {"missing are": missing, "unknown are": unknown}
+    if faults := [f"{word} {released.listed(names)}" for word, names in lists.items() if names]:
+        raise UserError(
+            f"{path} does not hold what start.parts asks for: {'; '.join(faults)}: set the run's "
+            "method, vit and recipe to the file's, or choose other parts"
+        )
