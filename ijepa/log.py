@@ -14,14 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ijepa import distributed
-from ijepa.collapse import rankme
 from ijepa.config import RunConfig
 from ijepa.distributed import World
 from ijepa.errors import UserError
 from ijepa.files import write_text
 from ijepa.method import Method
-from ijepa.precision import precision
-from ijepa.vit import ViT
+from ijepa.monitors import Monitored, measure, warning
 
 
 class Log:
@@ -35,7 +33,7 @@ class Log:
         run: The run, for its intervals and precision.
         first: Updates that are done already.
         num_steps: Updates of the whole run.
-        images_BCHW: Normalised images whose features are monitored.
+        watched: Images whose features are monitored.
         world: The processes.
     """
 
@@ -45,13 +43,14 @@ class Log:
         run: RunConfig,
         first: int,
         num_steps: int,
-        images_BCHW: Tensor,
+        watched: Monitored,
         world: World,
     ) -> None:
         self.path, self.run, self.num_steps = path, run, num_steps
-        self.images_BCHW, self.world = images_BCHW, world
+        self.watched, self.world = watched, world
         self.logged_step = first
         self.losses: list[tuple[int, Tensor]] = []
+        self.warned = False
 
     def __enter__(self) -> Self:
         self.opened = ExitStack()
@@ -78,7 +77,7 @@ class Log:
         scalars: list[dict[str, Tensor]],
         method: Method,
         stop: bool,
-        **rates: float,
+        **rates: float | Tensor,
     ) -> None:
         """Record a step, and write a line if one is due.
 
@@ -87,12 +86,12 @@ class Log:
             scalars: The method's scalars of each part of the batch on this device.
             method: The method after the update.
             stop: True if the run stops here: a line then keeps the seconds since the last one.
-            rates: Scheduled rates of this update, such as ``lr``.
+            rates: Numbers of this update, such as ``lr``.
         """
         self.losses.append((done - 1, torch.stack([part["loss"].detach() for part in scalars])))
         self.bar.update()
         last = done == self.num_steps
-        if done % self.run.log_every and not last and not stop:
+        if not self.due(done) and not stop:
             return
         means = _means(scalars)
         self.check()
@@ -103,12 +102,21 @@ class Log:
         speed = (done - self.logged_step) * self.run.recipe.optim.batch_size / seconds
         self.logged_at, self.logged_step = now, done
         self.bar.set_postfix(loss=f"{means['loss']:.4f}", images_per_s=f"{speed:.0f}")
-        record: dict[str, Any] = {"step": done, "images": images, **rates, **means}
+        record: dict[str, Any] = {"step": done, "images": images}
+        record |= {name: float(value) for name, value in rates.items()} | means
         record |= method.scheduled((done - 1) / self.num_steps)
         record |= {"images_per_s": round(speed, 1), "seconds": round(seconds, 3)}
         if done % self.run.monitor_every < self.run.log_every or last:
-            record |= collapse_monitors(method.encoder, self.images_BCHW, self.run.precision)
+            numbers = measure(method.encoder, self.watched, self.run.precision)
+            record |= numbers
+            if (sentence := warning(numbers)) and not self.warned:
+                self.bar.write(sentence)
+            self.warned = bool(sentence)
         self.file.write(json.dumps(record) + "\n")
+
+    def due(self, done: int) -> bool:
+        """True if a line is due after so many updates."""
+        return done % self.run.log_every == 0 or done == self.num_steps
 
     def check(self) -> None:
         """Raise UserError if a loss since the last call is not finite on any process."""
@@ -146,23 +154,3 @@ def _open(path: Path, first: int, world: World) -> Iterator[IO[str]]:
     write_text(path, "".join(whole))
     with path.open("a", encoding="utf-8") as file:
         yield file
-
-
-@torch.no_grad()
-def collapse_monitors(encoder: ViT, images_BCHW: Tensor, setting: str) -> dict[str, float]:
-    """Two numbers that fall when features collapse, computed from mean-pooled features.
-
-    ``feature_std`` is the standard deviation over images, averaged over features; for ``rankme``
-    see ijepa.collapse.
-    """
-    mode = encoder.training
-    encoder.eval()
-    with precision(setting, images_BCHW.device):
-        pooled_BD = encoder.patches(encoder(images_BCHW)).float().mean(1)
-    encoder.train(mode)
-    if not pooled_BD.isfinite().all():  # the check of the next step's loss reports it
-        return {"feature_std": math.nan, "rankme": math.nan}
-    return {
-        "feature_std": pooled_BD.std(0).mean().item(),
-        "rankme": rankme(torch.linalg.svdvals(pooled_BD)).item(),
-    }

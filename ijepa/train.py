@@ -40,20 +40,11 @@ if __name__ == "__main__":
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ijepa import distributed
 from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, as_plain, read_run
-from ijepa.data.loader import (
-    EvaluationViews,
-    Images,
-    Item,
-    Steps,
-    TrainingViews,
-    evaluation_batches,
-    training_batches,
-)
+from ijepa.data.loader import Images, Item, Steps, TrainingViews, training_batches
 from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
 from ijepa.data.transforms import normalise
@@ -63,18 +54,17 @@ from ijepa.identity import start_digest
 from ijepa.lock import held
 from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
+from ijepa.monitors import monitored
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
 from ijepa.randomness import generator
 from ijepa.start import begin_from
-from ijepa.update import gradients, update
+from ijepa.update import gradient_norm, gradients, update
 from ijepa.vit import ViT
 from ijepa.whole import save_whole
 
 PATIENCE = 120
 """Seconds that a run of several processes waits for an earlier one in its folder to end."""
-NUM_MONITORED = 512
-"""Images whose features are watched for collapse."""
 
 
 class Stopped(Exception):
@@ -143,9 +133,9 @@ def learn(
     views = TrainingViews(inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid)
     order = (len(inputs.images), optim.batch_size, first, num_steps, run.seed)
     steps = Steps(*order, world.rank, world.size)
-    monitored = first_views(inputs.images, run.vit.image_size).to(device)
+    watched = monitored(inputs.images, run.vit.image_size).to(device)
 
-    with Log(folder / "train.jsonl", run, first, num_steps, monitored, world) as log:
+    with Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log:
         for step, item in enumerate(training_batches(views, steps, run.num_workers), start=first):
             # Rates of this update.
             progress = step / num_steps
@@ -159,14 +149,15 @@ def learn(
                     scalars.append(gradients(partial(shared, batch), share, run.precision, device))
 
             # Update of the weights, and of the method's moving averages and centres.
+            done = step + 1
             method.before_step(progress)
+            norm = gradient_norm(method) if log.due(done) else torch.zeros(())
             update(method, optimizer, optim)
             method.after_step(progress)
 
             # Log and checkpoint.
-            done = step + 1
             stop = distributed.any_of(stopping(), device) and done < num_steps
-            log.step(done, scalars, method, stop, lr=lr, weight_decay=decay)
+            log.step(done, scalars, method, stop, lr=lr, weight_decay=decay, grad_norm=norm)
             if done % run.checkpoint_every == 0 or stop:
                 log.check()
                 if world.rank == 0:
@@ -335,12 +326,6 @@ def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:
             f"{cache.vocabulary} words: set recipe.vocabulary to that"
         )
     return cache
-
-
-def first_views(images: Images, size: int) -> Tensor:
-    """First images in the evaluation view, for the monitors, [B, C, H, W]."""
-    views = EvaluationViews(images, size)
-    return normalise(next(iter(evaluation_batches(views, min(NUM_MONITORED, len(images)), 0))))
 
 
 def main() -> None:

@@ -23,6 +23,11 @@ def gradients(
     return scalars
 
 
+def gradient_norm(network: nn.Module) -> Tensor:
+    """Norm of all gradients together, before they are clipped."""
+    return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+
+
 def update(network: nn.Module, optimizer: torch.optim.Optimizer, optim: Optim) -> None:
     """Clip the gradients, move the weights, and forget the gradients."""
     clip(network, optim)

@@ -32,7 +32,7 @@ from ijepa.config import parse_run
 from ijepa.data.loader import EvaluationViews, Images
 from ijepa.data.transforms import normalise
 from ijepa.errors import UserError
-from ijepa.log import collapse_monitors
+from ijepa.monitors import Monitored, measure
 from ijepa.train import train
 from ijepa.vit import ViT
 from tests.conftest import raw_run_of
@@ -356,7 +356,7 @@ def test_rankme_is_that_of_the_training_log() -> None:
     images = torch.randn(50, 3, 16, 16)
     with torch.no_grad():
         pooled = encoder.patches(encoder(images)).mean(1)
-    logged = collapse_monitors(encoder, images, "float32")
+    logged = measure(encoder, Monitored(images, None), "float32")
     result = statistics_of(pooled)
     assert result.value == pytest.approx(logged["rankme"], rel=0.002)
     assert result.chosen["feature_std"] == pytest.approx(logged["feature_std"], rel=0.002)
