@@ -16,37 +16,8 @@ from ijepa.files import read_yaml
 from ijepa.identity import run_identity
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Count, NotNegativeInt
+from ijepa.stages import Keep, Start, parse_start
 from ijepa.strict import merged, strict
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Choice of what a finished run leaves beside its encoder.
-
-    ``whole`` is everything that was learned, in ``whole.safetensors``: both towers, predictor or
-    decoder, heads, centres. It has four bytes for each parameter: 5 GB for I-JEPA's ViT-H/14.
-    ``optimiser`` adds ``optimiser.pt``, a checkpoint with the optimiser's state too: another eight
-    bytes for each parameter that is trained.
-    """
-
-    whole: bool = True
-    optimiser: bool = False
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights that a run starts from in place of random ones (ijepa.start).
-
-    ``weights`` is the key ``from`` of a config: a run's whole.safetensors, an encoder, or a
-    published file. ``parts``: all networks; the towers, each from its own; one encoder, the one
-    that is evaluated, for every tower; or the student, which its moving averages then equal.
-    ``interpolate_positions`` resamples the encoders' tables of positions if images have another
-    size.
-    """
-
-    weights: str
-    parts: Literal["all", "towers", "student", "encoder"] = "all"
-    interpolate_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,18 +62,6 @@ def as_plain(run: RunConfig) -> dict[str, Any]:
     if start := plain.pop("start"):
         plain["start"] = {"from": start.pop("weights"), **start}
     return plain
-
-
-def parse_start(raw: Any, where: str) -> Start:
-    """Start of a run; raises UserError for unknown keys and bad values."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("from"), str):
-        raise UserError(
-            f"{where}: {raw!r} must have the key from: a run of the config, released weights, or "
-            "a path"
-        )
-    given = {**raw, "weights": raw["from"]}
-    del given["from"]
-    return strict(Start, given, where, ("from",))
 
 
 def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> RunConfig:
@@ -153,6 +112,11 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
         raise UserError(
             f"{where}.recipe.optim.batch_size: {run.recipe.optim.batch_size} is more than the "
             f"{num_images} training images of {run.dataset}: choose a smaller batch"
+        )
+    if late := [epoch for epoch in run.keep.epochs if epoch > run.recipe.optim.epochs]:
+        raise UserError(
+            f"{where}.keep.epochs: {late[0]} is after the end (recipe.optim.epochs is "
+            f"{run.recipe.optim.epochs:g}): leave it out"
         )
     try:
         load_method(run.method).check(run.recipe, run.vit)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder, ours, read_tensors
-from ijepa.config import Start, parse_run
+from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.method import Method, load_method
 from ijepa.released import convert as released
+from ijepa.stages import Start
 from ijepa.vit import ViT
 from ijepa.whole import own_name, read_about
 

@@ -96,18 +96,24 @@ def train(
     """Pretrain an encoder; ABOUT describes outputs, resumption and errors."""
     here()  # caches the commit now: the running code is that of the start
     with prepared(run, data, work, out, world) as (folder, inputs):
-        method, optimizer = learn(run, inputs, folder, world, stopping)
+        method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name("epochs"))
         if world.rank == 0:
             deliver(run, inputs, method, optimizer, folder, out)
         distributed.wait()
 
 
 def learn(
-    run: RunConfig, inputs: Inputs, folder: Path, world: World, stopping: Callable[[], bool]
+    run: RunConfig,
+    inputs: Inputs,
+    folder: Path,
+    world: World,
+    stopping: Callable[[], bool],
+    epochs: Path,
 ) -> tuple[Method, torch.optim.Optimizer]:
     """Train for all steps, from the folder's checkpoint on if there is one.
 
-    Returns the networks and the optimizer.
+    Encoders of the epochs that are kept go to the folder ``epochs``. Returns the networks and the
+    optimizer.
 
     Raises Stopped, and UserError for a loss that is not finite.
     """
@@ -155,9 +161,13 @@ def learn(
             update(method, optimizer, optim)
             method.after_step(progress)
 
-            # Log and checkpoint.
+            # Log, encoders that are kept, and checkpoint.
             stop = distributed.any_of(stopping(), device) and done < num_steps
             log.step(done, scalars, method, stop, lr=lr, weight_decay=decay, grad_norm=norm)
+            epoch, rest = divmod(done, len(inputs.images) // optim.batch_size)
+            if not rest and run.keep.due(epoch) and world.rank == 0:
+                log.check()
+                keep_epoch(epochs, epoch, run, inputs, method)
             if done % run.checkpoint_every == 0 or stop:
                 log.check()
                 if world.rank == 0:
@@ -189,6 +199,15 @@ def parts(
             total=optim.batch_size,
             tokens_BN=None if ids is None else ids.to(device, non_blocking=True),
         )
+
+
+def keep_epoch(folder: Path, epoch: int, run: RunConfig, inputs: Inputs, method: Method) -> None:
+    """Write the encoder as it is after an epoch."""
+    optim = run.recipe.optim
+    images_seen = epoch * (len(inputs.images) // optim.batch_size) * optim.batch_size
+    facts = {**inputs.facts, "epoch": epoch, "images_seen": images_seen}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_encoder(folder / f"{epoch}.safetensors", method.encoder, run, facts)
 
 
 def deliver(

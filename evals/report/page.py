@@ -155,6 +155,7 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
 
 def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
     """Loss curves, masks on images, and nearest neighbours, of the first seed of every run."""
+    tidy = tidy[~tidy["run"].str.contains("@")]  # of a run's epochs only the last
     first_seeds = tidy[tidy["run"] != "pixels"].groupby("run")["seed"].min()
     # Published weights have no log, and their masks are not known.
     trained = {

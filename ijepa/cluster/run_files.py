@@ -147,8 +147,11 @@ def deliver(launch: Launch) -> None:
     for name in ("masks.json", "whole.safetensors", "optimiser.pt"):
         if (path := launch.state / name).exists():
             made[name] = path
+    for path in (launch.state / "epochs").glob("*.safetensors"):
+        made[f"epochs/{path.name}"] = path
     for name, path in [*made.items(), (launch.out.name, launch.encoder)]:
-        target = launch.out.with_name(name)
+        target = launch.out.parent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(target) as part:
             try:
                 os.link(path, part)

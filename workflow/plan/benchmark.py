@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.ranges import Count, NotNegativeInt
+from ijepa.stages import Keep, parse_start
 from ijepa.strict import merged, strict
 
 PIXELS = "pixels"
@@ -75,6 +76,14 @@ class Run:
     checkpoint_every: int | None = None
     keep: Settings = field(default_factory=dict)
     start: Settings = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Epochs whose encoders are evaluated like runs, by the name of each."""
+        epochs = self.keep.get("epochs", [])
+        if not isinstance(epochs, list):  # read_benchmark refuses it with the key's name
+            return {}
+        return {f"{self.name}@epoch{epoch}": epoch for epoch in epochs}
 
     @property
     def tokenizer(self) -> str | None:
@@ -189,8 +198,9 @@ class Benchmark:
 
     @property
     def encoders(self) -> list[str]:
-        """Names of all runs and published weights."""
-        return [run.name for run in self.runs] + [weights.name for weights in self.released]
+        """Names of all runs, each after its epochs that are kept, and published weights."""
+        runs = [name for run in self.runs for name in (*run.kept, run.name)]
+        return runs + [weights.name for weights in self.released]
 
     def __post_init__(self) -> None:
         if not self.runs and not self.released:
@@ -225,6 +235,9 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
                 f"{where}.runs.{run.name}.recipe.optim: {run.recipe['optim']!r} must be keys and "
                 "values"
             )
+        strict(Keep, run.keep, f"{where}.runs.{run.name}.keep")
+        if run.start:
+            parse_start(run.start, f"{where}.runs.{run.name}.start")
     return replace(
         given,
         runs=[

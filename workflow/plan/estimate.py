@@ -188,6 +188,7 @@ def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     vits = {name: {**vars(plan.run.vit)} for name, plan in runs.items()}
     if vits:
         vits[UNTRAINED] = next(iter(vits.values()))
+    vits |= {name: vits[run] for name, (run, _) in grid.kept.items() if run in vits}
     for name in grid.released:  # the size of published weights is known only when they are read
         vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
     seconds = job_seconds(grid, gflops, vits, splits, speed)

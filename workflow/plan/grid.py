@@ -92,6 +92,15 @@ class Grid:
         return runs
 
     @cached_property
+    def kept(self) -> dict[str, tuple[str, int]]:
+        """Run and epoch of every encoder that is kept of an epoch, by its name."""
+        return {
+            name: (run.name, epoch)
+            for run in self.benchmark.runs
+            for name, epoch in run.kept.items()
+        }
+
+    @cached_property
     def released(self) -> dict[str, Released]:
         """Published weights by name."""
         return {weights.name: weights for weights in self.benchmark.released}
@@ -112,7 +121,7 @@ class Grid:
 
     def seeds_of(self, encoder: str) -> list[int]:
         """Seeds of an encoder; none of one that was measured elsewhere."""
-        if encoder in self.runs:
+        if encoder in self.runs or encoder in self.kept:
             return self.benchmark.seeds
         return [0] if encoder in self.released or encoder == PIXELS else []
 
@@ -132,7 +141,8 @@ class Grid:
     @cached_property
     def cells(self) -> list[Cell]:
         """Every evaluation that a table asks for, once, in the order of the tables."""
-        encoders = [*self.runs, *self.released, PIXELS]
+        controls = [UNTRAINED] if self.benchmark.runs else []
+        encoders = [*self.benchmark.encoders, *controls, PIXELS]
         cells = {
             Cell(run, seed, evaluation): None
             for table in self.tables.values()
@@ -170,11 +180,16 @@ class Grid:
     @cached_property
     def trained(self) -> list[tuple[str, int]]:
         """Run and seed of every encoder that is trained here: shown in a table, or started from."""
-        shown = {(run, seed): None for run, seed, _ in self.cells if run in self.runs}
+        cells = [(self.trained_as(run), seed) for run, seed, _ in self.cells]
+        shown = {cell: None for cell in cells if cell[0] in self.runs}
         chain = list(shown)
         for cell in chain:  # it grows: a run may start from one that starts from another
             chain += [(run, cell[1]) for run in self.origin(cell[0])]
         return sorted(set(chain))
+
+    def trained_as(self, encoder: str) -> str:
+        """Run that an encoder is of, also one that is kept of an epoch; else its own name."""
+        return self.kept[encoder][0] if encoder in self.kept else encoder
 
     def origin(self, run: str) -> list[str]:
         """Run of this config from whose networks a run starts, if any."""
@@ -257,9 +272,16 @@ class Grid:
         """File of an encoder, trained here or published; raw pixels have none."""
         if run == PIXELS:
             return None
+        if run in self.kept:
+            name, epoch = self.kept[run]
+            return f"{self.run_folder(name, seed)}/epochs/{epoch}.safetensors"
         if run in self.released:
             return f"{self.results}/released/{run}/seed{seed}/encoder.safetensors"
         return f"{self.run_folder(run, seed)}/encoder.safetensors"
+
+    def comes_with(self, run: str, seed: int | str) -> str | None:
+        """File that is there once an encoder is: one of an epoch comes with its run's last."""
+        return self.encoder(self.trained_as(run), seed)
 
     def whole(self, run: str, seed: int | str) -> str:
         """File of all networks of a run, which comes with its encoder."""

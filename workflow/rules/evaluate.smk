@@ -11,7 +11,7 @@ EVALUATION_PLAN = GRID.evaluation_plan(*RUN_AND_SEED, "{wildcards.evaluation}")
 rule evaluate_features:
     input:
         data=lambda wc: GRID.index(wc.dataset),
-        encoder=lambda wc: GRID.encoder(wc.run, wc.seed) or [],
+        encoder=lambda wc: GRID.comes_with(wc.run, wc.seed) or [],
     output:
         # The arrays beside it are not declared: Snakemake would delete those of a killed job.
         about=f"{RESULTS}/features/{{run}}/seed{{seed}}/{{dataset}}/about.json",
@@ -24,7 +24,7 @@ rule evaluate_features:
     resources:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
-        encoder=lambda wc, input: input.encoder or "pixels",
+        encoder=lambda wc: GRID.encoder(wc.run, wc.seed) or "pixels",
         # The command does not use these two. A changed value makes the group again.
         evaluations=lambda wc: GRID.items(Group(wc.run, int(wc.seed), wc.dataset)),
         images=lambda wc: GRID.limit(wc.dataset),
@@ -41,7 +41,7 @@ rule evaluate_features:
 rule evaluate:
     input:
         data=lambda wc: GRID.index(GRID.evaluations[wc.evaluation].dataset),
-        encoder=lambda wc: GRID.encoder(wc.run, wc.seed),
+        encoder=lambda wc: GRID.comes_with(wc.run, wc.seed),
         # Ancient: deleted features that are extracted again are the same as before.
         features=lambda wc: ancient(
             GRID.single_features(wc.run, wc.seed, wc.evaluation)
@@ -57,6 +57,7 @@ rule evaluate:
         mem_mb=lambda wc, attempt: 2500 * attempt,
     params:
         name=lambda wc: GRID.evaluations[wc.evaluation].evaluation,
+        encoder=lambda wc: GRID.encoder(wc.run, wc.seed),
         label=lambda wc: GRID.evaluations[wc.evaluation].label,
         features=lambda wc, input: (
             f"--features {input.features}" if input.features else ""
@@ -67,6 +68,6 @@ rule evaluate:
         work=lambda wc: f"{GRID.work}/evaluations/{wc.run}/seed{wc.seed}/{wc.evaluation}",
     shell:
         "python -m evals {params.name} --data $(dirname {input.data}) --label {params.label}"
-        " --encoder {input.encoder} {params.features} {params.images}"
+        " --encoder {params.encoder} {params.features} {params.images}"
         f" --config {EVALUATION_PLAN}"
         " --work {params.work} --out {output} 2>&1 | tee {log}"
