@@ -93,6 +93,12 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return content
 
 
+def subsets(dataset: Dataset, raw: Path) -> list[str]:
+    """Names of the lists of training images that are there, or that the register asks for."""
+    wanted = dataset.options.get("subsets", [])
+    return [key for key, name in SUBSETS.items() if key in wanted or (raw / name).exists()]
+
+
 def _archives(raw: Path) -> list[Path]:
     return [raw / name for name in ARCHIVES.values() if (raw / name).exists()]
 
