@@ -10,7 +10,6 @@ import torch
 from ijepa.checkpoint import import_encoder, load_encoder
 from ijepa.errors import UserError
 from tests.released_files import FILES, OPTIMIZER, network, under
-from tests.test_released import images
 
 LEFT = {
     "epoch": 3,
@@ -22,6 +21,7 @@ LEFT = {
     "cuda_rng_state_all": [torch.zeros(8, dtype=torch.uint8)],
 }
 """Entries beside the weights."""
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 Put = Callable[[dict[str, Any]], dict[str, Any]]
 PUT: dict[str, Put] = {
     "Lightning": lambda w: {"state_dict": under("model.", w)},
@@ -42,7 +42,7 @@ def test_an_encoder_is_found_in_a_trainer_s_container(kind: str, put: str, tmp_p
     import_encoder(tmp_path / "file.ckpt", tmp_path / "ours", layout, num_heads=3)
     with torch.no_grad():
         torch.testing.assert_close(
-            load_encoder(tmp_path / "ours")[0](images()), net(images()), rtol=0, atol=0
+            load_encoder(tmp_path / "ours")[0](IMAGES), net(IMAGES), rtol=0, atol=0
         )
 
 
@@ -73,9 +73,7 @@ def test_a_whole_method_is_found_in_lightning_s_container(
         about = load_encoder(out)[1]
         assert about["facts"]["released"]["layout"] == layout
         with torch.no_grad():
-            torch.testing.assert_close(
-                load_encoder(out)[0](images()), net(images()), rtol=0, atol=0
-            )
+            torch.testing.assert_close(load_encoder(out)[0](IMAGES), net(IMAGES), rtol=0, atol=0)
 
 
 def test_what_no_trainer_writes_is_still_refused(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_folder_with_the_name_of_a_raw_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("python", [False, True])
 @pytest.mark.parametrize("kind", [10, 100])
 def test_cifar_s_unpacked_folder_is_taken(kind: int, python: bool, tmp_path: Path) -> None:
-    """So is one that is itself named as the folder of raw files."""
+    """The folder of raw files may also be the unpacked one itself."""
     ending = {10: ("batches-bin", "batches-py"), 100: ("binary", "python")}[kind][python]
     cifar_archive(tmp_path / "a.tar.gz", kind, python)
     with tarfile.open(tmp_path / "a.tar.gz") as tar:
