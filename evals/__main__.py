@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from evals.protocol import evaluation_names, load_evaluation
-from ijepa.data.shards import verify
+from ijepa.data.shards import check_limit, verify
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_yaml
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the result")
     options = parser.parse_args()
     # Not at the top: torch takes seconds to import, and --help does not need it.
-    from evals.features import check_limit, split_counts
+    from evals.features import split_counts
     from evals.run import evaluate
     from evals.subject import Subject
 

@@ -63,10 +63,10 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from evals.about import FORMAT
-from evals.pooling import PATCHES, Pool, kinds
+from evals.pooling import NUM_LAYERS, PATCHES, Pool, kinds
 from evals.views import pooled
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
-from ijepa.data.shards import read_index, verify
+from ijepa.data.shards import check_limit, verify
 from ijepa.data.transforms import normalise
 from ijepa.encoder_file import PIXELS, encoder_digest, read_header
 from ijepa.files import read_json, write_json
@@ -75,7 +75,6 @@ from ijepa.provenance import here
 if TYPE_CHECKING:
     from ijepa.vit import ViT
 
-NUM_LAYERS = 4
 BATCH_SIZE = 128
 """Images per forward pass. 128 fit a processor's cache: a third faster on 2 cores than 500."""
 SECONDS_BETWEEN_NOTES = 10
@@ -197,28 +196,6 @@ def split_counts(words: list[str]) -> dict[str, int]:
             raise UserError(f"--images {word!r}: give counts by split, as train=2000")
         counts[split] = int(number)
     return counts
-
-
-def check_limit(limit: dict[str, int], data: Path) -> None:
-    """Raise UserError if a split does not exist or has fewer images than ``limit`` asks for."""
-    index = read_index(data)
-    for split, count in limit.items():
-        if split not in index.splits:
-            raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
-        images = Images(data, split)
-        if count > (available := len(images)):
-            raise UserError(
-                f"images.{split}: {count} asked for, but {data} has {available}: ask for fewer"
-            )
-        for label, numbers in images.labels.items():
-            some, all_classes = len(np.unique(numbers[:count])), len(np.unique(numbers))
-            in_order = (np.diff(numbers[:count]) >= 0).all()
-            if some < all_classes <= count and in_order:
-                raise UserError(
-                    f"images.{split}: the first {count} images of {data} have {some} of "
-                    f"{all_classes} classes of {label}: they lie in the order of their classes; "
-                    f"leave images.{split} out"
-                )
 
 
 def main() -> None:

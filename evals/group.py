@@ -10,6 +10,7 @@ work/NAME/plan/evaluations.
 import argparse
 from pathlib import Path
 
+from ijepa.data.shards import check_limit
 from ijepa.encoder_file import PIXELS
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_yaml
@@ -35,7 +36,6 @@ def main() -> None:
     )
     options = parser.parse_args()
     # Not at the top: torch takes seconds to import, and --help does not need it.
-    from evals.features import check_limit
     from evals.run import Plan, evaluate_group, write_done
 
     raw = read_yaml(options.plan)

@@ -22,6 +22,10 @@ BOTH = ("cls", "patches")
 """Kinds of features that are stored of an encoder without [cls], and of one with it."""
 
 
+NUM_LAYERS = 4
+"""Last layers whose features are stored, those of the paper's probe (A.2)."""
+
+
 @dataclass(frozen=True)
 class Pooled:
     """Settings of every protocol on frozen features.

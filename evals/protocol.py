@@ -6,14 +6,19 @@ A module has
 - ``PRESETS``, if there are several published protocols: by name, the settings that differ from the
   defaults;
 - ``USES``, its possible inputs: stored ``features``, ``images`` (it runs the encoder), or ``both``;
-- ``evaluate(config, subject)``, which returns a ``Result``.
+- ``evaluate(config, subject)``, which returns a ``Result``;
+- ``check(config, facts)``, if some settings are impossible for some encoders or data sets. It
+  raises ValueError that begins with the key. It is called with what is known before the first job,
+  and again before an evaluation begins.
 
 A result's value depends on no choice that looked at the test split: all choices are made first,
 then the test split is read once.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from evals.pooling import NUM_LAYERS, Pooled
 from evals.result import Result
 from ijepa import collection
 from ijepa.errors import UserError
@@ -25,6 +30,35 @@ if TYPE_CHECKING:
 PROTOCOLS = "evals.protocols"
 
 Uses = Literal["features", "images", "both"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of a subject by which an evaluation may be impossible; None is not known yet.
+
+    Args:
+        uses: Inputs of the evaluation.
+        depth: Number of the encoder's blocks; None also for raw pixels.
+        class_token: True if the encoder has [cls].
+        images: Number of training images.
+        rarest: Training images that the rarest class has at most.
+        subsets: Names of the official lists of training images.
+    """
+
+    uses: Uses
+    depth: int | None = None
+    class_token: bool | None = None
+    images: int | None = None
+    rarest: int | None = None
+    subsets: tuple[str, ...] | None = None
+
+    def check_subset(self, name: str | None, key: str = "subset") -> None:
+        """Raise ValueError if there is no official list of this name."""
+        if name is not None and self.subsets is not None and name not in self.subsets:
+            raise ValueError(
+                f"{key} is {name!r}, but the data set has {', '.join(self.subsets) or 'no lists'}: "
+                "name one of them, or put the official list beside the raw files"
+            )
 
 
 class Evaluation(Protocol):
@@ -61,3 +95,31 @@ def configure(name: str, raw: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where}.preset: {preset!r} is unknown: allowed are {names}")
     also = ("preset",) if presets else ()
     return strict(module.Config, merged(presets.get(preset, {}), raw), where, also)
+
+
+def check(name: str, config: Any, facts: Facts, where: str) -> None:
+    """Raise UserError if a protocol cannot be carried out on a subject with these facts.
+
+    ``where`` is the start of the path by which an error names a key.
+    """
+    module = load_evaluation(name)
+    try:
+        if isinstance(config, Pooled):
+            _check_layers(config.layers, facts, "images" in module.USES)
+        getattr(module, "check", lambda *_: None)(config, facts)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from None
+
+
+def _check_layers(layers: int, facts: Facts, may_use_images: bool) -> None:
+    """Raise ValueError for more layers than can be had; the four of the paper always can."""
+    if facts.uses != "images" and layers > NUM_LAYERS:
+        remedy = ", or set uses: images" if may_use_images else ""
+        raise ValueError(
+            f"layers is {layers}, but features of the last {NUM_LAYERS} layers are stored: ask for "
+            f"{NUM_LAYERS} at most{remedy}"
+        )
+    if layers > max(NUM_LAYERS, facts.depth or layers):
+        raise ValueError(
+            f"layers is {layers}, but the encoder has {facts.depth}: ask for {facts.depth} at most"
+        )

@@ -13,10 +13,10 @@ import torch
 
 from evals.features import extract
 from evals.identity import identity_of, is_same
-from evals.pooling import resolved
-from evals.protocol import configure, load_evaluation
+from evals.pooling import kinds, resolved
+from evals.protocol import Facts, Uses, check, configure, load_evaluation
 from evals.result import FORMAT
-from evals.subject import Subject
+from evals.subject import Subject, checked_labels
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
 from ijepa.files import write_json, write_text
@@ -62,6 +62,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             f"{subject.features_of} has features of encoder {about['encoder']}, but "
             f"{subject.encoder} is another one: extract them anew"
         )
+    check(name, config, facts_of(subject, about), where)
     identity = identity_of(name, config, subject.label, subject.limit, about)
     text = json.dumps(identity, sort_keys=True)
     subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
@@ -98,6 +99,20 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
         (subject.work / "checkpoint.pt").unlink(missing_ok=True)
 
 
+def facts_of(subject: Subject, header: dict[str, Any]) -> Facts:
+    """Facts of a subject; ``header`` is that of its encoder, or the provenance of its features."""
+    labels = checked_labels(subject, "train")
+    uses: Uses = "features" if subject.encoder is None else "images"
+    return Facts(
+        uses="both" if subject.features_of and subject.encoder else uses,
+        depth=header["run"]["vit"]["depth"] if "run" in header else None,
+        class_token="cls" in kinds(header),
+        images=len(labels),
+        rarest=int(labels.bincount(minlength=subject.num_classes).min()),
+        subsets=tuple(subject.images("train").subsets),
+    )
+
+
 def evaluate_group(
     items: list[Item],
     encoder: Path | None,
@@ -117,10 +132,15 @@ def evaluate_group(
     """
     header = {} if encoder is None else read_header(encoder)
     configs = {}
+    facts = {
+        label: facts_of(Subject(data, label, None, features, limit=limit), header)
+        for label in {item.label for item in items}
+    }
     for item in items:  # before extraction: a wrong setting must not be told after hours of it
         where = f"evaluations.{item.name}"
         raw = configure(item.evaluation, item.config, where)
-        configs[item.name] = resolved(raw, header, where)
+        configs[item.name] = config = resolved(raw, header, where)
+        check(item.evaluation, config, facts[item.label], where)
     extract(encoder, data, image_size, features, limit)
     failures = []
     for item in items:

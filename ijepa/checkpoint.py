@@ -80,8 +80,12 @@ VALUES: list[Any] = [
     *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdg"},
 ]  # fmt: skip
 """Types that only hold values, which trainings save beside their weights: arguments, metrics."""
-WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""Parts of names that torch.compile, FSDP and activation checkpoints put before a module's own."""
+WRAPPERS = re.compile(
+    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|"
+    r"base_model\.model)\."
+)
+"""Parts of names that others put before a module's own: torch.compile, FSDP, activation
+checkpoints, Lightning around DeepSpeed, PEFT."""
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

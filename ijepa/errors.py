@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import select
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,10 +30,20 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """End the process with one line for a UserError, or for a disk error with a remedy."""
+    """End the process with one line for a UserError, or for a disk error with a remedy.
+
+    It ends without a word, with SIGPIPE's exit status, if nobody reads its output any more.
+    """
     try:
         shorten_temporary_names()
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         # A loader's worker sends its error as the text of a traceback: the message is the last
         # line.
@@ -42,6 +54,13 @@ def in_one_line() -> Iterator[None]:
                 f"error: {error.filename or 'output'}: {error.strerror}: {REMEDIES[error.errno]}"
             )
         raise
+
+
+def _reader_is_gone() -> bool:
+    """True if nobody reads standard output any more, as in ``inspect FILE | head -1``."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 LONGEST_FOLDER = 60

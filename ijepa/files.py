@@ -25,7 +25,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     A killed process leaves at most a ``.part`` file, which the next writer on its machine removes.
     Two processes that write the same path, on whatever machines, do not disturb each other: the
-    file of the last one to finish stays.
+    file of the last one to finish stays. The file has the mode of any new file in its folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The host is in the name because only processes of this machine can be checked for life.
@@ -35,7 +35,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         if not is_alive(int(other.name.split(".")[-2])):
             other.unlink(missing_ok=True)
     try:
+        part.touch()
+        mode = part.stat().st_mode
+        part.unlink()
         yield part
+        if part.stat().st_mode != mode:  # safetensors writes for the user alone
+            part.chmod(mode & 0o777)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -28,6 +28,11 @@ from workflow.plan.options import register_entry
         ("s3.com/0.tar?X-Amz-Signature=a&versionId=3", "0.tar?versionId=3"),
         ("blob.net/0.tar?sig=a::https://blob.net/1.tar?sig=b", "0.tar::https://blob.net/1.tar"),
         ("any.org/0.tar?file=3", "0.tar?file=3"),
+        ("any.org/0.tar?se=3&sp=4", "0.tar?se=3&sp=4"),
+        (
+            "any.org/0.tar?sr=1::https://blob.net/1.tar?sr=b&sig=b",
+            "0.tar?sr=1::https://blob.net/1.tar",
+        ),
         ("any.org/0.tar", "0.tar"),
     ],
 )

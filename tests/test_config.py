@@ -171,6 +171,85 @@ def test_a_mistake_in_an_evaluation_is_refused(evaluation: dict[str, Any], messa
         check(read_benchmark(benchmark))
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"name": "knn", "config": {"layers": 5}}, r"knn\.config\.layers is 5, .* 4 at most \("),
+        (
+            {"name": "linear_probe", "uses": "images", "config": {"layers": 5}},
+            r"layers is 5, but the encoder has 3: ask for 3 at most \(ijepa\)",
+        ),
+        (
+            {"name": "linear_probe", "config": {"layers": 9}},
+            "4 at most, or set uses: images",
+        ),
+        (
+            {"name": "linear_probe", "config": {"batch_size": 7201}},
+            r"linear_probe\.config\.batch_size is 7201, but only 7200 training images are left",
+        ),
+        ({"name": "linear_probe", "config": {"held_out": 1e-4}}, "held_out is 0.0001: of 8000"),
+        (
+            {"name": "linear_probe", "uses": "images", "config": {"whiten": True}},
+            "whiten is true, but there are no stored features",
+        ),
+        ({"name": "low_shot", "config": {"per_class": 801}}, "per_class is 801, but .* has 800"),
+        ({"name": "low_shot"}, r"subset is '1pct', but the data set has no lists: name one of"),
+        (
+            {"name": "finetune", "uses": "images", "config": {"subset": "2pct"}},
+            "subset is '2pct', but",
+        ),
+        (
+            {
+                "name": "low_shot",
+                "uses": "both",
+                "config": {"per_class": 8, "finetune": {"pool": "cls"}},
+            },
+            r"low_shot\.config\.finetune\.pool is cls, but the encoder has no \[cls\].*\(ijepa\)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("real_register")
+def test_an_evaluation_that_cannot_be_carried_out_is_refused_before_pretraining(
+    evaluation: dict[str, Any], message: str
+) -> None:
+    test_a_mistake_in_an_evaluation_is_refused(evaluation, message)
+
+
+@pytest.mark.usefixtures("real_register")
+def test_the_lists_of_images_are_those_that_the_register_or_the_raw_files_have(
+    tmp_path: Path,
+) -> None:
+    benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())
+    table = {"name": "any", "title": "Any", "evaluations": ["low_shot"]}
+    low_shot = {"name": "low_shot", "dataset": "imagenet", "config": {"subset": "10pct"}}
+    benchmark |= {"tables": [table], "evaluations": [low_shot], "images": {}}
+    benchmark |= {"raw": {"imagenet": str(tmp_path)}}
+    with pytest.raises(UserError, match="subset is '10pct', but the data set has 1pct:"):
+        check(read_benchmark(benchmark))
+    (tmp_path / "10percent.txt").touch()
+    check(read_benchmark(benchmark))
+
+
+def test_shards_tell_which_classes_are_too_small(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are there when a config is changed; the register knows only the mean of the classes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "shards").mkdir(parents=True)
+    (tmp_path / "data" / "shards" / "tiny").symlink_to(data)
+    benchmark = {
+        **{"name": "a", "dataset": "tiny", "seeds": [0]},
+        "runs": [{"name": "r", "method": "ijepa", "recipe": {"optim": {"batch_size": 32}}}],
+        "evaluations": [{"name": "low_shot", "config": {"per_class": 6}}],
+        "tables": [{"name": "t", "title": "T", "evaluations": ["low_shot"]}],
+        "images": {"tiny": {"train": 65}},
+    }
+    check(read_benchmark(benchmark))
+    benchmark["images"] = {"tiny": {"train": 59}}
+    with pytest.raises(UserError, match="per_class is 6, but a class has 5 training images at"):
+        check(read_benchmark(benchmark))
+
+
 @pytest.mark.usefixtures("real_register")
 def test_a_table_of_an_unknown_evaluation_is_refused() -> None:
     benchmark = yaml.safe_load((FOLDER / "mini.yaml").read_text())

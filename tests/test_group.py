@@ -73,6 +73,15 @@ def test_the_failure_of_one_leaves_the_others(
     assert results(tmp_path)["statistics"] == before["statistics"]
 
 
+def test_an_evaluation_that_is_impossible_is_refused_before_features_are_extracted(
+    data: Path, tmp_path: Path
+) -> None:
+    impossible = Item("probe", "linear_probe", config={"batch_size": 91})
+    with pytest.raises(UserError, match=r"evaluations\.probe\.batch_size is 91, but only 90"):
+        group([KNN, impossible], data, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_features_that_are_there_need_no_network(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evals import views
 from evals.pooling import Pool
+from evals.protocol import Facts, check
 from evals.protocols.linear_probe import PRESETS, Config, divide, evaluate
 from evals.subject import Subject
 from evals.views import Encoded, Stored, epoch_batches, pooled
@@ -450,7 +451,7 @@ def test_the_moments_of_stored_features_are_those_of_numpy() -> None:
     np.testing.assert_allclose(covariance.numpy(), np.cov(x.T, bias=True), rtol=1e-3, atol=1e-5)
 
 
-def test_images_are_not_whitened(data: Path) -> None:
+def test_images_are_not_whitened() -> None:
     config = dataclasses.replace(SHORT, whiten=True)
-    with pytest.raises(UserError, match="whiten is true, but there are no stored features"):
-        evaluate(config, OnImages(data, "class"))
+    with pytest.raises(UserError, match=r"^here\.whiten is true, but there are no stored features"):
+        check("linear_probe", config, Facts("images"), "here")

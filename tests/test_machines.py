@@ -135,7 +135,8 @@ GPU 1: NVIDIA A100 (UUID: GPU-bbbb-2)
     ("variable", "count"),
     [
         (None, 2), ("", 0), ("-1", 0), ("NoDevFiles", 0), ("1", 1), ("0, 1", 2), ("0,-1,1", 1),
-        ("0,2,1", 1), ("GPU-bbbb-2", 1), ("GPU-aa", 1), ("GPU-zz", 0), ("MIG-cccc-1", 1),
+        ("0,2,1", 1), ("0,0", 1), ("0,1,0", 2),
+        ("GPU-bbbb-2", 1), ("GPU-aa", 1), ("GPU-zz", 0), ("MIG-cccc-1", 1),
     ],
 )  # fmt: skip
 def test_gpus_are_counted_as_cuda_reads_its_variable(

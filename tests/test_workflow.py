@@ -385,10 +385,10 @@ def test_a_raw_folder_in_which_no_mark_can_be_left_is_refused_with_the_remedy(
 
 
 @pytest.mark.processes
-def test_the_workflow_runs_in_a_folder_with_quotes_and_refuses_one_with_braces(
+def test_the_workflow_runs_in_a_folder_with_quotes_and_refuses_one_with_braces_or_a_colon(
     tiny: Path, tmp_path: Path
 ) -> None:
-    """Over 5 s: Snakemake twice, and a job."""
+    """Over 5 s: Snakemake three times, and a job."""
     shutil.copytree(tiny / "raw", tmp_path / "data" / "raw" / "tiny")
     config = {
         "name": "quotes",
@@ -406,9 +406,13 @@ def test_the_workflow_runs_in_a_folder_with_quotes_and_refuses_one_with_braces(
 
     done = fetch('o\'brien "$HOME" ; x')
     assert done.returncode == 0, done.stdout + done.stderr
-    refused = fetch("a{b}")
-    assert refused.returncode != 0
-    assert "a{b}: Snakemake takes braces in a path for variables: rename the" in refused.stderr
+    for folder, words in (
+        ("a{b}", "Snakemake takes braces in a path for variables"),
+        ("a:b", "a colon divides the folders of PYTHONPATH"),
+    ):
+        refused = fetch(folder)
+        assert refused.returncode != 0
+        assert f"{folder}: {words}: rename the folder" in refused.stderr
 
 
 @pytest.mark.processes

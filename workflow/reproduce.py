@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ijepa.cores import usable_cores
-from ijepa.errors import run_command
-from ijepa.files import ROOT
+from ijepa.errors import UserError, run_command
+from ijepa.files import ROOT, writable
 from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
 
@@ -185,6 +185,15 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
 
 
+def check_cache() -> None:
+    """Raise UserError if Snakemake cannot write its cache, which it does before it reads a plan."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        writable(cache / "snakemake")
+    except UserError as error:
+        raise UserError(f"{error} (HOME, or XDG_CACHE_HOME, says where it is)") from None
+
+
 def snakemake(configs: list[Path], profile: str, more: list[str]) -> list[str]:
     """Command that makes everything that a config asks for."""
     options = ["--configfile", *map(str, configs)]
@@ -199,6 +208,7 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
     grid = Grid(benchmark, cores)
     console = Console(stderr=False, soft_wrap=True)
     local = "slurm" not in Path(profile).name
+    check_cache()
     LOG.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"{grid.name}: planning   (Snakemake's own text: {LOG})", highlight=False)
     console.print(grid.grouped(), highlight=False)

@@ -14,7 +14,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
 from evals.pooling import Pool, parts
-from evals.protocol import Uses
+from evals.protocol import Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
@@ -109,6 +109,11 @@ class Tuned(Classifier):
     def features(self, tokens_BTD: Tensor) -> Tensor:
         """Pooled features, [B, D] or [B, 2 D]."""
         return pool_tokens(self.encoder, tokens_BTD, self.pool)
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Raise ValueError for an unknown list of images."""
+    facts.check_subset(config.subset)
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

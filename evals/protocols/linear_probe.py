@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from evals.heads import Heads, Optimizer
 from evals.pooling import Pooled
-from evals.protocol import Uses
+from evals.protocol import Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
 from evals.views import Encoded, Source, Stored, epoch_batches
@@ -187,6 +187,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def check(config: Config, facts: Facts) -> None:
+    """Raise ValueError for whitened images, and for too few images to hold out or to train on."""
+    if config.whiten and facts.uses == "images":
+        raise ValueError(
+            "whiten is true, but there are no stored features to take the covariance of: set "
+            "uses: features, or whiten: false"
+        )
+    if facts.images is not None:
+        num_held_out(config, facts.images)
+
+
 def evaluate(config: Config, subject: Subject) -> Result:
     """Train every head, choose one on held-out training images, classify the test images with it.
 
@@ -201,11 +212,6 @@ def evaluate(config: Config, subject: Subject) -> Result:
         source = Stored(subject, config.layers, pool, device)
         if config.whiten:
             moments = source.moments(numbers)
-    elif config.whiten:
-        raise UserError(
-            "whiten is true, but there are no stored features to take the covariance of: set "
-            "uses: features, or whiten: false"
-        )
     else:
         source = Encoded(
             subject, config.layers, pool, device, config.crop, config.seed, config.num_workers
@@ -265,25 +271,31 @@ def evaluate(config: Config, subject: Subject) -> Result:
 def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
     """Numbers of the training images that are held out, and of those that heads are trained on.
 
-    With ``chosen_on: test`` none is held out. Raises UserError if there are too few of either, or
-    if a label is outside its classes.
+    Raises UserError if there are too few of either, or if a label is outside its classes.
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
-    images = len(labels)
+    order = torch.randperm(len(labels), generator=generator(config.seed, "held out"))
+    count = num_held_out(config, len(labels))
+    return order[:count].sort().values, order[count:].sort().values
+
+
+def num_held_out(config: Config, images: int) -> int:
+    """Number of training images that are held out; with ``chosen_on: test`` none.
+
+    Raises UserError if there are too few of them, or of those that are left.
+    """
     by_test = config.chosen_on == "test"
-    order = torch.randperm(images, generator=generator(config.seed, "held out"))
     count = 0 if by_test else min(int(config.held_out * images), config.max_held_out)
-    held_out, numbers = order[:count].sort().values, order[count:].sort().values
     if not count and not by_test:
         raise UserError(
             f"held_out is {config.held_out}: of {images} training images that is none; raise it"
         )
-    if len(numbers) < config.batch_size:
+    if images - count < config.batch_size:
         raise UserError(
-            f"batch_size is {config.batch_size}, but only {len(numbers)} training images are left "
-            f"besides {count} held-out ones: choose a smaller batch"
+            f"batch_size is {config.batch_size}, but only {images - count} training images are "
+            f"left besides {count} held-out ones: choose a smaller batch"
         )
-    return held_out, numbers
+    return count
 
 
 def train(config: Config, subject: Subject, source: Source, heads: Heads, numbers: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evals.pooling import Pooled
-from evals.protocol import Uses
+from evals.protocol import Facts, Uses
 from evals.protocols.finetune import PRESETS as FINE_TUNING
 from evals.protocols.finetune import Config as FineTuning
 from evals.protocols.finetune import fine_tune
@@ -77,6 +77,25 @@ class Config(Pooled):
 PRESETS: dict[str, dict[str, Any]] = {
     name: {"finetune": values} for name, values in FINE_TUNING.items() if "low_shot" in name
 }
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Raise ValueError for an unknown list, for classes that are too small, and for lack of [cls].
+
+    ``finetune.pool`` is not among the settings that evals.pooling checks.
+    """
+    facts.check_subset(config.subset)
+    if facts.rarest is not None and (config.per_class or 0) > facts.rarest:
+        raise ValueError(
+            f"per_class is {config.per_class}, but a class has {facts.rarest} training images at "
+            "most: make it smaller, or use more images"
+        )
+    tuned = facts.uses == "both" and config.finetune.pool != "patches"
+    if tuned and facts.class_token is False:
+        raise ValueError(
+            f"finetune.pool is {config.finetune.pool}, but the encoder has no [cls]: set it to "
+            "patches (config_of), or leave it out"
+        )
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

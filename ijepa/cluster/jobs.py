@@ -200,7 +200,7 @@ def visible_gpus() -> int:
     """Number of GPUs that this process may use, counted without importing torch.
 
     As in CUDA, CUDA_VISIBLE_DEVICES ends before its first entry that names no GPU of this machine:
-    a number that is too large, -1, NoDevFiles.
+    a number that is too large, -1, NoDevFiles. A GPU that is named twice is one.
     """
     if shutil.which("nvidia-smi") is None:  # as in some containers
         lines = [f"GPU {path.name}" for path in Path("/dev").glob("nvidia[0-9]*")]
@@ -218,4 +218,4 @@ def visible_gpus() -> int:
         # A GPU or a part of one (MIG) by its UUID, or by the begin of it.
         return name.startswith(("GPU-", "MIG-")) and any(f"UUID: {name}" in line for line in lines)
 
-    return len(list(takewhile(is_gpu, (name.strip() for name in visible.split(",")))))
+    return len(set(takewhile(is_gpu, (name.strip() for name in visible.split(",")))))

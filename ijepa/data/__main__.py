@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ijepa.data import register
 from ijepa.data.build import build_shards, missing
-from ijepa.data.shards import verify
+from ijepa.data.shards import check_limit, verify
 from ijepa.data.source import Source, load_source
 from ijepa.errors import run_command
+from ijepa.files import read_yaml
 
 
 def main() -> None:
@@ -35,6 +36,12 @@ def main() -> None:
             sub.add_argument(
                 "--num-workers", type=int, help="processes (default: one for each core)"
             )
+            sub.add_argument(
+                "--images-of",
+                type=Path,
+                metavar="CONFIG",
+                help="config whose `images` must be had of the shards, or this fails",
+            )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.command == "missing":
@@ -47,6 +54,9 @@ def main() -> None:
         source.fetch(dataset, options.raw)
     elif options.command == "build":
         build_shards(options.dataset, options.raw, options.out, options.num_workers)
+        if options.images_of is not None:
+            limits = read_yaml(options.images_of).get("images", {})
+            check_limit(limits.get(options.dataset, {}), options.out)
     else:
         verify(options.out)
 

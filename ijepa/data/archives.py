@@ -28,6 +28,10 @@ from ijepa.files import read_json, writable, write_json, written_whole
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd",
+}  # fmt: skip
+"""Commands that unpack a file, by its first bytes."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png"})
 
@@ -88,11 +92,18 @@ def tar_entries(
     """Name, first byte and number of bytes of every file of an uncompressed tar, in its order.
 
     With ``offset`` and ``size`` the tar lies there inside of ``path``; first bytes are still
-    counted from the beginning of ``path``. Contents are not read. Raises UserError if the tar has
-    no proper end.
+    counted from the beginning of ``path``. Contents are not read. Raises UserError if the tar is
+    compressed or has no proper end.
     """
     end = path.stat().st_size if size is None else offset + size
     with path.open("rb") as file, damage_named(path):
+        file.seek(offset)
+        head = file.read(8)
+        for command in (tool for mark, tool in COMPRESSED.items() if head.startswith(mark)):
+            raise UserError(
+                f"{path} is compressed, and tars are read in place: unpack it ({command}), and "
+                "name the unpacked file"
+            )
         file.seek(offset)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in _members(tar):

@@ -1,8 +1,8 @@
 """Download of a file that goes on after a broken connection or a killed process.
 
-Bytes go to ``PATH.part``; ``PATH.part.origin`` records where they come from: the address, and the
-server's mark of this version of the file (ETag or Last-Modified). With these two files the next
-call continues. A file that has changed meanwhile is fetched from its beginning.
+Bytes go to ``PATH.part``; ``PATH.part.origin`` records where they come from: the address without
+its signature, and the server's mark of this version of the file (ETag or Last-Modified). With these
+two files the next call continues. A file that has changed meanwhile is fetched from its beginning.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from ijepa.data.addresses import unsigned
 from ijepa.errors import REMEDIES, UserError
 from ijepa.files import digest, write_text
 from ijepa.lock import locked
@@ -47,8 +48,8 @@ def download(address: str, path: Path, checksum: str | None = None) -> None:
             part.unlink()
             name = algorithm.upper().replace("SHA", "SHA-")
             raise UserError(
-                f"{address} gave a file of {name} {got}, expected {expected}; it was removed: "
-                "check the address and the checksum, then run again, which starts anew"
+                f"{unsigned(address)} gave a file of {name} {got}, expected {expected}; it was "
+                "removed: check the address and the checksum, then run again, which starts anew"
             )
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -101,11 +102,11 @@ def _receive_all(address: str, part: Path) -> None:
             pause = next(pauses, None)
             if pause is None:
                 raise UserError(
-                    f"{address}: {error}; {size:,} bytes are there: check the address and the "
-                    "network, then run the same command again, which continues after these bytes; "
-                    "or give the path of a copy in place of the address"
+                    f"{unsigned(address)}: {error}; {size:,} bytes are there: check the address "
+                    "and the network, then run the same command again, which continues after these "
+                    "bytes; or give the path of a copy in place of the address"
                 ) from None
-            log.warning("%s: %s; again in %s s", address, error, pause)
+            log.warning("%s: %s; again in %s s", unsigned(address), error, pause)
             time.sleep(pause)
 
 
@@ -113,11 +114,12 @@ def _receive(address: str, part: Path) -> None:
     """Write to ``part`` the bytes that one connection gives: those that are missing, or all."""
     origin = _origin(part)
     known_address, _, version = (origin.read_text() if origin.exists() else "").partition("\n")
-    response, start = _ask(address, part.stat().st_size if known_address == address else 0, version)
+    source = unsigned(address)  # a renewed signature gives the same bytes
+    response, start = _ask(address, part.stat().st_size if known_address == source else 0, version)
     with response, part.open("ab") as file:
         if start == 0:
             file.truncate(0)
-            write_text(origin, f"{address}\n{_version(response.headers)}")
+            write_text(origin, f"{source}\n{_version(response.headers)}")
         length = response.headers["Content-Length"]
         total = start + int(length) if length else None
         with tqdm(

@@ -70,7 +70,12 @@ def bring(
 
 
 def fault(dataset: Dataset, path: Path) -> str | None:
-    """Fault of a raw file in words (missing, or its checksum), or None."""
+    """Fault of a raw file in words (missing, or its checksum), or None.
+
+    Raises UserError for a folder, which nothing that is fetched can replace.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder where a file is needed: move it away")
     if not path.exists():
         return "is missing"
     expected = dataset.checksums.get(path.name)

@@ -2,14 +2,25 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ijepa.errors import UserError
 from ijepa.files import ROOT, read_yaml
 
 REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"))
+
+
+Checksum = Annotated[str, Field(pattern="^(md5|sha1|sha224|sha256|sha384|sha512):[0-9a-fA-F]+$")]
+"""Algorithm and hexadecimal digest."""
+
+
+def with_training(splits: dict[str, int | None]) -> dict[str, int | None]:
+    """Return the splits unchanged; raises ValueError if there are no training images."""
+    if "train" not in splits:
+        raise ValueError("train is missing: every data set has training images; null if unknown")
+    return splits
 
 
 class Entry(BaseModel):
@@ -41,14 +52,14 @@ class Dataset(Entry):
     citation: str
     licence: str
     image_size: int
-    splits: dict[Literal["train", "test"], int | None]
+    splits: Annotated[dict[Literal["train", "test"], int | None], AfterValidator(with_training)]
     labels: dict[str, list[str] | int | None] = {}
     view: Literal["centre", "squash"] = "centre"
-    shard_size: int = 5000
+    shard_size: int = Field(default=5000, ge=1)
     resize: Resize | None = None
     max_corrupt: float = Field(default=0.0, ge=0, le=1)
     origins: list[dict[str, str]] = []
-    checksums: dict[str, str] = {}
+    checksums: dict[str, Checksum] = {}
     options: dict[str, Any] = {}
 
     def num_classes(self, label: str) -> int | None:
@@ -84,6 +95,8 @@ def _read() -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise UserError(f"{REGISTER} must hold a data set's name and keys for each")
     for name, entry in entries.items():
+        if not isinstance(name, str):
+            raise UserError(f"{REGISTER}: {name!r} is no text: quote it, or rename the data set")
         if not isinstance(entry, dict):
             raise UserError(f"{REGISTER}: {name}: {entry!r} must be keys and values")
     return entries

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ijepa.errors import UserError
 from ijepa.files import digest, read_json, write_json
 
@@ -126,6 +128,32 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
     if os.access(folder, os.W_OK) and not states.items() <= verified.items():
         write_json(record, verified | states)
     return index
+
+
+def check_limit(limit: dict[str, int], folder: Path) -> None:
+    """Raise UserError unless every split has as many images as ``limit`` says, of all classes.
+
+    The first images of a split that lies in the order of its classes have only some of them.
+    """
+    index = read_index(folder)
+    for split, count in limit.items():
+        if split not in index.splits:
+            raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
+        shards = [read_shard(folder / shard["name"]) for shard in index.splits[split]]
+        if count > (available := sum(len(shard.places) for shard in shards)):
+            raise UserError(
+                f"images.{split}: {count} asked for, but {folder} has {available}: ask for fewer"
+            )
+        for label in index.labels:
+            numbers = np.concatenate([shard.labels[label] for shard in shards])
+            some, all_classes = len(np.unique(numbers[:count])), len(np.unique(numbers))
+            in_order = (np.diff(numbers[:count]) >= 0).all()
+            if some < all_classes <= count and in_order:
+                raise UserError(
+                    f"images.{split}: the first {count} images of {folder} have {some} of "
+                    f"{all_classes} classes of {label}: they lie in the order of their classes; "
+                    f"leave images.{split} out"
+                )
 
 
 def scan(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, list[int]]]:

@@ -33,7 +33,10 @@ class Entry(NamedTuple):
 
 
 class Source(Protocol):
-    """A module of ijepa/data/sources."""
+    """A module of ijepa/data/sources.
+
+    One with official lists of images also has ``subsets(dataset, raw)``, the names of its lists.
+    """
 
     def missing(self, dataset: Dataset, raw: Path) -> list[str]:
         """Paths that a person must bring, each with a note on its origin.

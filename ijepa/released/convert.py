@@ -27,7 +27,10 @@ from ijepa.vit import ViT
 CONSTANTS = ("relative_position_index", "rd_pos_embed")
 """Endings of the names of constants that a release stores and we compute."""
 
-TRAINING = r"(opt|optimizer|scaler|fp16_scaler|amp|scheduler|lr_scheduler|args|config)\..*"
+TRAINING = (
+    r"(opt|optimizer(_states?)?|(fp16_|grad_)?scaler|amp|(lr_)?schedulers?|args|config|callbacks|"
+    r"loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?)(\..*)?"
+)
 """State of a training loop, which holds tensors in some files."""
 
 HEADS = {size["dim"]: int(size["num_heads"]) for size in SIZES.values()}

@@ -11,6 +11,7 @@ import logging
 import re
 from pathlib import Path
 
+from ijepa.data.addresses import unsigned
 from ijepa.data.download import download
 from ijepa.errors import UserError, run_command
 from ijepa.files import digest
@@ -38,7 +39,7 @@ def bring(address: str, path: Path, sha256: str, licence: str) -> None:
         return
     if "://" not in address:
         address = Path(address).absolute().as_uri()
-    print(f"licence: {licence}\nfetching {address}", flush=True)
+    print(f"licence: {licence}\nfetching {unsigned(address)}", flush=True)
     download(address, path, f"sha256:{sha256}")
 
 

@@ -73,29 +73,34 @@ DINOV2_NAMES = {
     "encoder.layer.{}.layer_scale2.lambda1": "blocks.{}.ls2.gamma",
 }
 
+IN = r"(state_dict\.)?(model\.)?"
+"""Containers that trainers put around a whole method: Lightning's is state_dict.model."""
+ONE = r"((state_dict\.(model\.)?|model\.)(encoder\.)?)?(module\.)?"
+"""Containers around a file's only encoder; ``encoder`` alone is a tower of I-JEPA."""
+
 SELF_DISTILLED = {
-    "teacher": Tower(r"teacher\.(module\.)?(backbone\.)?", "teacher", "backbone."),
-    "student": Tower(r"student\.(module\.)?(backbone\.)?", "student", "module.backbone."),
+    "teacher": Tower(rf"{IN}teacher\.(module\.)?(backbone\.)?", "teacher", "backbone."),
+    "student": Tower(rf"{IN}student\.(module\.)?(backbone\.)?", "student", "module.backbone."),
 }
-PROJECTION_HEAD = r"((state_dict|teacher|student)\.)?(module\.)?head\.(mlp|last_layer)\d?\..*"
+PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)?head\.(mlp|last_layer)\d?\..*"
 
 LAYOUTS = {
     "ijepa": Layout(
         {
-            "target": Tower(r"target_encoder\.(module\.)?", "target_encoder", "module."),
-            "context": Tower(r"encoder\.(module\.)?", "encoder", "module."),
+            "target": Tower(rf"{IN}target_encoder\.(module\.)?", "target_encoder", "module."),
+            "context": Tower(rf"{IN}encoder\.(module\.)?", "encoder", "module."),
         },
-        r"predictor\..*",
+        rf"{IN}predictor\..*",
         Variant(),
     ),
     "mae": Layout(
-        {"": Tower(r"(model\.)?(module\.)?", "model")},
+        {"": Tower(ONE, "model")},
         r"mask_token|decoder_.*",
         Variant(class_token=True, init="xavier"),
     ),
     "data2vec": Layout(
         {
-            "model": Tower(r"(model\.)?(module\.)?", "model"),
+            "model": Tower(ONE, "model"),
             "ema": Tower(r"model_ema\.((module|state_dict|model)\.)*", "model_ema"),
         },
         r"mask_token|lm_head\..*",
@@ -104,8 +109,8 @@ LAYOUTS = {
         ),
     ),
     "cae": Layout(
-        {"": Tower(r"(model\.)?(module\.)?encoder\.", "model", "encoder.")},
-        r"(model\.)?(module\.)?(mask_token|"
+        {"": Tower(rf"{IN}(module\.)?encoder\.", "model", "encoder.")},
+        rf"{IN}(module\.)?(mask_token|"
         r"(regresser|decoder|teacher|alignment_encoder|encoder_to_(decoder|regresser)\w*)\..*)",
         Variant(
             class_token=True,
@@ -116,21 +121,25 @@ LAYOUTS = {
         ),
     ),
     "dino": Layout(
-        {**SELF_DISTILLED, "": Tower(r"(module\.)?(backbone\.)?")},
-        rf"dino_loss\..*|{PROJECTION_HEAD}",
+        # Weights directly in state_dict are iBOT's.
+        {
+            **SELF_DISTILLED,
+            "": Tower(rf"(?!state_dict\.(?!model\.|encoder\.)){ONE}(backbone\.)?"),
+        },
+        rf"{IN}dino_loss\..*|{PROJECTION_HEAD}",
         Variant(class_token=True, positions="learned", init="dino"),
     ),
     "ibot": Layout(
         {
             **SELF_DISTILLED,
-            "": Tower(r"(state_dict\.)?(module\.)?(backbone\.)?", "state_dict"),
+            "": Tower(rf"{ONE}(backbone\.)?", "state_dict"),
         },
-        rf"ibot_loss\..*|masked_embed|{PROJECTION_HEAD}",
+        rf"{IN}ibot_loss\..*|masked_embed|{PROJECTION_HEAD}",
         Variant(class_token=True, positions="learned", init="dino"),
     ),
     "timm": Layout(
         {
-            "": Tower(r"((state_dict|model)\.)?(module\.)?"),
+            "": Tower(ONE),
             "ema": Tower(r"(state_dict_ema|model_ema)\.(module\.)?"),
         },
         r"mask_token|head(_dist)?\.(weight|bias)",

@@ -5,6 +5,8 @@
 
 import argparse
 import re
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from ijepa.errors import UserError, run_command
@@ -21,13 +23,17 @@ if __name__ == "__main__":
     parser().parse_args()  # answers --help before the imports, which take seconds
 
 from evals.pooling import resolved
-from evals.protocol import configure, load_evaluation
+from evals.protocol import Facts, configure, load_evaluation
+from evals.protocol import check as check_protocol
 from evals.report import published
 from evals.report.results import read_external
+from evals.run import facts_of
+from evals.subject import Subject
 from ijepa.config import parse_run
 from ijepa.cost.flops import has_class_token
 from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
+from ijepa.data.shards import check_limit
 from ijepa.data.source import load_source
 from ijepa.released.layouts import LAYOUTS, TOWERS
 from workflow.plan.benchmark import (
@@ -99,31 +105,53 @@ def check(benchmark: Benchmark) -> None:
                 raise UserError(
                     f"images.{dataset}.{split}: {count} cannot be had; {dataset} has {available}"
                 )
+        if Path((grid := Grid(benchmark)).index(dataset)).exists():
+            check_limit(grid.limit(dataset), Path(grid.shards(dataset)))
     datasets = {item.name: item.dataset for item in benchmark.evaluations}
     external = _check_external(benchmark, {*datasets}, encoders)
     methods = {run.name: run.method for run in benchmark.runs}
     for table in benchmark.tables:
         _check_table(table, datasets, encoders | external, methods)
-    _check_pools(benchmark)
+    _check_cells(Grid(benchmark))
 
 
-def _check_pools(benchmark: Benchmark) -> None:
-    """Raise UserError if an evaluation of a trained encoder asks for [cls], and it has none."""
-    grid = Grid(benchmark)
-    has_cls: dict[str, bool] = {}
-    for run, _, evaluation in grid.cells:
+def _check_cells(grid: Grid) -> None:
+    """Raise UserError if an evaluation of an encoder is impossible, as far as is known now."""
+    plans = {name: planned(run).run for name, run in grid.runs.items()}
+    has_cls = cache(lambda run: has_class_token(plans[run]))  # takes a second for each run
+    facts_of_data = cache(lambda dataset, label: _facts(grid, dataset, label))
+    for run, evaluation in dict.fromkeys((run, name) for run, _, name in grid.cells):
         item = grid.evaluations[evaluation]
         where = f"evaluations.{item.name}.config"
         config = configure(item.evaluation, item.settings(run), where)
-        if run not in grid.runs or "cls" not in str(getattr(config, "pool", "")):
-            continue
-        if run not in has_cls:
-            has_cls[run] = has_class_token(planned(grid.runs[run]).run)
-        about = {"variant": {"class_token": has_cls[run]}}
+        facts = replace(facts_of_data(item.dataset, item.label), uses=grid.uses(run, evaluation))
         try:
-            resolved(config, about, where)
+            if run in plans:
+                facts = replace(facts, depth=plans[run].vit.depth)
+            if run in plans and "cls" in str(config):  # a pool, at any depth
+                facts = replace(facts, class_token=has_cls(run))
+                config = resolved(config, {"variant": {"class_token": has_cls(run)}}, where)
+            check_protocol(item.evaluation, config, facts, where)
         except UserError as error:
             raise UserError(f"{error} ({run})") from None
+
+
+def _facts(grid: Grid, dataset: str, label: str) -> Facts:
+    """Facts of a labelled data set: those of its shards if they are there, else the register's."""
+    limit = grid.limit(dataset)
+    if Path(grid.index(dataset)).exists():
+        return facts_of(Subject(Path(grid.shards(dataset)), label, limit=limit), {})
+    entry = register.load_dataset(dataset)
+    counts = [n for n in (entry.splits.get("train"), limit.get("train")) if n is not None]
+    images, num_classes = min(counts, default=None), entry.num_classes(label)
+    subsets = getattr(load_source(entry.source), "subsets", lambda *_: ())
+    return Facts(
+        uses="features",
+        images=images,
+        # One class of several has at most an equal share.
+        rarest=images // num_classes if images and num_classes else None,
+        subsets=tuple(subsets(entry, Path(grid.raw(dataset)))),
+    )
 
 
 def planned(run: Run) -> Planned:

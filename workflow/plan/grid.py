@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evals.report.plan import ReportPlan, TableSpec
 from ijepa.files import write_yaml
@@ -125,7 +125,7 @@ class Grid:
             return self.benchmark.seeds
         return [0] if encoder in self.released or encoder == PIXELS else []
 
-    def uses(self, encoder: str, evaluation: str) -> str:
+    def uses(self, encoder: str, evaluation: str) -> Literal["features", "images", "both"]:
         """``features``, ``images`` or ``both``; raw pixels have no network to run."""
         uses = self.evaluations[evaluation].uses
         return "features" if encoder == PIXELS and uses == "both" else uses

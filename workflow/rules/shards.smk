@@ -1,12 +1,14 @@
 # From an address to WebDataset shards with an index, and to the tokens of their images.
 
 
+# Data first (priority): a fault of another data set must not be told after pretraining.
 rule fetch:
     output:
         # The raw files beside it are not declared, so they stay. Each is checked before it is used.
         touch("data/raw/{dataset}/fetched"),
     log:
         "logs/fetch/{dataset}.log",
+    priority: 1
     conda:
         "../../environment.yml"
     params:
@@ -24,6 +26,7 @@ rule build_shards:
         "data/shards/{dataset}/index.json",
     log:
         "logs/build_shards/{dataset}.log",
+    priority: 1
     conda:
         "../../environment.yml"
     threads: workflow.cores
@@ -33,7 +36,10 @@ rule build_shards:
         entry=lambda wc: register_entry(wc.dataset),
     shell:
         "python -m ijepa.data build {wildcards.dataset} --raw {params.raw:q}"
-        " --out $(dirname {output}) 2>&1 | tee {log}"
+        " --out $(dirname {output})"
+        # Not a param: a change would make the shards again.
+        f" --images-of {GRID.config_plan}"
+        " 2>&1 | tee {log}"
 
 
 rule tokenise:

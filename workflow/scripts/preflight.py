@@ -68,6 +68,11 @@ def fault(task: str, folder: str = ".") -> "str | None":
         return (
             "git is not installed: install it (apt-get install git), each result names its commit"
         )
+    if ":" in str(Path(folder).resolve()):
+        return (
+            f"{Path(folder).resolve()}: a colon divides the folders of PYTHONPATH and PATH: "
+            "rename the folder"
+        )
     free, needed = shutil.disk_usage(folder).free, LEAST_DISK[task]
     if free < needed:
         return (

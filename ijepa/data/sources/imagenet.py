@@ -25,7 +25,9 @@ from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
-FOLDERS = {"train": "train", "test": "val"}
+FOLDERS = {"train": ("train",), "test": ("val", "validation")}
+ROOTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+"""Folders within ``raw`` that may hold ``train`` and ``val``: the last two are Kaggle's."""
 DEVKIT = "ILSVRC2012_devkit_t12"
 SUBSETS = {"1pct": "1percent.txt", "10pct": "10percent.txt"}
 SOLUTION = "LOC_val_solution.csv"
@@ -35,23 +37,23 @@ ORIGIN = "from image-net.org, after registration"
 def missing(dataset: Dataset, raw: Path) -> list[str]:
     """Archives that are neither there nor replaced by folders, and ``options.subsets``' lists."""
     paths = [
-        f"{raw / archive} (images of {split}, {ORIGIN}; or {raw / FOLDERS[split]} with one folder "
+        f"{raw / archive} (images of {split}, {ORIGIN}; or {_folder(raw, split)} with one folder "
         "a class)"
         for split, archive in ARCHIVES.items()
-        if not (raw / archive).exists() and not (raw / FOLDERS[split]).is_dir()
+        if not (raw / archive).exists() and not (_folder(raw, split)).is_dir()
     ]
     devkit = raw / f"{DEVKIT}.tar.gz"
-    only_folders = all((raw / folder).is_dir() for folder in FOLDERS.values())
+    only_folders = all(_folder(raw, split).is_dir() for split in FOLDERS)
     needs_devkit = _archives(raw) or not only_folders
     if needs_devkit and not devkit.exists() and not (raw / DEVKIT).is_dir():
         paths.append(f"{devkit} (the classes of the images in archives, {ORIGIN})")
     paths += [
-        f"{raw / SOLUTION} (from Kaggle, the classes of the images in {raw / folder}; or sort them "
-        "into one folder a class)"
-        for split, folder in FOLDERS.items()
-        if not (raw / ARCHIVES[split]).exists() and _without_classes(raw, raw / folder)
+        f"{raw / SOLUTION} (from Kaggle, the classes of the images in {_folder(raw, split)}; or "
+        "sort them into one folder a class)"
+        for split in FOLDERS
+        if not (raw / ARCHIVES[split]).exists() and _without_classes(raw, _folder(raw, split))
     ]
-    lists = [SUBSETS[subset] for subset in dataset.options.get("subsets", [])]
+    lists = [SUBSETS[subset] for subset in _wanted(dataset)]
     return paths + [
         f"{raw / name} (the official list, of SimCLR's or MSN's release; or take it from "
         f"{dataset.name}.options.subsets)"
@@ -67,9 +69,10 @@ def fetch(dataset: Dataset, raw: Path) -> None:
     if devkit.exists():
         unpack(devkit, raw, dataset.checksums.get(devkit.name))
     classes = _classes(dataset, raw)
-    for split, folder in FOLDERS.items():
+    for split in FOLDERS:
         if not (raw / ARCHIVES[split]).exists():
-            _check_classes(_folder_classes(raw, raw / folder), classes, raw / folder)
+            folder = _folder(raw, split)
+            _check_classes(_folder_classes(raw, folder), classes, folder)
     for archive in _archives(raw):
         if archive.name in dataset.checksums:
             verify_once(archive, dataset.checksums[archive.name])
@@ -80,7 +83,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     classes = _classes(dataset, raw)
     archive = raw / ARCHIVES[split]
     if not archive.exists():
-        images = _from_folders(raw, raw / FOLDERS[split], classes)
+        images = _from_folders(raw, _folder(raw, split), classes)
     elif split == "train":
         images = _from_train_archive(archive, classes)
     else:
@@ -93,6 +96,29 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return content
 
 
+def subsets(dataset: Dataset, raw: Path) -> list[str]:
+    """Names of the lists of training images that are there, or that the register asks for."""
+    wanted = _wanted(dataset)
+    return [key for key, name in SUBSETS.items() if key in wanted or (raw / name).exists()]
+
+
+def _wanted(dataset: Dataset) -> list[str]:
+    """Lists that the register asks for."""
+    wanted = dataset.options.get("subsets", [])
+    if not isinstance(wanted, list) or not all(name in [*SUBSETS] for name in wanted):
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: options.subsets is {wanted!r}: give a list; known are "
+            f"{', '.join(SUBSETS)}"
+        )
+    return wanted
+
+
+def _folder(raw: Path, split: str) -> Path:
+    """Folder of a split's images; ``raw/train`` or ``raw/val`` if there is none."""
+    folders = [raw / root / name for root in ROOTS for name in FOLDERS[split]]
+    return next((folder for folder in folders if folder.is_dir()), raw / FOLDERS[split][0])
+
+
 def _archives(raw: Path) -> list[Path]:
     return [raw / name for name in ARCHIVES.values() if (raw / name).exists()]
 
@@ -103,7 +129,7 @@ def _classes(dataset: Dataset, raw: Path) -> list[str]:
         path = _devkit_file(raw, "meta.mat")
         classes = sorted(_wordnet_ids(path).values())
     else:
-        path = raw / FOLDERS["train"]
+        path = _folder(raw, "train")
         classes = _folder_classes(raw, path)
     expected = dataset.num_classes("class")
     if len(classes) != expected:

@@ -95,10 +95,11 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
 def _shards(dataset: Dataset, raw: Path, split: str) -> list[tuple[str, Path]]:
     """Address and file of every shard of a split."""
     pattern = dataset.options.get(split)
-    if not isinstance(pattern, str) or set(dataset.options) - OPTIONS:
+    texts = all(isinstance(value, str) for value in dataset.options.values())
+    if pattern is None or not texts or set(dataset.options) - OPTIONS:
         raise UserError(
             f"datasets.yaml: {dataset.name}: options are {dataset.options}: give a pattern of the "
-            f"shards of {split}; known are {', '.join(sorted(OPTIONS))}"
+            f"shards of {split} as text; known are {', '.join(sorted(OPTIONS))}"
         )
     return [
         (address, _file(raw, split, number, address))
