@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 from itables import options
 
+from evals.about import read_about
+from evals.patches import PATCHES_FILE
 from evals.report import costs, figures, gallery, shapes, tables
 from evals.report.formats import environment
 from evals.report.plan import ReportPlan
@@ -186,16 +188,30 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     gallery.masks(shown, train),
                 )
             )
-    dataset = read_index(data).dataset
+    index, test = read_index(data), Images(data, "test")
     for run, seed in first_seeds.items():
-        features = results / "features" / str(run) / f"seed{seed}" / dataset / "about.json"
+        features = results / "features" / str(run) / f"seed{seed}" / index.dataset / "about.json"
+        patch_file = features.with_name(PATCHES_FILE)
+        if patch_file.exists():
+            size = read_about(features)["image_size"]
+            all_pictures.append(
+                Picture(
+                    f"patches_{run}",
+                    f"Patch features of {run}",
+                    "From top to bottom: test images; the first three principal components of "
+                    "their patches' features as red, green and blue, with one basis for all "
+                    "images; the cosine similarity of the patch framed in orange to every patch. "
+                    "Framed in blue is the nearest patch of each image.",
+                    gallery.patch_features(patch_file, index.view, size, test),
+                )
+            )
         if features.exists():  # there are none if every evaluation runs the encoder itself
             all_pictures.append(
                 Picture(
                     f"neighbours_{run}",
                     f"Nearest neighbours: {run}",
                     "A test image (framed) and the training images with the nearest features.",
-                    gallery.nearest_images(features, train, Images(data, "test")),
+                    gallery.nearest_images(features, train, test),
                 )
             )
     return all_pictures
