@@ -5,8 +5,8 @@ Features are averages over patches, of each of the last four layers after the fi
 side (evals.pooling). The control ``pixels`` has no encoder: its single layer of features is the
 bytes of the image divided by 255.
 
-Shape suffixes: B images of a batch, H rows and W columns of pixels, C channels, L layers, D
-features.
+Shape suffixes: B images of a batch, H rows and W columns of pixels, C channels, L layers, N patches
+of the grid, D features.
 """
 
 import argparse
@@ -27,7 +27,9 @@ splits every image is taken.
 
 ``SPLIT.npy`` beside ``out`` is [images, L, D] float16, to be memory-mapped by its readers; D is
 the encoder's width, or twice that: [cls], if there is one, then the patches' average. It is
-written batch by batch, so that memory does not grow with it. ``out`` is a JSON file that is written
+written batch by batch, so that memory does not grow with it. For the report's pictures,
+``test.patches.npy``, [6, N, D] float16, has every patch's features of six test images, at equal
+distances in the split (evals.patches). ``out`` is a JSON file that is written
 last: it names the encoder, the data set, the code and the machine. A call that is killed keeps the
 rows that it has written, and the next call goes on from there.
 """
@@ -58,13 +60,15 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from evals.about import FORMAT
+from evals.patches import PATCHES_FILE, spread_out
 from evals.pooling import NUM_LAYERS, PATCHES, Pool, kinds
-from evals.views import pooled
+from evals.views import patch_features, pooled
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
 from ijepa.data.transforms import normalise
@@ -104,9 +108,15 @@ def extract(
         images = Images(data, split)
         count = (limit or {}).get(split, len(images))
         views = EvaluationViews(images, image_size, index.view)
+        whole = Subset(views, range(count))
         seconds += _extract_split(
-            network, views, count, out.with_name(f"{split}.npy"), about, device
+            network, whole, out.with_name(f"{split}.npy"), about, device, _features
         )
+        if split == "test" and encoder_file is not None:
+            shown = spread_out(count)
+            some, about_some = Subset(views, shown), {**about, "shown": shown}
+            path = out.with_name(PATCHES_FILE)
+            seconds += _extract_split(network, some, path, about_some, device, _patches)
     write_json(
         out, about | {"format": FORMAT, "features": here(), "feature_seconds": round(seconds, 2)}
     )
@@ -114,13 +124,13 @@ def extract(
 
 def _extract_split(
     network: "Callable[[], ViT | None]",
-    views: EvaluationViews,
-    count: int,
+    views: "Subset[NDArray[np.uint8]]",
     path: Path,
     about: dict[str, Any],
     device: torch.device,
+    features_of: "Callable[[ViT | None, Tensor, torch.device], Tensor]",
 ) -> float:
-    """Write the ``count`` rows of a split; returns the seconds that they took, over all calls.
+    """Write a row for each view; returns the seconds that they took, over all calls.
 
     Rows that an earlier call has noted as written are kept. The note lies beside the file and is
     written only after the rows that it counts are flushed. If all rows are there, the network is
@@ -128,6 +138,7 @@ def _extract_split(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     note_path = path.with_suffix(".part.json")
+    count = len(views)
     identity = {**about, "images": count}
     num_done, seconds_before = 0, 0.0
     if note_path.exists() and path.exists():
@@ -146,7 +157,7 @@ def _extract_split(
         total=count, initial=num_done, desc=f"features of {path.stem}", unit="image", mininterval=2
     ) as bar:
         for images_BHWC in batches:
-            x_BLD = _features(network(), images_BHWC, device)
+            x_BLD = features_of(network(), images_BHWC, device)
             if not x_BLD.isfinite().all():  # pooled() has checked them as float32: these overflowed
                 raise UserError(
                     f"features of {path.stem} images are too large for float16: the encoder has no "
@@ -185,6 +196,11 @@ def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) 
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
     pool: Pool = "cls_patches" if network.variant.class_token else "patches"
     return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS, pool).half().cpu()
+
+
+def _patches(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
+    assert network is not None, "raw pixels have no patches"
+    return patch_features(network, normalise(images_BHWC.to(device))).half().cpu()
 
 
 def split_counts(words: list[str]) -> dict[str, int]:

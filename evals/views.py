@@ -3,7 +3,8 @@
 The features are either stored ones, or the encoder computes them from images, of which it then sees
 other augmented views in every epoch.
 
-Shape suffixes: B images, L layers, shallow to deep, D features, C channels, H and W pixels.
+Shape suffixes: B images, L layers, shallow to deep, N patches of the grid, D features, C channels,
+H and W pixels.
 """
 
 from collections import deque
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from evals.pooling import Pool, parts
-from evals.subject import Subject
+from evals.subject import Subject, finite
 from ijepa.data.loader import (
     EvaluationViews,
     TrainingViews,
@@ -57,6 +58,14 @@ def pooled(network: "ViT", images_BCHW: Tensor, layers: int, pool: Pool = "patch
             "the encoder's features are not finite: its weights are damaged or diverged"
         )
     return x_BLD
+
+
+@torch.no_grad()
+def patch_features(network: "ViT", images_BCHW: Tensor) -> Tensor:
+    """Features of every patch after the final LayerNorm, without [cls], [B, N, D] float32."""
+    with precision("auto", images_BCHW.device):
+        x_BND = network.patches(network(images_BCHW)).float()
+    return finite(x_BND)
 
 
 def pool_tokens(network: "ViT", tokens_BTD: Tensor, pool: Pool) -> Tensor:

@@ -210,8 +210,9 @@ def test_a_mistake_in_an_evaluation_is_refused(evaluation: dict[str, Any], messa
 )
 @pytest.mark.usefixtures("real_register")
 def test_an_evaluation_that_cannot_be_carried_out_is_refused_before_pretraining(
-    evaluation: dict[str, Any], message: str
+    evaluation: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # without the shards that a user may have made
     test_a_mistake_in_an_evaluation_is_refused(evaluation, message)
 
 

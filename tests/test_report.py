@@ -1,5 +1,6 @@
 """Tables from results, and the page in a real browser."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import yaml
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from evals.features import extract
+from evals.report import page as page_module
 from evals.report.page import pictures_of_classes, report
 from evals.report.plan import ReportPlan, TableSpec
 from evals.report.results import read_results
@@ -194,17 +196,96 @@ def test_the_page_opens_from_disk_at_every_width_without_console_errors(
     assert events == [page_file.as_uri()]
     assert results_of(page).locator("tbody tr").count() == 3
     figures = page.locator("figure svg:visible")
-    assert figures.count() == 6
+    assert figures.count() == 8
     files = sorted(path.stem for path in (page_file.parent / "figures").iterdir())
-    of_runs = ["neighbours_ijepa", "neighbours_random_init"]
+    of_runs = [
+        f"{kind}_{run}" for kind in ("neighbours", "patches") for run in ("ijepa", "random_init")
+    ]
     assert files == ["classes_linear_probe", "masks_ijepa", *of_runs, "pretraining"]
-    assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 100)")
+    assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 40)")
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits), "something is wider than the page"
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 718, "height": 1047})  # A4 within margins of 1 cm
     assert page.evaluate(fits), "something is wider than the sheet"
-    assert page.locator("input:visible").count() == 0
+    assert page.locator("input:visible, nav:visible, .close:visible").count() == 0
+    assert page.locator(".gallery figcaption:visible").count() == 7
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [375, 800, 1400])
+def test_the_page_begins_with_the_answer_and_its_contents_stay_in_sight(
+    page_file: Path, browser: Browser, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(page_file.as_uri())
+    for before, after in itertools.pairwise(("#answer h1", "#answer p", "#answer figure", "h2")):
+        tops = [page.locator(part).first.bounding_box() for part in (before, after)]
+        assert tops[0]["y"] < tops[1]["y"]  # type: ignore[index]
+    assert "random_init" in page.locator("#answer p").first.inner_text()
+    contents = page.get_by_role("navigation", name="Contents")
+    targets = contents.get_by_role("link").evaluate_all("l => l.map(a => a.hash)")
+    assert targets == ["#answer", "#table-tiny", "#pictures", "#problems"]
+    for target in targets:
+        assert page.locator(target).count() == 1
+    link = contents.get_by_role("link", name="Pictures")
+    link.focus()
+    page.keyboard.press("Enter")
+    heading = page.get_by_role("heading", name="Pictures")
+    expect(heading).to_be_in_viewport(ratio=1)
+    expect(link).to_be_in_viewport(ratio=1)
+    assert heading.evaluate(COVERED) is False
+
+
+COVERED = """e => {
+  const box = e.getBoundingClientRect();
+  return document.elementFromPoint(box.x + 5, box.y + box.height / 2) !== e;
+}"""
+
+
+@pytest.mark.browser
+def test_a_picture_opens_large_and_closes_by_keyboard(page_file: Path, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(page_file.as_uri())
+    button = page.get_by_role("button", name="Patch features of ijepa")
+    drawing = page.locator("#picture-patches_ijepa svg")
+    button.focus()
+    small = drawing.bounding_box()
+    assert small is not None
+    page.keyboard.press("Enter")
+    large = drawing.bounding_box()
+    assert large is not None
+    assert large["width"] > 2 * small["width"]
+    expect(page.locator("#picture-patches_ijepa figcaption")).to_contain_text("principal comp")
+    page.keyboard.press("Escape")
+    assert drawing.bounding_box() == small
+    expect(button).to_be_focused()
+    page.mouse.click(small["x"] + 20, small["y"] + 5)  # the picture itself is the button
+    assert drawing.bounding_box() == large
+    page.get_by_role("button", name="Close").click()
+    assert drawing.bounding_box() == small
+
+
+@pytest.mark.browser
+def test_warnings_come_first_below_a_table(page_file: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    kinds = page.locator("#table-tiny .notes li").evaluate_all("n => n.map(x => x.className)")
+    assert kinds[0] == "warning"
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_only_long_tables_are_folded_and_never_the_first(
+    results: Path, data: Path, page_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "<summary>" not in page_file.read_text()
+    monkeypatch.setattr(page_module, "LONG_TABLE", 2)
+    specs = [replace(SPEC, name=name) for name in ("first", "second")]
+    plan = ReportPlan("tiny", "tiny", specs)
+    report(results, result_paths(results), data, plan, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<summary>Show 3 rows</summary>") == 1
+    assert text.index("<summary>") > text.index('id="table-second"')
 
 
 def encoders(page: Page) -> list[str]:
@@ -299,15 +380,15 @@ def test_classes_are_told_one_by_one_and_counts_by_what_they_are_taken_for(tmp_p
     counted = {"images": "4 2", "right": "3 0", "confusion": ["3 1", "2 0"]}
     evaluations = {"knn": "class", "linear_probe": "class", "clevr_count": "count"}
     paths = []
-    for run in ("pixels", "random_init", "zeta"):
+    for run in ("pixels", "random_init", "zeta", "alpha"):
         for name, label in evaluations.items():
             paths.append(tmp_path / run / "seed0" / f"{name}.json")
             paths[-1].parent.mkdir(parents=True, exist_ok=True)
             result = {"dataset": "any", "label": label, "classes": counted}
             paths[-1].write_text(json.dumps(result))
-    made = pictures_of_classes(
-        ReportPlan("any", "any", [TableSpec("any", "Any", [*evaluations])]), paths
-    )
+    spec = TableSpec("any", "Any", [*evaluations], encoders=["zeta", "alpha"])
+    made = pictures_of_classes(ReportPlan("any", "any", [spec]), paths)
     assert [picture.name for picture in made] == ["classes_knn", "confusion_clevr_count"]
-    order = [made[1].svg.index(f"<!-- {run} -->") for run in ("zeta", "pixels", "random_init")]
+    runs = ("zeta", "alpha", "random_init", "pixels")  # the config's order, controls last
+    order = [made[1].svg.index(f"<!-- {run} -->") for run in runs]
     assert order == sorted(order)

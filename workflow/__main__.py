@@ -24,6 +24,7 @@ COMMANDS = {
     "features": ("evals.features", "extract an encoder's features of a data set"),
     "evaluate": ("evals", "one evaluation of one encoder"),
     "group": ("evals.group", "all evaluations that use the same features"),
+    "picture": ("evals.picture", "patch features of your images: components, similarity, nearest"),
     "tables": ("evals.report.tables", "show tables, or write them from results"),
     "report": ("evals.report", "write the page of tables and pictures"),
     "compare": ("evals.report.compare", "differences of two result sets beyond noise"),

@@ -12,12 +12,13 @@ from evals.report.formats import Cell, Header, View, number
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
 
-NOTE = (
-    "Predicted hours are those of ijepa.cost: FLOPs at a fifth of the card's peak, or, without a "
-    "card, at the speed of this machine's matrix product. Measured hours are of the run's own "
-    "clock, on average over seeds, scaled to its images. If the machine is not the one of the "
-    "profile's predict_cost, their ratio compares two cards. GPU-hours count every start of a job."
-)
+NOTES = [
+    "predicted hours are those of ijepa.cost: FLOPs at a fifth of the card's peak, or, without a "
+    "card, at the speed of this machine's matrix product",
+    "measured hours are of the run's own clock, on average over seeds, scaled to its images",
+    "if the machine is not the one of the profile's predict_cost, their ratio compares two cards",
+    "GPU-hours count every start of a job",
+]
 
 
 @dataclass(frozen=True)

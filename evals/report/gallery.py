@@ -1,18 +1,21 @@
-"""Pictures for the report, as SVG text: masks on images, and nearest neighbours."""
+"""Pictures for the report, as SVG text: masks, patch features, nearest neighbours."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from evals import patches
+from evals.drawing import sheet, show
 from evals.protocols.knn import neighbours
 from evals.report.figures import COLOURS, figure
 from evals.subject import stored
 from ijepa.data.loader import Images
-from ijepa.data.transforms import centre_crop
+from ijepa.data.transforms import WHOLE_VIEWS, centre_crop
+from ijepa.files import read_json
 
 
 def masks(shown: dict[str, Any], images: Images) -> str:
@@ -25,15 +28,34 @@ def masks(shown: dict[str, Any], images: Images) -> str:
         axes = drawing.subplots(1 + len(rows), count, squeeze=False)
         for column in range(count):
             pixels = np.asarray(centre_crop(images[column], size))
-            _picture(axes[0, column], pixels)
+            show(axes[0, column], pixels)
             for row, visible in enumerate(rows.values(), start=1):
                 by_patch = visible[column].reshape(side, side)
                 by_pixel = by_patch.repeat(patch, 0).repeat(patch, 1)
                 faded = (pixels * 0.12 + 255 * 0.80).astype(np.uint8)
-                _picture(axes[row, column], np.where(by_pixel[..., None], pixels, faded))
+                show(axes[row, column], np.where(by_pixel[..., None], pixels, faded))
         for row, name in enumerate(["image", *rows]):
             axes[row, 0].set_ylabel(name)
     return file.getvalue()
+
+
+def patch_features(file: Path, view: str, size: int, test: Images) -> str:
+    """Test images, and below each its patches' components, and their similarity to one patch.
+
+    ``file`` has the features of some test images; the note beside it has the images' numbers
+    (evals.features). ``view`` and ``size`` are those in which the encoder saw them.
+    """
+    features_BND: NDArray[np.float16] = np.load(file)
+    numbers = read_json(file.with_suffix(".part.json"))["about"]["shown"]
+    pixels = [np.asarray(WHOLE_VIEWS[view](test[number], size)) for number in numbers]
+    side = math.isqrt(features_BND.shape[1])
+    chosen = (0, side // 2 * side + side // 2)
+    cosines = patches.similarity(features_BND, *chosen)
+    maps = {"components": patches.components(features_BND), "cosine similarity": cosines}
+    with figure(1.0 + 1.4 * len(numbers), 4.3) as (drawing, text):
+        framed = [chosen, *patches.nearest_of_each(cosines, chosen[0])]
+        sheet(drawing, pixels, maps, (side, side), framed)
+    return text.getvalue()
 
 
 def nearest_images(features: Path, train: Images, test: Images, count: int = 6, k: int = 7) -> str:
@@ -48,19 +70,13 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
     with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):
         axes = drawing.subplots(count, k + 1, squeeze=False)
         for row, (query, nearest) in enumerate(zip(queries, indices, strict=True)):
-            _picture(axes[row, 0], np.asarray(test[query]))
+            show(axes[row, 0], np.asarray(test[query]))
             for spine in axes[row, 0].spines.values():
                 spine.set(visible=True, color=COLOURS[1], linewidth=2.5)
             for column, index in enumerate(nearest, start=1):
-                _picture(axes[row, column], np.asarray(train[index]))
+                show(axes[row, column], np.asarray(train[index]))
                 if labels and train.labels[labels[0]][index] == test.labels[labels[0]][query]:
                     axes[row, column].set_xlabel("same class", fontsize=7, labelpad=1)
         axes[0, 0].set_title("test image", fontsize=8)
         axes[0, 1].set_title("nearest", fontsize=8)
     return file.getvalue()
-
-
-def _picture(axis: Axes, pixels: NDArray[np.uint8]) -> None:
-    axis.imshow(pixels, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)

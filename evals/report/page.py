@@ -3,15 +3,19 @@
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from itables import options
 
+from evals.about import read_about
+from evals.patches import PATCHES_FILE
 from evals.report import costs, figures, gallery, shapes, tables
+from evals.report.answer import answer
 from evals.report.formats import environment
 from evals.report.plan import ReportPlan
 from evals.report.results import CONTROLS, external
+from evals.report.tabulate import Table
 from evals.result import read_result
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
@@ -50,68 +54,91 @@ def report(
     """
     tidy = tables.tidy_results(plan, chosen, gpu_hours)
     tables_by_name = tables.tables_of(plan, tidy)
-    shown_tables = [
-        {
-            "name": name,
-            "title": table.title,
-            "view": shapes.view(table),
-            "note": shapes.note(table),
-        }
-        for name, table in tables_by_name.items()
-    ]
-    if predicted is not None:
-        cost = pd.read_csv(predicted)
-        shown_tables += [
-            {
-                "name": "cost",
-                "title": "Cost of pretraining",
-                "view": costs.view(cost, tidy),
-                "note": costs.NOTE,
-            },
-            {
-                "name": "published_cost",
-                "title": "Published costs of pretraining",
-                "view": costs.of_papers(),
-                "note": "As published; GPU-hours are those of the hardware in the row.",
-            },
-        ]
     all_pictures = [
         *pictures_of_classes(plan, chosen),
-        *pictures(results, tidy[~external(tidy)], data),
+        *pictures(plan, results, tidy[~external(tidy)], data),
     ]
     for picture in all_pictures:
         write_text(out.parent / "figures" / f"{picture.name}.svg", picture.svg)
-    library = Path(options.dt_bundle).read_bytes()
     text = (
         environment()
         .get_template("report.html")
         .render(
             name=results.name,
             results=results,
-            tables=shown_tables,
+            answer=answer(tables_by_name.values()),
+            tables=[
+                _section(name, table, is_first=number == 0)
+                for number, (name, table) in enumerate(tables_by_name.items())
+            ],
+            costs=[] if predicted is None else _costs(pd.read_csv(predicted), tidy),
+            scales=SCALES,
             published=any(table.published for table in tables_by_name.values()),
             problems=[
                 f"{table.title}: {problem}"
                 for table in tables_by_name.values()
                 for problem in table.problems
             ],
-            accuracies=[
-                {
-                    "name": name,
-                    "title": table.title,
-                    "unit": costs.unit(table),
-                    "log": figures.accuracy(table, "log"),
-                    "linear": figures.accuracy(table, "linear"),
-                    "reach": costs.to_reach(table),
-                }
-                for name, table in tables_by_name.items()
-                if costs.points(table)
-            ],
-            datatables=base64.b64encode(library).decode(),
+            datatables=base64.b64encode(Path(options.dt_bundle).read_bytes()).decode(),
             figures=all_pictures,
         )
     )
     write_text(out, text)
+
+
+SCALES: dict[Literal["log", "linear"], str] = {"log": "logarithmic", "linear": "linear axis"}
+LONG_TABLE = 12
+"""Rows above which a table is folded, unless it is the first."""
+
+
+def _section(name: str, table: Table, is_first: bool) -> dict[str, Any]:
+    """A table's part of the page: its rows, its notes, and its accuracy against cost."""
+    has_points, view = bool(costs.points(table)), shapes.view(table)
+    return {
+        "name": name,
+        "title": table.title,
+        "view": view,
+        "folded": len(view.rows) > LONG_TABLE and not is_first,
+        "warnings": shapes.warnings(table),
+        "facts": shapes.facts(table),
+        "plots": {scale: figures.accuracy(table, scale) for scale in SCALES if has_points},
+        "unit": costs.unit(table),
+        "reach": costs.to_reach(table) if has_points else None,
+    }
+
+
+def _costs(predicted: pd.DataFrame, tidy: pd.DataFrame) -> list[dict[str, Any]]:
+    """Tables of costs, which have neither warnings nor a figure; what papers state is folded."""
+    parts = [
+        ("cost", "Cost of pretraining", costs.view(predicted, tidy), costs.NOTES),
+        (
+            "published_cost",
+            "Published costs of pretraining",
+            costs.of_papers(),
+            ["as published; GPU-hours are those of the hardware in the row"],
+        ),
+    ]
+    return [
+        {
+            "name": name,
+            "title": title,
+            "view": view,
+            "facts": facts,
+            "folded": name == "published_cost" or len(view.rows) > LONG_TABLE,
+            "warnings": [],
+            "plots": {},
+            "reach": None,
+        }
+        for name, title, view, facts in parts
+    ]
+
+
+def _position(plan: ReportPlan, run: str) -> tuple[int, str]:
+    """Sorting key of a run: the config's order, then names that it does not have, then controls."""
+    order = list(plan.tables[0].encoders or [])
+    if run in CONTROLS:
+        return len(order) + 1 + list(CONTROLS).index(run), run
+    return order.index(run) if run in order else len(order), run
 
 
 def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
@@ -121,7 +148,7 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     matrix, because the order shows which mistakes are small. The first seed of every run is shown.
     """
     results = sorted(
-        ((path.parts[-3] in CONTROLS, path, read_result(path)) for path in chosen),
+        ((_position(plan, path.parts[-3]), path, read_result(path)) for path in chosen),
         key=lambda entry: entry[:2],
     )
     pictures_by_kind: dict[tuple[str, str], Picture] = {}
@@ -153,14 +180,16 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     return list(pictures_by_kind.values())
 
 
-def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
-    """Loss curves, masks on images, and nearest neighbours, of the first seed of every run."""
+def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
+    """Loss curves, masks, patch features and neighbours, of the first seed of every run."""
     tidy = tidy[~tidy["run"].str.contains("@")]  # of a run's epochs only the last
     first_seeds = tidy[tidy["run"] != "pixels"].groupby("run")["seed"].min()
+    first_seeds = first_seeds.loc[sorted(first_seeds.index, key=lambda run: _position(plan, run))]
     # Published weights have no log, and their masks are not known.
     trained = {
         run: results / "runs" / run / f"seed{first_seeds[run]}"
-        for run in sorted(set(tidy[~tidy["method"].isin(["", "released"])]["run"]))
+        for run in first_seeds.index
+        if run in set(tidy[~tidy["method"].isin(["", "released"])]["run"])
     }
     train = Images(data, "train")
     all_pictures = []
@@ -187,16 +216,30 @@ def pictures(results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
                     gallery.masks(shown, train),
                 )
             )
-    dataset = read_index(data).dataset
+    index, test = read_index(data), Images(data, "test")
     for run, seed in first_seeds.items():
-        features = results / "features" / str(run) / f"seed{seed}" / dataset / "about.json"
+        features = results / "features" / str(run) / f"seed{seed}" / index.dataset / "about.json"
+        patch_file = features.with_name(PATCHES_FILE)
+        if patch_file.exists():
+            size = read_about(features)["image_size"]
+            all_pictures.append(
+                Picture(
+                    f"patches_{run}",
+                    f"Patch features of {run}",
+                    "From top to bottom: test images; the first three principal components of "
+                    "their patches' features as red, green and blue, with one basis for all "
+                    "images; the cosine similarity of the patch framed in orange to every patch. "
+                    "Framed in blue is the nearest patch of each image.",
+                    gallery.patch_features(patch_file, index.view, size, test),
+                )
+            )
         if features.exists():  # there are none if every evaluation runs the encoder itself
             all_pictures.append(
                 Picture(
                     f"neighbours_{run}",
                     f"Nearest neighbours: {run}",
                     "A test image (framed) and the training images with the nearest features.",
-                    gallery.nearest_images(features, train, Images(data, "test")),
+                    gallery.nearest_images(features, train, test),
                 )
             )
     return all_pictures

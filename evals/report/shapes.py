@@ -140,8 +140,25 @@ BRIEF_MINUTES = 15
 """Pretraining, in minutes, below which the note warns of brief training."""
 
 
-def note(table: Table) -> str:
-    """Provenance of the table's numbers in one sentence, and the encoders without a gain."""
+BRIEF = "minutes of training tell how fast a method begins, and nothing of how good it becomes"
+
+
+def warnings(table: Table) -> list[str]:
+    """Facts without which the table's numbers are read wrongly."""
+    texts = []
+    if encoders := no_gain(table):
+        assert table.control is not None
+        texts.append(f"NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(encoders)}")
+    return [*texts, BRIEF] if is_brief(table) else texts
+
+
+def is_brief(table: Table) -> bool:
+    """True if all of a table's encoders were trained for minutes."""
+    return not table.published and 0 < float(table.rows["train_minutes"].max()) < BRIEF_MINUTES
+
+
+def facts(table: Table) -> list[str]:
+    """Provenance of the table's numbers, and what its columns mean."""
     commits = sorted({word for value in table.rows["commit"] for word in str(value).split()})
     texts = [*table.texts]
     if table.published:
@@ -150,22 +167,17 @@ def note(table: Table) -> str:
             "difference is measured here less paper"
         )
         texts += [f"of all rows: {shared}"] if (shared := _shared_note(table)) else []
-    elif 0 < table.rows["train_minutes"].max() < BRIEF_MINUTES:
-        texts.append(
-            "minutes of training tell how fast a method begins, and nothing of how good it becomes"
-        )
-    texts += [
-        "frozen features are averages over patches, whatever the method's own protocol",
-        "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed",
-        f"commit {', '.join(commits) or 'none'}",
-    ]
+    texts.append(
+        "+- is the standard deviation over seeds, brackets the 95 % interval of a single seed"
+    )
     if table.control is not None:
-        texts.insert(-1, f"gain is over {GAIN_OVER[table.control]}")
-    text = "; ".join(texts) + "."
-    if encoders := no_gain(table):
-        assert table.control is not None
-        text += f" NO GAIN over {CONTROLS[table.control]} in this time: {', '.join(encoders)}."
-    return text
+        texts.append(f"gain is over {GAIN_OVER[table.control]}")
+    return [*texts, f"commit {', '.join(commits) or 'none'}"]
+
+
+def note(table: Table) -> str:
+    """Warnings and facts in one sentence, the warnings first."""
+    return "; ".join([*warnings(table), *facts(table)]) + "."
 
 
 def markdown(table: Table) -> str:

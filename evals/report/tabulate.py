@@ -1,11 +1,11 @@
 """One table from tidy results: its rows, its numbers, and the problems of both.
 
-A table has one row for every encoder, the two controls last, and for every evaluation the mean over
-seeds, with the spread over seeds if there are several, otherwise the 95 % interval of the one. A
-table that names a ``published`` table has that table's rows, each with the published number, the
-number that a run of the config measured, and their difference (``evals.report.published``). Results
-that must not be averaged or compared are not: ``Table.problems`` lists them, and their cells are
-marked.
+A table has one row for every encoder, in the config's order, the two controls last, and for every
+evaluation the mean over seeds, with the spread over seeds if there are several, otherwise the 95 %
+interval of the one. A table that names a ``published`` table has that table's rows, each with the
+published number, the number that a run of the config measured, and their difference
+(``evals.report.published``). Results that must not be averaged or compared are not:
+``Table.problems`` lists them, and their cells are marked.
 """
 
 import math
@@ -42,8 +42,8 @@ class Column:
 class Table:
     """One row per encoder: for each evaluation the mean, and the spread or the interval.
 
-    Rows have the order of the config or of the published table, otherwise the order of their names
-    with the controls last.
+    Rows have the order of the published table, otherwise the config's with the controls last, or,
+    if only results are known, that of their names.
 
     ``control`` is the encoder over which gains are shown, None if the table has no control.
     ``published`` is the table of the paper that it is compared with, None if there is none.
@@ -124,8 +124,8 @@ def _lines(results: pd.DataFrame, spec: TableSpec, elsewhere: list[str]) -> list
     """Rows of the table, measured or not: the run, and the published facts and numbers."""
     measured_runs = [str(run) for run in results["run"].unique()]
     if spec.published is None:
-        encoders = {*measured_runs, *(spec.encoders or [])} - {*CONTROLS}
-        names = [*(sorted(encoders) if spec.runs is None else spec.runs), *elsewhere]
+        encoders = [*(spec.encoders or []), *(run for run in measured_runs if run not in CONTROLS)]
+        names = [*(encoders if spec.runs is None else spec.runs), *elsewhere]
         if spec.runs is None:
             names += [run for run in CONTROLS if run in measured_runs]
         runs_to_show = {*measured_runs, *(spec.encoders or [])}
