@@ -88,7 +88,7 @@ def sheet(
             row[0].set_ylabel(name)
             if values.ndim == 2:
                 bar = drawing.colorbar(row[0].images[0], ax=list(row), fraction=0.03, pad=0.01)
-                bar.outline.set_visible(False)  # type: ignore[operator]
+                bar.outline.set_visible(False)
 
 
 def nearest_sheet(
@@ -113,7 +113,8 @@ def nearest_sheet(
         frame(axis, patch, grid, side, FRAMES[order > 0])
         row, column = divmod(patch, num_columns)
         left, top = (
-            min(max(place - AROUND, 0), num_columns - width) * step - 0.5 for place in (column, row)
+            min(max(middle - AROUND, 0), num_columns - width) * step - 0.5
+            for middle in (column, row)
         )
         axis.set(xlim=(left, left + width * step), ylim=(top + width * step, top))
         name = names[image].replace("$", r"\$") if order else "chosen patch"

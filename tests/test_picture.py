@@ -117,7 +117,7 @@ def test_nearest_patches_are_of_other_images_and_of_a_single_image_its_other_pat
 @pytest.mark.parametrize("variant", [Variant(), Variant(class_token=True)], ids=["patches", "cls"])
 def test_patch_features_are_after_the_final_norm_and_without_cls(variant: Variant) -> None:
     network = ViT(ViTConfig(**SIZE), variant).eval()
-    torch.nn.init.constant_(network.norm.bias, 7.0)
+    torch.nn.init.constant_(network.get_parameter("norm.bias"), 7.0)
     x_BND = patch_features(network, torch.randn(2, 3, 32, 32))
     assert x_BND.shape == (2, 16, 32)
     torch.testing.assert_close(x_BND.mean(2), torch.full((2, 16), 7.0))

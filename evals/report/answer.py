@@ -5,6 +5,8 @@ second, and every encoder with the control. A difference is judged against the n
 images (evals.report.noise) and, if both sides have several seeds, also against the spread over
 seeds (Welch's test). It is significant if it is so in both, and the wider interval is shown. All
 comparisons of a page share one error rate (Holm).
+
+Shape suffixes: S seeds, N images.
 """
 
 import dataclasses
@@ -80,8 +82,8 @@ def answer(tables: Iterable[Table]) -> list[str]:
     brief = [shapes.BRIEF.capitalize() + "."] if all(map(shapes.is_brief, tables)) else []
     return [
         *_leaders([lead for lead in leads if lead.significant], tables),
-        *brief,
         *_ties([lead for lead in leads if not lead.significant]),
+        *brief,
         *_without_gain(gains),
         *(
             [f"Raw pixels score higher than every encoder in {_listed(below_pixels)}."]
@@ -142,8 +144,8 @@ def _beyond_images(a: pd.DataFrame, b: pd.DataFrame) -> Judged:
     if same and right[0] is not None and right[1] is not None:
         low, high, p = noise.paired(right[0] - right[1], len(a), ALPHA)
     else:
-        means = [rows["value"].mean() / 100 for rows in (b, a)]
-        low, high, p = noise.unpaired(*means, int(n), ALPHA)
+        shares = (float(rows["value"].mean()) / 100 for rows in (b, a))
+        low, high, p = noise.unpaired(next(shares), next(shares), int(n), ALPHA)
     return 100 * low, 100 * high, p
 
 
@@ -154,7 +156,9 @@ def _right(rows: pd.DataFrame) -> NDArray[np.int64] | None:
     results = [read_result(Path(path)) for path in rows["source"]]
     if not all("correct" in result for result in results):
         return None
-    return np.sum([unpacked(result["correct"], result["n"]) for result in results], 0, np.int64)
+    right_SN = np.stack([unpacked(result["correct"], result["n"]) for result in results])
+    right_N: NDArray[np.int64] = right_SN.sum(0, np.int64)
+    return right_N
 
 
 def _beyond_seeds(a: pd.DataFrame, b: pd.DataFrame) -> Judged:
@@ -213,9 +217,12 @@ def _cost(run: str, others: list[str], tables: list[Table]) -> str:
     form = ",.1f" if unit == "GPU-hours" else ".1f"
     if math.isnan(spent[run]):
         return ", at a cost of pretraining that is not known here"
-    known = [f"{other} {number(spent[other], form)}" for other in dict.fromkeys(others)
-             if not math.isnan(spent[other])]  # fmt: skip
-    compared = f" ({', '.join(known)})" if known else ""
+    compared = ", ".join(
+        f"{other} {number(spent[other], form)}"
+        for other in dict.fromkeys(others)
+        if not math.isnan(spent[other])
+    )
+    compared = f" ({compared})" if compared else ""
     return f", at {number(spent[run], form)} {unit} of pretraining{compared}"
 
 
