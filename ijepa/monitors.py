@@ -42,7 +42,7 @@ class Monitored(NamedTuple):
     classes_B: Tensor | None
 
     def to(self, device: torch.device) -> "Monitored":
-        """The same on a device."""
+        """Copy on a device."""
         return Monitored(self.images_BCHW.to(device), self.classes_B)
 
 
@@ -83,12 +83,12 @@ def told_apart(pooled_BD: Tensor, classes_B: Tensor) -> dict[str, float]:
     """Top-1 of k-NN and of a linear head on the images that are held out."""
     held_out = torch.arange(len(pooled_BD)) % HELD_OUT == HELD_OUT - 1
     targets_BK = F.one_hot(classes_B).float()
-    known, asked = targets_BK[~held_out], classes_B[held_out]
+    targets, classes = targets_BK[~held_out], classes_B[held_out]
     scores = {
-        "knn_top1": neighbours(pooled_BD[~held_out], known, pooled_BD[held_out]),
-        "linear_top1": linear(pooled_BD[~held_out], known, pooled_BD[held_out]),
+        "knn_top1": neighbours(pooled_BD[~held_out], targets, pooled_BD[held_out]),
+        "linear_top1": linear(pooled_BD[~held_out], targets, pooled_BD[held_out]),
     }
-    return {name: (s.argmax(1) == asked).float().mean().item() for name, s in scores.items()}
+    return {name: (s.argmax(1) == classes).float().mean().item() for name, s in scores.items()}
 
 
 def neighbours(known_BD: Tensor, targets_BK: Tensor, asked_BD: Tensor) -> Tensor:

@@ -54,13 +54,13 @@ def begin_from(start: Start, method: Method, name: str) -> str:
 def _parts(method: Method, name: str, start: Start) -> Weights:
     """The weights of all networks, of the towers, or of the student, under our names."""
     path = Path(start.weights)
-    found = dict(_of_file(path, name))
+    tensors = dict(_of_file(path, name))
     if start.parts == "student":
-        found = _averages_equal(found, method)
+        tensors = _averages_equal(tensors, method)
     towers = dict(_towers(method))
     taken: Weights = {}
     for prefix, tower in towers.items():
-        inner = {n.removeprefix(prefix): v for n, v in found.items() if n.startswith(prefix)}
+        inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
         if not inner:
             raise UserError(
                 f"{path} has no {prefix.rstrip('.')}: choose another start.parts (encoder takes "
@@ -71,7 +71,7 @@ def _parts(method: Method, name: str, start: Start) -> Weights:
         return taken
     wanted = {n: v for n, v in method.state_dict().items() if n not in taken}
     fixed = _fixed(method)
-    others = {n: v for n, v in found.items() if not n.startswith(tuple(towers))}
+    others = {n: v for n, v in tensors.items() if not n.startswith(tuple(towers))}
     others = {n: v for n, v in others.items() if n not in fixed or _same(v, wanted.get(n))}
     missing = [name for name in wanted if name not in others and name not in fixed]
     _refuse(path, missing, [name for name in others if name not in wanted])
@@ -84,16 +84,16 @@ def _parts(method: Method, name: str, start: Start) -> Weights:
     return taken | others
 
 
-def _averages_equal(found: Weights, method: Method) -> Weights:
+def _averages_equal(tensors: Weights, method: Method) -> Weights:
     """Weights in which every moving average equals the network that it follows."""
-    kept = {n: v for n, v in found.items() if n.partition(".")[0] not in method.averages}
+    others = {n: v for n, v in tensors.items() if n.partition(".")[0] not in method.averages}
     copies = {
         f"{average}.{name.partition('.')[2]}": value
         for average, own in method.averages.items()
-        for name, value in kept.items()
+        for name, value in others.items()
         if name.startswith(f"{own}.")
     }
-    return kept | copies
+    return others | copies
 
 
 def _encoder(method: Method, start: Start) -> Weights:
@@ -117,8 +117,8 @@ def _evaluated(path: Path, about: dict[str, Any]) -> Weights:
     run = parse_run(about["run"], str(path), checked=False)
     other = load_method(run.method).Method(run.recipe, run.vit)
     (prefix,) = [name for name, module in other.named_modules() if module is other.encoder]
-    found = _of_file(path, run.method)
-    return {n.removeprefix(f"{prefix}."): v for n, v in found if n.startswith(f"{prefix}.")}
+    tensors = _of_file(path, run.method)
+    return {n.removeprefix(f"{prefix}."): v for n, v in tensors if n.startswith(f"{prefix}.")}
 
 
 def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:

@@ -19,6 +19,8 @@ COMMANDS = {
     "download": ("ijepa.released.download", "fetch published weights and check their SHA-256"),
     "weights": ("ijepa.checkpoint", "inspect, import and export encoders"),
     "train": ("ijepa.train", "pretrain one encoder in this process"),
+    "watch": ("ijepa.watch", "follow trainings in the terminal, with curves"),
+    "track": ("ijepa.track", "send logs to TensorBoard, Weights & Biases, MLflow or trackio"),
     "launch": ("ijepa.cluster.launch", "pretrain one encoder as a job, on Slurm or this machine"),
     "slurm": ("ijepa.cluster.slurm", "end the jobs that a killed workflow has left"),
     "features": ("evals.features", "extract an encoder's features of a data set"),
