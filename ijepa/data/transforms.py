@@ -234,12 +234,17 @@ def centre_crop(
     border.
     """
     if min(image.size) != size:
-        scale = round(size * 8 / 7) / min(image.size)
+        scale = short_side(size) / min(image.size)
         image = image.resize(
             (round(image.width * scale), round(image.height * scale)), interpolation
         )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def short_side(size: int) -> int:
+    """Short side in pixels from which the evaluation view of ``size`` pixels is cut."""
+    return round(size * 8 / 7)
 
 
 def squash(
