@@ -236,7 +236,9 @@ def test_cifar_batches_of_another_form_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_origin_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"origin 'torrent' is unknown .*known are folder, archive, npm"):
+    with pytest.raises(
+        UserError, match=r"origin 'torrent' is unknown .*known are folder, archive, npm"
+    ):
         cifar.fetch(cifar_entry(10, origins=[{"torrent": "x"}]), tmp_path)
 
 

@@ -72,10 +72,9 @@ def test_an_entry_of_the_register_of_a_wrong_type_is_named(
 )
 def test_options_of_a_wrong_type_are_named(source: Any, options: Any, tmp_path: Path) -> None:
     entry = dataset("any", options=options, labels={"class": 3})
+
     def read(*where: Any) -> Any:
-        return (
-            list(cifar.entries(*where, "train")) if source is cifar else source.missing(*where)
-        )
+        return list(cifar.entries(*where, "train")) if source is cifar else source.missing(*where)
 
     with pytest.raises(UserError, match=r"datasets\.yaml: tiny: options"):
         read(entry, tmp_path)

@@ -263,8 +263,14 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def normalise(images_BHWC: Tensor) -> Tensor:
-    """Floats [B, 3, H, W], normalised by ImageNet's statistics, from bytes."""
+def normalise(
+    images_BHWC: Tensor,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Tensor:
+    """Floats [B, 3, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
     images_BCHW = images_BHWC.permute(0, 3, 1, 2).float().contiguous()
-    mean, std = (images_BCHW.new_tensor(s).view(1, 3, 1, 1) * 255 for s in (MEAN, STD))
-    return images_BCHW.sub_(mean).div_(std)
+    shift, scale = (
+        images_BCHW.new_tensor(s).view(1, 3, 1, 1) * 255 for s in (mean or MEAN, std or STD)
+    )
+    return images_BCHW.sub_(shift).div_(scale)

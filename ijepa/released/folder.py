@@ -86,7 +86,7 @@ def timm_config(vit: ViTConfig, variant: Variant) -> dict[str, Any]:
     """Content of timm's config.json; its pooling is that of the method's own protocol."""
     beit, relative = variant.blocks == "beit", variant.positions == "relative"
     if (beit and not variant.class_token) or (relative and not beit):
-        raise no_class("timm", variant)
+        raise no_class("timm", vit, variant)
     pool = "token" if variant.class_token else "avg"
     arguments = {
         "img_size": vit.image_size,
@@ -118,8 +118,8 @@ def timm_config(vit: ViTConfig, variant: Variant) -> dict[str, Any]:
             # timm divides by it and rounds down; the half keeps the quotient above the whole pixel
             "crop_pct": vit.image_size / (short_side(vit.image_size) + 0.5),
             "crop_mode": "center",
-            "mean": MEAN,
-            "std": STD,
+            "mean": vit.mean or MEAN,
+            "std": vit.std or STD,
             "num_classes": 0,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
@@ -171,16 +171,16 @@ def transformers_config(vit: ViTConfig, variant: Variant) -> dict[str, Any]:
             name, kind = "BeitModel", "beit"
             config |= beit
         case _:
-            raise no_class("transformers", variant)
+            raise no_class("transformers", vit, variant)
     return {"architectures": [name], "model_type": kind, **config}
 
 
-def no_class(package: str, variant: Variant) -> UserError:
+def no_class(package: str, vit: ViTConfig, variant: Variant) -> UserError:
     """UserError for an encoder that no network of a package computes."""
     return UserError(
-        f"{package} has no network with blocks: {variant.blocks}, class_token: "
+        f"{package} has no network of this kind (blocks: {variant.blocks}, class_token: "
         f"{variant.class_token}, positions: {variant.positions}, layer_scale: "
-        f"{variant.layer_scale}, or not of this mlp_ratio: choose another --layout"
+        f"{variant.layer_scale}, mlp_ratio: {vit.mlp_ratio:g}): choose another --layout"
     )
 
 
@@ -205,6 +205,6 @@ def preprocessor(vit: ViTConfig) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
+        "image_mean": vit.mean or MEAN,
+        "image_std": vit.std or STD,
     }
