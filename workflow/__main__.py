@@ -17,7 +17,7 @@ COMMANDS = {
     "clevr": ("ijepa.data.clevr", "render CLEVR-like images"),
     "tokens": ("ijepa.data.tokens", "token ids of a data set's images, for CAE"),
     "download": ("ijepa.released.download", "fetch published weights and check their SHA-256"),
-    "weights": ("ijepa.checkpoint", "inspect, import and export encoders"),
+    "weights": ("ijepa.checkpoint", "inspect, import and export encoders, push them to a hub"),
     "train": ("ijepa.train", "pretrain one encoder in this process"),
     "launch": ("ijepa.cluster.launch", "pretrain one encoder as a job, on Slurm or this machine"),
     "slurm": ("ijepa.cluster.slurm", "end the jobs that a killed workflow has left"),

@@ -101,8 +101,8 @@ def _receive_all(address: str, part: Path, headers: Mapping[str, str]) -> None:
             if isinstance(error, HTTPError) and error.code in (401, 403):
                 raise UserError(
                     f"{unsigned(address)}: the server answers {error.code} {error.reason}: renew "
-                    "the address's signature or, for a gated data set on the Hub, accept its terms on "
-                    "its page and set HF_TOKEN, then run the same command again"
+                    "the address's signature or, for a gated data set on the Hub, accept its terms "
+                    "on its page and set HF_TOKEN, then run the same command again"
                 ) from None
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 error.filename = error.filename or str(part)
