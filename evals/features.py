@@ -195,12 +195,16 @@ def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) 
     if network is None:
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
     pool: Pool = "cls_patches" if network.variant.class_token else "patches"
-    return pooled(network, normalise(images_BHWC.to(device)), NUM_LAYERS, pool).half().cpu()
+    vit = network.config
+    images_BCHW = normalise(images_BHWC.to(device), vit.mean, vit.std)
+    return pooled(network, images_BCHW, NUM_LAYERS, pool).half().cpu()
 
 
 def _patches(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
     assert network is not None, "raw pixels have no patches"
-    return patch_features(network, normalise(images_BHWC.to(device))).half().cpu()
+    vit = network.config
+    images_BCHW = normalise(images_BHWC.to(device), vit.mean, vit.std)
+    return patch_features(network, images_BCHW).half().cpu()
 
 
 def split_counts(words: list[str]) -> dict[str, int]:

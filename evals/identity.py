@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evals.result import read_result
 from ijepa.errors import UserError
+from ijepa.result_file import read_result
 
 
 def identity_of(

@@ -132,7 +132,11 @@ def features(encoder: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float3
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_encoder(encoder)[0].to(device)
     batches = torch.from_numpy(pixels_BHWC).split(BATCH_SIZE)
-    parts = [patch_features(network, normalise(batch.to(device))).cpu() for batch in batches]
+    vit = network.config
+    parts = [
+        patch_features(network, normalise(batch.to(device), vit.mean, vit.std)).cpu()
+        for batch in batches
+    ]
     return torch.cat(parts).numpy()
 
 

@@ -4,14 +4,11 @@ import base64
 import binascii
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ijepa.files import check_format, read_json
 
 if TYPE_CHECKING:  # tables need results and no torch, which takes seconds to import
     from torch import Tensor
@@ -44,15 +41,6 @@ def top1(predicted: "Tensor", y: "Tensor", num_classes: int, chosen: dict[str, A
     right, n = int(correct.sum()), len(correct)
     classes = by_class(predicted, y, num_classes)
     return Result("top1", right / n, n, wilson(right, n), chosen, packed(correct), classes)
-
-
-FORMAT = 1
-"""Layout of a result's JSON file, in its key ``format``."""
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Content of a result's JSON file (evals.run.evaluate); raises UserError for a damaged one."""
-    return check_format(read_json(path), FORMAT, path)
 
 
 MAX_CONFUSED = 100

@@ -15,12 +15,12 @@ from evals.features import extract
 from evals.identity import identity_of, is_same
 from evals.pooling import kinds, resolved
 from evals.protocol import Facts, Uses, check, configure, load_evaluation
-from evals.result import FORMAT
 from evals.subject import Subject, checked_labels
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
 from ijepa.files import write_json, write_text
 from ijepa.provenance import here
+from ijepa.result_file import FORMAT
 
 
 @dataclass(frozen=True)

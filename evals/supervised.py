@@ -297,7 +297,7 @@ def train(
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )
-    depth = model.encoder.config.depth
+    vit = model.encoder.config
     save_at = time.monotonic() + CHECKPOINT_SECONDS
     with tqdm(total=num_steps, initial=first, desc=what, unit="step", mininterval=2) as bar:
         for step, (images_BHWC, labels_B) in enumerate(batches, start=first):
@@ -306,14 +306,14 @@ def train(
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             images_BCHW, targets_BK = mixed(
                 config,
-                normalise(images_BHWC.to(device, non_blocking=True)),
+                normalise(images_BHWC.to(device, non_blocking=True), vit.mean, vit.std),
                 labels_B.to(device, non_blocking=True),
                 subject.num_classes,
                 step,
             )
             # Drawn for the whole batch, so that the result does not depend on accumulation.
             coins_BL2 = torch.rand(
-                batch_size, depth, 2, generator=generator(config.seed, "drop_path", step)
+                batch_size, vit.depth, 2, generator=generator(config.seed, "drop_path", step)
             ).to(device)
 
             loss = 0.0
@@ -429,9 +429,10 @@ def classify(
         -(-config.batch_size // config.accumulate),
         config.num_workers,
     )
+    vit = model.encoder.config
     predictions = [torch.empty(0, dtype=torch.int64)]  # so that no images give an empty tensor
     for images_BHWC in tqdm(batches, desc=f"classify {split}", unit="batch", mininterval=2):
         with precision(config.precision, device):
-            logits = model(normalise(images_BHWC.to(device)))
+            logits = model(normalise(images_BHWC.to(device), vit.mean, vit.std))
         predictions.append(logits.argmax(1).cpu())
     return torch.cat(predictions)

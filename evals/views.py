@@ -204,5 +204,6 @@ class Encoded:
         return map(self._encode, images)
 
     def _encode(self, images_BHWC: Tensor) -> Tensor:
-        images_BCHW = normalise(images_BHWC.to(self.device))
+        vit = self.network.config
+        images_BCHW = normalise(images_BHWC.to(self.device), vit.mean, vit.std)
         return pooled(self.network, images_BCHW, self.num_layers, self.pool)

@@ -30,6 +30,10 @@ class ViTConfig:
     the method's own. I-JEPA's is 0.02: position embeddings are then seven times as large as patch
     embeddings. Weeks of training correct that, but a run of minutes needs image content in its
     targets from the start (LOG.md, 2026-11-22).
+
+    ``mean`` and ``std`` of each channel, in shares of the largest value, normalise every image that
+    the encoder sees; None means ImageNet's, which every release uses for every data set.
+    ``ijepa-bench data statistics`` computes those of a data set.
     """
 
     image_size: int = 224
@@ -40,6 +44,8 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     init: Init = "official"
     patch_std: float | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     # Checked here, not by pydantic: sizes also come from weights, headers and options of a command.
     def __post_init__(self) -> None:
@@ -47,6 +53,15 @@ class ViTConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}: it must be above 0")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both, or neither")
+        for name in ("mean", "std"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(values))  # JSON has lists, which have no hash
+                if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+                    raise ValueError(f"{name} is {list(values)}: give three numbers from 0 to 1")
+        if self.std is not None and not all(self.std):
+            raise ValueError(f"std is {list(self.std)}: each must be above 0")
         for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

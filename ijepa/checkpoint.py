@@ -1,7 +1,7 @@
 """Checkpoints of an unfinished run, and encoders, which a finished run hands to evaluation.
 
 ``python -m ijepa.checkpoint import|export|inspect`` converts encoders from and to the file layouts
-in which others publish theirs.
+in which others publish theirs; ``push`` uploads an exported folder to a hub.
 """
 
 import _codecs
@@ -18,7 +18,7 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 from ijepa.errors import UserError, run_command
-from ijepa.released.layouts import LAYOUTS, TOWERS
+from ijepa.released.layouts import FOLDERS, LAYOUTS, TOWERS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +43,21 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="write an encoder in a published layout")
     command.add_argument("file", type=Path, help="an encoder of this project")
-    command.add_argument("--out", type=Path, required=True, help="file to write")
-    command.add_argument("--layout", choices=list(LAYOUTS), required=True)
-    command.add_argument("--force", action="store_true", help="replace another file at --out")
+    command.add_argument("--out", type=Path, required=True, help="file, or folder, to write")
+    command.add_argument("--layout", choices=[*LAYOUTS, *FOLDERS], required=True)
+    command.add_argument(
+        "--results", type=Path, help="folder of results, for a folder's model card"
+    )
+    command.add_argument("--licence", help="licence of the weights, for a folder's model card")
+    command.add_argument("--force", action="store_true", help="replace other files at --out")
 
     command = commands.add_parser("inspect", help="print the content of a file")
     command.add_argument("file", type=Path, help="an encoder of this project or of others")
+
+    command = commands.add_parser("push", help="upload an exported folder to a hub")
+    command.add_argument("file", type=Path, metavar="folder", help="a folder that export wrote")
+    command.add_argument("repo", help="USER/NAME; HF_TOKEN holds the token")
+    command.add_argument("--private", action="store_true", help="a new repository is private")
     return options
 
 
@@ -63,10 +72,13 @@ from torch import Tensor, nn
 
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import RunConfig, as_plain
-from ijepa.encoder_file import read_header
+from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.files import digest, written_whole
 from ijepa.provenance import here
 from ijepa.released import convert as released
+from ijepa.released import folder
+from ijepa.released.card import results_of
+from ijepa.released.hub import push
 from ijepa.vit import ViT
 
 TORN = (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
@@ -272,6 +284,26 @@ def export_encoder(source: Path, out: Path, layout: str, force: bool = False) ->
         raise cannot_be_written(out, error) from None
 
 
+def export_folder(
+    source: Path,
+    out: Path,
+    layout: str,
+    results: Path | None = None,
+    licence: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write an encoder as a folder that timm or transformers opens, with a model card.
+
+    ``results`` is a folder in which the encoder's results are looked for. Without ``licence`` the
+    card has that of the imported file, or says that none was stated.
+    """
+    encoder, about = load_encoder(source)
+    own = [] if results is None else results_of(results, encoder_digest(source))
+    licence = licence or about["facts"].get("released", {}).get("licence") or "unknown"
+    weights, texts = folder.contents(layout, encoder, about, own, licence)
+    folder.write(out, weights, texts, lambda path, part: may_replace(path, part, force))
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Content of a file of this project or others: layout, towers, sizes, leftovers, SHA-256."""
     if about := ours(path):
@@ -372,8 +404,17 @@ def main() -> None:
     action, file = options.pop("command"), options.pop("file")
     if action == "import":
         import_encoder(file, **options)
+    elif action == "export" and options["layout"] in FOLDERS:
+        export_folder(file, **options)
     elif action == "export":
+        card = [options.pop(name) for name in ("results", "licence")]
+        if any(card):
+            raise UserError(
+                f"--results and --licence are for {' and '.join(FOLDERS)}: leave them out"
+            )
         export_encoder(file, **options)
+    elif action == "push":
+        print(push(file, **options))
     else:
         for name, value in describe(file).items():
             print(f"{name:19} {value}")

@@ -13,7 +13,7 @@ from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.identity import run_identity
+from ijepa.identity import run_identity, without_default_statistics
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.stages import Keep, Start, parse_start
@@ -52,6 +52,7 @@ class RunConfig:
         """Identity as versions until 2026-11 computed it, from every key."""
         fields = dataclasses.asdict(self)
         del fields["keep"], fields["start"]
+        without_default_statistics(fields)
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

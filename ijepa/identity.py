@@ -25,11 +25,13 @@ def run_identity(run: dict[str, Any]) -> str:
 
     ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them. So is
     the path of the weights that a run starts from: their content is hashed beside the identity.
+    Nor do ImageNet's statistics count, which earlier versions did not name.
     """
     learned = {key: value for key, value in copy.deepcopy(run).items() if key not in HOW_IT_RUNS}
     if start := learned.get("start"):
         del start["from"]
     ((learned.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
+    without_default_statistics(learned)
     text = json.dumps(learned, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -39,3 +41,11 @@ def start_digest(weights: str) -> str:
     if not Path(weights).is_file():
         raise UserError(f"start.from: {weights} is no file: name a run, released weights or a path")
     return digest(Path(weights))
+
+
+def without_default_statistics(run: dict[str, Any]) -> None:
+    """Remove ``mean`` and ``std`` from a run's encoder where they are None."""
+    vit = run.get("vit") or {}
+    for name in ("mean", "std"):
+        if vit.get(name, 0) is None:
+            del vit[name]

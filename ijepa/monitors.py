@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ijepa.architecture import ViTConfig
 from ijepa.collapse import rankme
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.transforms import normalise
@@ -46,12 +47,12 @@ class Monitored(NamedTuple):
         return Monitored(self.images_BCHW.to(device), self.classes_B)
 
 
-def monitored(images: Images, size: int, label: str = "class") -> Monitored:
+def monitored(images: Images, vit: ViTConfig, label: str = "class") -> Monitored:
     """Training images, spread evenly over all, which may lie in the order of their classes."""
     count = min(NUM_MONITORED, len(images))
     numbers = [i * len(images) // count for i in range(count)]
-    views = torch.utils.data.Subset(EvaluationViews(images, size), numbers)
-    pixels = normalise(next(iter(evaluation_batches(views, count, 0))))
+    views = torch.utils.data.Subset(EvaluationViews(images, vit.image_size), numbers)
+    pixels = normalise(next(iter(evaluation_batches(views, count, 0))), vit.mean, vit.std)
     classes = images.labels.get(label)
     return Monitored(pixels, None if classes is None else torch.from_numpy(classes[numbers]))
 

@@ -139,7 +139,7 @@ def learn(
     views = TrainingViews(inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid)
     order = (len(inputs.images), optim.batch_size, first, num_steps, run.seed)
     steps = Steps(*order, world.rank, world.size)
-    watched = monitored(inputs.images, run.vit.image_size).to(device)
+    watched = monitored(inputs.images, run.vit).to(device)
 
     with Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log:
         for step, item in enumerate(training_batches(views, steps, run.num_workers), start=first):
@@ -191,7 +191,7 @@ def parts(
         images = [view[part].to(device, non_blocking=True) for view in views]
         ids = tokens[part]
         yield Batch(
-            tuple(normalise(view) for view in images),
+            tuple(normalise(view, run.vit.mean, run.vit.std) for view in images),
             run.seed,
             step,
             progress,

@@ -243,12 +243,29 @@ def test_all_numbers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_documentation_shows_what_the_command_says() -> None:
     """Over 5 s: four networks of that size are counted, each operation by torch in Python."""
-    text = (ROOT / "docs" / "costs.md").read_text()
-    (shown,) = re.findall(r"--markdown -->\n(.*?)<!-- end -->", text, re.DOTALL)
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in shown.splitlines()[2:]}
+    shown, rows = documented("paper")
     assert list(rows) == [run.name for run in PAPER.runs]
     # A sample with one run of each encoder, because all runs take minutes.
     sample = ("ijepa_vith14", "ijepa_vitb16_block", "mae_vitl16", "cae_vitb16")
     lines = cost.markdown(cost.predict(of_paper(*sample), A100, num_images=IN22K)).splitlines()
-    assert lines[:2] == shown.splitlines()[:2]
+    assert lines[:2] == shown[:2]
     assert lines[2:] == [rows[name] for name in sample]
+
+
+def test_the_documentation_shows_the_hours_of_one_gpu() -> None:
+    """Over 5 s: two networks are counted, each operation by torch in Python."""
+    shown, rows = documented("imagenette")
+    _, benchmark = read_files([ROOT / "config" / "imagenette.yaml"])
+    assert list(rows) == [run.name for run in benchmark.runs]
+    plans = {run.name: planned(run) for run in benchmark.runs if run.name in ("ijepa", "mae")}
+    lines = cost.markdown(cost.predict(plans, A100)).splitlines()
+    assert lines == [*shown[:2], rows["ijepa"], rows["mae"]]
+
+
+def documented(name: str) -> tuple[list[str], dict[str, str]]:
+    """Lines of a config's table in docs/costs.md, and its rows by run."""
+    text = (ROOT / "docs" / "costs.md").read_text()
+    pattern = rf"cost config/{name}\.yaml[^\n]*--markdown -->\n(.*?)<!-- end -->"
+    (shown,) = re.findall(pattern, text, re.DOTALL)
+    lines = shown.splitlines()
+    return lines, {line.split(" | ")[0].removeprefix("| "): line for line in lines[2:]}

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ijepa import log, monitors
+from ijepa.architecture import ViTConfig
 from ijepa.config import parse_run
 from ijepa.data.loader import Images
 from ijepa.monitors import linear, monitored, neighbours, told_apart, warning
@@ -44,7 +45,7 @@ def test_monitored_images_are_spread_over_data_in_the_order_of_its_classes(data:
     images.labels["class"].sort()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(monitors, "NUM_MONITORED", 32)
-        watched = monitored(images, 32)
+        watched = monitored(images, ViTConfig(image_size=32, patch_size=4))
     assert watched.images_BCHW.shape == (32, 3, 32, 32)
     assert watched.classes_B is not None
     assert len(watched.classes_B.unique()) == len(set(images.labels["class"].tolist()))
@@ -52,7 +53,7 @@ def test_monitored_images_are_spread_over_data_in_the_order_of_its_classes(data:
 
 def test_images_without_classes_have_the_other_monitors(data: Path) -> None:
     images = Images(data, "train")
-    assert monitored(images, 32, label="none").classes_B is None
+    assert monitored(images, ViTConfig(image_size=32, patch_size=4), label="none").classes_B is None
 
 
 def clouds(distance: float) -> tuple[torch.Tensor, torch.Tensor]:

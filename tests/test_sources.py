@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.server
 import io
 import json
 import pickle
@@ -9,17 +10,21 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from webdataset.shardlists import expand_urls
 
-from ijepa.data.register import Dataset
+from ijepa.data.download import download
+from ijepa.data.register import Dataset, load_dataset
 from ijepa.data.source import Entry, load_source, source_names
 from ijepa.data.sources import cifar, flat_folder, idx, image_folder, webdataset
 from ijepa.errors import UserError
+from tests.hub import TOKEN, serving
 
 
 def dataset(source: str, **entry: Any) -> Dataset:
@@ -392,6 +397,31 @@ def test_listed_classes_keep_their_order(tmp_path: Path) -> None:
     assert labels == [{"animal": 0}, {"animal": 1}]
 
 
+def test_an_image_folder_is_fetched_from_its_origin(server: str, tmp_path: Path) -> None:
+    archive, raw = tmp_path / "served" / "photos.tgz", tmp_path / "raw"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("photos-320/train/cat/0.png", "photos-320/val/cat/1.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture())
+            tar.addfile(info, io.BytesIO(picture()))
+    sums = {"photos.tgz": f"md5:{hashlib.md5(archive.read_bytes()).hexdigest()}"}
+    origins = [{"archive": f"{server}/photos.tgz"}]
+    tiny = dataset(
+        "image_folder", **CLASSES, origins=origins, checksums=sums, options={"folder": "photos-320"}
+    )
+    assert image_folder.missing(tiny, raw) == []
+    image_folder.fetch(tiny, raw)
+    (entry,) = image_folder.entries(tiny, raw, "test")
+    assert content(entry) == picture()
+    archive.unlink()
+    image_folder.fetch(tiny, raw)  # nothing is asked for again
+    wrong = tiny.model_copy(update={"checksums": {}})
+    with pytest.raises(UserError, match="needs the form archive: ADDRESS, and checksums"):
+        image_folder.fetch(wrong, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"options\.root is unknown: allowed is folder"):
+        image_folder.fetch(tiny.model_copy(update={"options": {"root": "x"}}), raw)
+
+
 def test_faults_of_an_image_folder_are_named(tmp_path: Path) -> None:
     tree(tmp_path, "train/cat/1.png", "test/cat/1.png")
 
@@ -521,6 +551,72 @@ def test_a_shard_that_does_not_arrive_whole_is_named_and_not_kept(
     with pytest.raises(UserError, match=r"pipe:cd .* could not be fetched .*exit [13]"):
         webdataset.fetch(shards(f"pipe:cd {tmp_path}; {command}"), raw)
     assert not list(raw.iterdir())
+
+
+def test_gated_shards_on_the_hub_are_fetched_with_the_token_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(tmp_path / "0.tar", SHARD)
+    tiny, raw = shards("hf://datasets/me/gated/0.tar"), tmp_path / "raw"
+    with serving() as hub:
+        hub.gated["/datasets/me/gated/resolve/main/0.tar"] = (tmp_path / "0.tar").read_bytes()
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        with pytest.raises(UserError, match=rf"HF_TOKEN is not set: .*{hub.address}/datasets/me"):
+            webdataset.fetch(tiny, raw)
+        assert not hub.requests
+        monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+        with pytest.raises(
+            UserError, match=r"0\.tar: the server answers 401 .*accept its terms on"
+        ):
+            webdataset.fetch(tiny, raw)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        webdataset.fetch(tiny, raw)
+        (path,) = raw.iterdir()
+        assert path.read_bytes() == (tmp_path / "0.tar").read_bytes()
+        assert len(list(webdataset.entries(tiny, raw, "train"))) == 2
+        with pytest.raises(UserError, match="is hf://datasets/USER/NAME/FILE: correct it"):
+            webdataset.fetch(shards("hf://datasets/0.tar"), raw)
+
+
+def test_the_token_does_not_follow_a_redirection(tmp_path: Path) -> None:
+    headers: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            headers.append(self.headers["Authorization"])
+            if self.path == "/store":
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"ok")
+                return
+            self.send_response(302)
+            self.send_header("Location", "/store")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/file"
+        download(address, tmp_path / "file", headers={"Authorization": "Bearer x"})
+        server.shutdown()
+    assert (tmp_path / "file").read_bytes() == b"ok"
+    assert headers == ["Bearer x", None]
+
+
+@pytest.mark.usefixtures("real_register")
+def test_the_hubs_imagenet_is_fetched_whole() -> None:
+    counts = {"imagenet_hub": {"train": 1024, "test": 64}, "imagenet22k_hub": {"train": 4608}}
+    for name, numbers in counts.items():
+        entry = load_dataset(name)
+        for split, number in numbers.items():
+            addresses = expand_urls(entry.options[split])
+            assert len(set(addresses)) == number
+            assert all(address.startswith("hf://datasets/timm/") for address in addresses)
 
 
 def test_an_address_that_webdataset_cannot_open_is_named(tmp_path: Path) -> None:

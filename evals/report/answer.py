@@ -23,7 +23,8 @@ from evals.report import costs, noise, shapes
 from evals.report.formats import MARK, number
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
-from evals.result import read_result, unpacked
+from evals.result import unpacked
+from ijepa.result_file import read_result
 
 ALPHA = 0.05
 NAMED = 3

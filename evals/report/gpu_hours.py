@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 
 from evals.about import read_about
-from evals.result import read_result
 from ijepa.cluster import slurm
 from ijepa.cluster.slurm import Start
 from ijepa.errors import run_command
 from ijepa.files import read_json, write_text
+from ijepa.result_file import read_result
 
 COLUMNS = ["rule", "run", "seed", "item", "source", "jobs", "starts", "hours", "gpu_hours"]
 SECONDS_TO_START = 600

@@ -16,10 +16,10 @@ from evals.report.formats import environment
 from evals.report.plan import ReportPlan
 from evals.report.results import CONTROLS, external
 from evals.report.tabulate import Table
-from evals.result import read_result
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.files import read_json, write_text
+from ijepa.result_file import read_result
 
 TARGETS = " (the context block less the targets); the target blocks, whose features are predicted"
 """End of the caption of I-JEPA's masks."""

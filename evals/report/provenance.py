@@ -12,8 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from evals.result import read_result
 from ijepa.errors import UserError, run_command
+from ijepa.result_file import read_result
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,9 +8,10 @@ import tarfile
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from evals.result import FORMAT, unpacked
+from evals.result import unpacked
 from ijepa.errors import UserError
 from ijepa.files import check_format
+from ijepa.result_file import FORMAT
 
 DEFAULT = "results/mini"
 REFERENCE = PurePosixPath("results/reference")

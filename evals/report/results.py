@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from evals.result import read_result
 from ijepa.errors import UserError
+from ijepa.result_file import read_result
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
 UNITS = {"top1": "top-1 %", "rankme": "RankMe"}

@@ -1,4 +1,4 @@
-"""Shards of a data set: ``python -m ijepa.data fetch|build|verify|missing``."""
+"""Shards of a data set: ``python -m ijepa.data fetch|build|verify|missing|statistics``."""
 
 import argparse
 import logging
@@ -21,17 +21,25 @@ def main() -> None:
         ("fetch", "download the raw files, if they have an address, and check them"),
         ("build", "write the shards that are missing or damaged"),
         ("verify", "compare every shard with the index"),
+        ("statistics", "mean and deviation of the training images, for vit: of a config"),
     ):
         sub = commands.add_parser(command, help=text, description=text)
         if command == "missing":
             sub.add_argument(
                 "wanted", nargs="+", metavar="DATASET=RAW", help="names and raw folders"
             )
-        elif command != "verify":
+        elif command not in ("verify", "statistics"):
             sub.add_argument("dataset", help="a name in data/datasets.yaml")
             sub.add_argument("--raw", type=Path, required=True, help="folder of the raw files")
-        if command in ("build", "verify"):
+        if command in ("build", "verify", "statistics"):
             sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
+        if command == "statistics":
+            sub.add_argument(
+                "--image-size",
+                type=int,
+                default=224,
+                help="side of the images that an encoder sees",
+            )
         if command == "build":
             sub.add_argument(
                 "--num-workers", type=int, help="processes (default: one for each core)"
@@ -57,6 +65,12 @@ def main() -> None:
         if options.images_of is not None:
             limits = read_yaml(options.images_of).get("images", {})
             check_limit(limits.get(options.dataset, {}), options.out)
+    elif options.command == "statistics":
+        # Not at the top: torch takes seconds to import, and the other commands need none.
+        from ijepa.data.statistics import statistics
+
+        mean, std = statistics(options.out, options.image_size)
+        print(f"vit: {{mean: {list(mean)}, std: {list(std)}}}")
     else:
         verify(options.out)
 

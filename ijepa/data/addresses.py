@@ -1,7 +1,15 @@
-"""Addresses without their signatures, which are renewed while the bytes stay the same."""
+"""Addresses without their signatures, which are renewed while the bytes stay the same; the Hub's.
 
+The Hub's own form is ``hf://datasets/USER/NAME/FILE``.
+"""
+
+import os
 import re
 from typing import Any
+
+from ijepa.errors import UserError
+
+HUB = "hf://datasets/"
 
 SIGNED = re.compile(
     r"(?<=[?&])(x-(amz|goog|oss|ms)-[\w-]+|sig(nature)?|expires|policy|key-pair-id|"
@@ -33,3 +41,23 @@ def _unsigned_query(query: str) -> str:
     if re.search(r"[?&]sig=", query, re.IGNORECASE):
         query = AZURE.sub("", query)
     return SIGNED.sub("", query).rstrip("?&")
+
+
+def on_the_hub(address: str) -> tuple[str, dict[str, str]]:
+    """HTTP address and headers for a file of a data set on the Hub.
+
+    The token is HF_TOKEN's, the hub that of HF_ENDPOINT, by default huggingface.co. Raises
+    UserError without a token: the data sets of the register are gated.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    parts = address.removeprefix(HUB).split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise UserError(f"{address}: an address on the Hub is {HUB}USER/NAME/FILE: correct it")
+    user, name, file = parts
+    page = f"{endpoint}/datasets/{user}/{name}"
+    if not (token := os.environ.get("HF_TOKEN", "").strip()):
+        raise UserError(
+            f"{address}: HF_TOKEN is not set: accept the data set's terms on {page}, set HF_TOKEN "
+            "to a token that may read it (huggingface.co/settings/tokens), then run again"
+        )
+    return f"{page}/resolve/main/{file}", {"Authorization": f"Bearer {token}"}

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
@@ -31,8 +31,15 @@ PAUSES = (1, 2, 4, 8, 16)
 log = logging.getLogger(__name__)
 
 
-def download(address: str, path: Path, checksum: str | None = None) -> None:
+def download(
+    address: str,
+    path: Path,
+    checksum: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     """Write the file at an address to ``path``; ``checksum`` is such as ``sha256:HEX``.
+
+    ``headers`` go to the address alone, not to another one that it redirects to.
 
     Raises UserError if the download fails, if the file has another checksum (it is then removed,
     and the next call starts from the beginning), or if another process is writing it.
@@ -43,7 +50,7 @@ def download(address: str, path: Path, checksum: str | None = None) -> None:
     with _alone(part):
         # An earlier call may have been killed after all bytes had arrived.
         if not checksum or digest(part, algorithm) != expected:
-            _receive_all(address, part)
+            _receive_all(address, part, headers or {})
         if checksum and (got := digest(part, algorithm)) != expected:
             part.unlink()
             name = algorithm.upper().replace("SHA", "SHA-")
@@ -82,15 +89,21 @@ def _origin(part: Path) -> Path:
     return part.with_name(f"{part.name}.origin")
 
 
-def _receive_all(address: str, part: Path) -> None:
+def _receive_all(address: str, part: Path, headers: Mapping[str, str]) -> None:
     """Receive a file; connect again after an error as long as each connection brings more of it."""
     pauses: Iterator[float] = iter(())  # no new connection before the first byte
     most_bytes = 0
     while True:
         earlier_size = part.stat().st_size
         try:
-            return _receive(address, part)
+            return _receive(address, part, headers)
         except (OSError, HTTPException) as error:
+            if isinstance(error, HTTPError) and error.code in (401, 403):
+                raise UserError(
+                    f"{unsigned(address)}: the server answers {error.code} {error.reason}: renew "
+                    "the address's signature or, for a gated data set on the Hub, accept its terms "
+                    "on its page and set HF_TOKEN, then run the same command again"
+                ) from None
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 error.filename = error.filename or str(part)
                 raise  # a full or unwritable disk is no fault of the server
@@ -110,12 +123,13 @@ def _receive_all(address: str, part: Path) -> None:
             time.sleep(pause)
 
 
-def _receive(address: str, part: Path) -> None:
+def _receive(address: str, part: Path, headers: Mapping[str, str]) -> None:
     """Write to ``part`` the bytes that one connection gives: those that are missing, or all."""
     origin = _origin(part)
     known_address, _, version = (origin.read_text() if origin.exists() else "").partition("\n")
     source = unsigned(address)  # a renewed signature gives the same bytes
-    response, start = _ask(address, part.stat().st_size if known_address == source else 0, version)
+    size = part.stat().st_size if known_address == source else 0
+    response, start = _ask(address, size, version, headers)
     with response, part.open("ab") as file:
         if start == 0:
             file.truncate(0)
@@ -133,9 +147,11 @@ def _receive(address: str, part: Path) -> None:
         raise ConnectionError(f"the connection broke before byte {total:,}")
 
 
-def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
+def _ask(address: str, start: int, version: str, headers: Mapping[str, str]) -> tuple[Any, int]:
     """Server's response, and the byte of the file that it begins with: ``start`` or 0."""
     request = Request(address)
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)
     if start:
         request.add_header("Range", f"bytes={start}-")
         if version:
@@ -144,7 +160,7 @@ def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
         response = urlopen(request, timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         if start and error.code == 416:  # the file has become shorter
-            return _ask(address, 0, "")
+            return _ask(address, 0, "", headers)
         raise
     if not start or response.status != 206:
         return response, 0
@@ -153,7 +169,7 @@ def _ask(address: str, start: int, version: str) -> tuple[Any, int]:
     if same_file and response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         return response, start
     response.close()
-    return _ask(address, 0, "")
+    return _ask(address, 0, "", headers)
 
 
 def _version(headers: Message) -> str:

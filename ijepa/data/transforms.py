@@ -234,12 +234,17 @@ def centre_crop(
     border.
     """
     if min(image.size) != size:
-        scale = round(size * 8 / 7) / min(image.size)
+        scale = short_side(size) / min(image.size)
         image = image.resize(
             (round(image.width * scale), round(image.height * scale)), interpolation
         )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def short_side(size: int) -> int:
+    """Short side in pixels from which the evaluation view of ``size`` pixels is cut."""
+    return round(size * 8 / 7)
 
 
 def squash(
@@ -258,8 +263,14 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def normalise(images_BHWC: Tensor) -> Tensor:
-    """Floats [B, 3, H, W], normalised by ImageNet's statistics, from bytes."""
+def normalise(
+    images_BHWC: Tensor,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Tensor:
+    """Floats [B, 3, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
     images_BCHW = images_BHWC.permute(0, 3, 1, 2).float().contiguous()
-    mean, std = (images_BCHW.new_tensor(s).view(1, 3, 1, 1) * 255 for s in (MEAN, STD))
-    return images_BCHW.sub_(mean).div_(std)
+    shift, scale = (
+        images_BCHW.new_tensor(s).view(1, 3, 1, 1) * 255 for s in (mean or MEAN, std or STD)
+    )
+    return images_BCHW.sub_(shift).div_(scale)

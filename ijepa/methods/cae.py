@@ -102,6 +102,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "epochs300": {"optim": {"epochs": 300, "warmup_epochs": 10}},
     "epochs800": {"optim": {"epochs": 800, "warmup_epochs": 20}},
     "large": {"layer_scale": 1e-5},
+    # This project's: ViT-B's recipe for 300 epochs.
+    "small": {"optim": {"epochs": 300, "warmup_epochs": 10}},
     # Small images on a CPU, with the tokenizer that is trained here.
     "tiny": {
         "optim": {"batch_size": 64, "epochs": 0.7, "warmup_epochs": 0.15, "lr": 1e-3},

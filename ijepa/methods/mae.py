@@ -83,6 +83,8 @@ class Config(method.MaskedRecipe):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "readme": {"optim": {"epochs": 800}},
+    # No paper has a ViT-S. Here the decoder's width keeps its ratio to the encoder's.
+    "small": {"optim": {"epochs": 800}, "decoder_dim": 256, "decoder_heads": 8},
     # Small images on a CPU.
     "tiny": {
         "optim": {"batch_size": 64, "epochs": 1.2, "warmup_epochs": 0.15, "lr": 1e-3},

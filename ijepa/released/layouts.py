@@ -73,6 +73,15 @@ DINOV2_NAMES = {
     "encoder.layer.{}.layer_scale2.lambda1": "blocks.{}.ls2.gamma",
 }
 
+BEIT_NAMES = {
+    **VIT_NAMES,
+    "encoder.relative_position_bias.": "rel_pos_bias.",
+    "encoder.layer.{}.attention.attention.query.bias": "blocks.{}.attn.q_bias",
+    "encoder.layer.{}.attention.attention.value.bias": "blocks.{}.attn.v_bias",
+    "encoder.layer.{}.lambda_": "blocks.{}.gamma_",
+}
+"""Names of Beit and Data2VecVision in transformers."""
+
 IN = r"(state_dict\.)?(model\.)?"
 """Containers that trainers put around a whole method: Lightning's is state_dict.model."""
 ONE = r"((state_dict\.(model\.)?|model\.)(encoder\.)?)?(module\.)?"
@@ -152,5 +161,8 @@ LAYOUTS = {
     ),
 }
 """Layouts by name; a file that fits several is read in the first of them."""
+
+FOLDERS = ("timm-folder", "transformers-folder")
+"""Layouts of export that are a folder, which timm or transformers opens (released/folder.py)."""
 
 TOWERS = sorted({tower for layout in LAYOUTS.values() for tower in layout.towers if tower})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gto.constants import name_re
 
 from evals.report.provenance import trace
 from ijepa.errors import UserError
@@ -36,6 +37,26 @@ def test_the_committed_stages_are_those_of_their_configs(monkeypatch: pytest.Mon
     configs = text.splitlines()[0].split("dvc_stages ")[1].split()
     monkeypatch.chdir(ROOT)
     assert text == text_of([Path(config) for config in configs])
+
+
+def test_encoders_are_artifacts_with_names_that_dvc_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    content = yaml.safe_load(text_of([Path("config/mini.yaml")]))
+    assert content["artifacts"].keys() == {
+        f"mini-{run}-seed0" for run in ("ijepa", "mae", "data2vec")
+    }
+    outs = [str(next(iter(out))) for stage in content["stages"].values() for out in stage["outs"]]
+    for name, artifact in content["artifacts"].items():
+        assert name_re.match(name)
+        assert any(artifact["path"].startswith(f"{out}/") for out in outs)
+
+
+def test_a_tagged_encoder_is_got_by_its_name(origin: Path, pulled: Path, tmp_path: Path) -> None:
+    run(pulled, "git", "tag", "-a", "tiny-mae-seed0@v1.0.0", "-m", "first")
+    run(tmp_path, *DVC, "artifacts", "get", str(pulled), "tiny-mae-seed0", "-o", "encoder")
+    expected = origin / "results/tiny/runs/mae/seed0/encoder.safetensors"
+    assert (tmp_path / "encoder").read_bytes() == expected.read_bytes()
+    run(pulled, "git", "tag", "-d", "tiny-mae-seed0@v1.0.0")
 
 
 def test_in_a_clone_changed_shards_make_everything_that_rests_on_them(

@@ -17,12 +17,12 @@ from evals.about import read_about
 from evals.identity import identity_in, identity_of
 from evals.pooling import resolved
 from evals.protocol import configure
-from evals.result import read_result
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError, run_command
 from ijepa.files import read_json
 from ijepa.identity import HOW_IT_RUNS
+from ijepa.result_file import read_result
 from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
 

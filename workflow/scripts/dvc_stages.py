@@ -1,4 +1,4 @@
-"""Write dvc.yaml: the stages of the configs that are versioned here.
+"""Write dvc.yaml: the stages of the configs that are versioned here, and their encoders by name.
 
 ``python -m workflow.scripts.dvc_stages config/mini.yaml config/hour.yaml``. The dependencies of a
 stage are in the configs and nowhere else: DVC's own templates have no lists of dependencies. Leave
@@ -6,6 +6,7 @@ out a config that was never run, or ``dvc status`` would say that no clone is up
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import yaml
 
 from ijepa.errors import run_command
 from ijepa.files import write_text
-from workflow.plan.benchmark import read_files
+from workflow.plan.benchmark import UNTRAINED, read_files
+from workflow.plan.grid import Grid
 
 HEAD = """\
 # Written by: python -m workflow.scripts.dvc_stages {configs}
@@ -23,12 +25,35 @@ MAKE = "python -m workflow.scripts.versioned make"
 
 
 def document(paths: list[Path]) -> dict[str, Any]:
-    """The stages of all configs; a data set that several configs use has one stage."""
+    """Stages and artifacts of all configs; a data set that several configs use has one stage."""
     stages: dict[str, Any] = {}
+    artifacts: dict[str, Any] = {}
     for path in paths:
+        artifacts |= artifacts_of(path)
         for name, stage in stages_of(path).items():
             stages.setdefault(name, stage)
-    return {"stages": stages}
+    return {"stages": stages, "artifacts": artifacts}
+
+
+def artifacts_of(path: Path) -> dict[str, Any]:
+    """Encoders of one config as models, for ``dvc artifacts get`` and DVC's model registry.
+
+    DVC's names have letters, digits, hyphens and underscores.
+    """
+    grid = Grid(read_files([path])[1])
+    trained = [(run, seed) for run, seed in grid.trained if run != UNTRAINED]
+    released = [(run, seed) for run in grid.released for seed in grid.seeds_of(run)]
+    artifacts = {}
+    for run, seed in [*trained, *released]:
+        method = grid.runs[run].method if run in grid.runs else "released"
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", f"{grid.name}-{run}-seed{seed}")
+        artifacts[name] = {
+            "path": grid.encoder(run, seed),
+            "type": "model",
+            "desc": f"encoder of {run}, seed {seed}, of {path}",
+            "labels": [method],
+        }
+    return artifacts
 
 
 def stages_of(path: Path) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """Any ImageFolder: ``train/CLASS/**/*.jpg``; ``test``, ``val`` or ``validation`` of the same form.
 
 The classes are the names of ``train``'s folders in their order, or those that the register lists.
-If several of them are there, the first of these three is taken.
+If several of them are there, the first of these three is taken. ``options.folder`` is the folder in
+which ``train`` lies, where that is not the folder of raw files itself. With ``origins`` of the
+register, all of the form ``archive: ADDRESS``, the folders are fetched; each archive needs a
+checksum.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ijepa.data.archives import unpack
+from ijepa.data.download import download
 from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
 from ijepa.errors import UserError
@@ -19,17 +24,25 @@ ENDINGS = {
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """Folders that are not there."""
-    return [
-        f"{folder} (a folder of images for each class)"
-        for folder in (_folder(raw, split) for split in dataset.splits)
-        if not folder.is_dir()
-    ]
+    """Folders that are not there and that no origin gives."""
+    return [] if dataset.origins else _missing(dataset, raw)
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
-    """Raise UserError if a folder is not there: it is the user's own."""
-    if missing_folders := missing(dataset, raw):
+    """Bring the archives of the origins; raise UserError if a folder is then not there."""
+    for origin in dataset.origins if _missing(dataset, raw) else []:
+        address = origin.get("archive", "")
+        archive = raw / address.rpartition("/")[2]
+        checksum = dataset.checksums.get(archive.name)
+        if checksum is None:
+            raise UserError(
+                f"datasets.yaml: {dataset.name}: origin {origin} needs the form archive: ADDRESS, "
+                "and checksums that of the archive"
+            )
+        if not archive.exists():
+            download(address, archive, checksum)
+        unpack(archive, raw, checksum)
+    if missing_folders := _missing(dataset, raw):
         raise UserError(f"bring {', '.join(missing_folders)}, then run again")
 
 
@@ -41,6 +54,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
             "has one (for images without labels take the source flat_folder)"
         )
     (label,) = dataset.labels
+    raw = _root(dataset, raw)
     folder = _folder(raw, split)
     classes = _classes(dataset, raw, label)
     if unknown := sorted(set(_class_folders(folder)) - set(classes)):
@@ -85,6 +99,23 @@ def images(folder: Path) -> Iterator[Path]:
                 kind = "a link to nothing" if item.is_symlink() else "no file"
                 raise UserError(f"{path} is {kind}: bring the image again, or remove it")
             yield path
+
+
+def _missing(dataset: Dataset, raw: Path) -> list[str]:
+    return [
+        f"{folder} (a folder of images for each class)"
+        for folder in (_folder(_root(dataset, raw), split) for split in dataset.splits)
+        if not folder.is_dir()
+    ]
+
+
+def _root(dataset: Dataset, raw: Path) -> Path:
+    """Folder in which the splits' folders lie."""
+    if unknown := sorted(set(dataset.options) - {"folder"}):
+        raise UserError(
+            f"datasets.yaml: {dataset.name}: options.{unknown[0]} is unknown: allowed is folder"
+        )
+    return raw / str(dataset.options.get("folder", ""))
 
 
 def _folder(raw: Path, split: str) -> Path:

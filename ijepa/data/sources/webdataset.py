@@ -3,7 +3,8 @@
 ``options.train`` and ``options.test`` are patterns with brace notation, such as
 ``imagenet-train-{0000..1023}.tar``. Paths are relative to the folder of raw files, and are read in
 place; shards at an address (http, https, gs, pipe, ...) are fetched first, and not again if only
-the address's signature is renewed.
+the address's signature is renewed. ``hf://datasets/USER/NAME/FILE`` is on the Hub; HF_TOKEN in the
+environment opens a gated data set, and an interrupted shard goes on.
 
 An image's only label is in ``KEY.cls`` or, under the name ``options.json_label``, in ``KEY.json``;
 one of several labels is in ``KEY.NAME.cls``.
@@ -23,8 +24,9 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from ijepa.data.addresses import unsigned
+from ijepa.data.addresses import HUB, on_the_hub, unsigned
 from ijepa.data.archives import tar_entries, verify_once
+from ijepa.data.download import download
 from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
 from ijepa.errors import REMEDIES, UserError
@@ -121,6 +123,11 @@ def _file(raw: Path, split: str, number: int, address: str) -> Path:
 
 
 def _download(address: str, path: Path, count: Callable[[int], object]) -> None:
+    if address.startswith(HUB):
+        url, headers = on_the_hub(address)
+        download(url, path, headers=headers)
+        count(path.stat().st_size)
+        return
     with written_whole(path) as part, part.open("wb") as file:
         try:
             # A command that fails says so when its stream is closed.
