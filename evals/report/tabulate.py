@@ -124,7 +124,8 @@ def _lines(results: pd.DataFrame, spec: TableSpec, elsewhere: list[str]) -> list
     """Rows of the table, measured or not: the run, and the published facts and numbers."""
     measured_runs = [str(run) for run in results["run"].unique()]
     if spec.published is None:
-        encoders = [*(spec.encoders or []), *(run for run in measured_runs if run not in CONTROLS)]
+        others = sorted(run for run in measured_runs if run not in CONTROLS)
+        encoders = list(dict.fromkeys([*(spec.encoders or []), *others]))
         names = [*(encoders if spec.runs is None else spec.runs), *elsewhere]
         if spec.runs is None:
             names += [run for run in CONTROLS if run in measured_runs]
