@@ -13,7 +13,7 @@ from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.identity import run_identity
+from ijepa.identity import leave_out_later, run_identity
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.strict import merged, strict
@@ -64,6 +64,7 @@ class RunConfig:
         """Identity as versions until 2026-11 computed it, from every key."""
         fields = dataclasses.asdict(self)
         del fields["keep"]
+        leave_out_later(fields["recipe"])
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -121,6 +122,12 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
         raise UserError(
             f"{where}.recipe.optim.batch_size: {run.recipe.optim.batch_size} is more than the "
             f"{num_images} training images of {run.dataset}: choose a smaller batch"
+        )
+    if run.recipe.whole_batch and run.recipe.optim.accumulate > 1:
+        raise UserError(
+            f"{where}.recipe.optim.accumulate: {run.recipe.optim.accumulate} parts are not "
+            "possible, because the loss is of the whole batch: leave it out; more gpus or "
+            "activation_checkpointing save memory too"
         )
     try:
         load_method(run.method).check(run.recipe, run.vit)

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking, Masks, MultiBlock, num_hidden
 from ijepa.method import Method
-from ijepa.methods import cae, data2vec, dino, ibot, ijepa, mae
+from ijepa.methods import cae, data2vec, dino, ibot, ijepa, lejepa, mae
 from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
 from ijepa.released.convert import rename
+from ijepa.sigreg import SIGReg
 from ijepa.vit import patchify, take
 
 LIMIT = 1e-4
@@ -280,11 +281,49 @@ def replay_ibot(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
     yield from gradients(method, file, heads)
 
 
+def replay_lejepa(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Features of [cls], projections, statistics of every view, losses and gradients."""
+    width, output_dim = (len(file[f"before/projector/{layer}.bias"]) for layer in (0, 6))
+    directions = torch.from_numpy(file["directions"])
+    config = lejepa.Config(
+        num_global=meta["globals"],
+        num_local=meta["locals"],
+        local_size=meta["local"],
+        projector_dim=width,
+        output_dim=output_dim,
+        sigreg=SIGReg(meta["lamb"], directions.shape[1], meta["num_points"], meta["t_max"]),
+        drop_path=0.0,
+    )
+    vit = shape(file, meta, "before/encoder/")
+    lejepa.check(config, vit)
+    method = lejepa.Method(config, vit)
+    names = {"encoder.": "network.", "projector.": "projector."}
+    yield from load(method, file, names)
+    given = [torch.from_numpy(file[k]) for k in ("global_views", "local_views") if k in file]
+    views = tuple(view for kind in given for view in kind)
+    embeddings = method.embed(views, torch.empty(len(views), len(views[0]), vit.depth, 2))
+    projections = method.project(embeddings)
+    losses = method.losses(projections, directions)
+    losses["loss"].backward()
+    statistics = config.sigreg.statistics(projections, directions)
+    yield from compare(
+        {"embeddings": embeddings, "projections": projections, "sigreg_of_views": statistics}, file
+    )
+    recorded = {
+        "prediction_loss": losses["loss_prediction"],
+        "sigreg_loss": losses["loss_sigreg"],
+        "loss": losses["loss"],
+    }
+    yield from compare(recorded, file, LOSS_LIMIT)
+    yield from gradients(method, file, names)
+
+
 REPLAYS: dict[str, Callable[[Recorded, dict[str, Any]], Iterator[Error]]] = {
     "before/predictor/predictor_embed.weight": replay_ijepa,
     "before/decoder_pred.weight": replay_mae,
     "before/student/lm_head.weight": replay_data2vec,
     "before/regresser.norm.weight": replay_cae,
+    "before/projector/0.weight": replay_lejepa,
     "patch_center_before": replay_ibot,
     "center_before": replay_dino,
 }
