@@ -90,16 +90,19 @@ def test_updates_lower_the_loss_of_the_same_batch(name: str) -> None:
     assert losses[-1] < 0.99 * losses[0]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "recipe"), [*((n, {}) for n in METHODS), ("ijepa", {"anticollapse": "sigreg"})]
+)
 def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     name: str,
+    recipe: dict[str, str],
     tokenised: Path,
     trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cut after step 5, resumed from the checkpoint of step 3 (kill -9 itself: test_train)."""
-    raw, whole = raw_run_of(name), trained(name)
+    raw, whole = raw_run_of(name, **recipe), trained(name, **recipe)
     method_type = type(make(name))
     original = method_type.after_step
 

@@ -86,7 +86,9 @@ class Config(method.Recipe):
                 f"targets is {self.targets}: with anticollapse sigreg they must be features"
             )
         if not self.whole_batch and (self.sigreg, self.sigreg_of) != (SIGReg(), "pooled"):
-            raise ValueError("sigreg is set, but not used: say anticollapse: sigreg, or leave it out")
+            raise ValueError(
+                "sigreg is set, but not used: say anticollapse: sigreg, or leave it out"
+            )
 
     @property
     def whole_batch(self) -> bool:

@@ -36,9 +36,9 @@ class Config(method.Recipe):
     The README's local views have 98 pixels, 7 patches of 14; here they have 6 of 16. Preset
     ``readme`` is that of its ViT-L/14, with the stochastic depth of its examples.
 
-    The README leaves open: the batch (of 128 to 512 images; here 512), the warm-up ("an epoch or so"; here
-    1), and ``output_dim`` (16 to 128 in the minimal example, 512 in a port; here 128). The initial
-    weights are timm's for a ViT but for [cls], whose deviation is 0.02 here and 1e-6 there.
+    It leaves open the batch (128 to 512 images; here 512), the warm-up (about an epoch; here 1) and
+    ``output_dim`` (16 to 128 in the minimal example, 512 in a port; here 128). The initial weights
+    are timm's for a ViT but for [cls], whose deviation is 0.02 here and 1e-6 there.
     """
 
     optim: Optim = field(
