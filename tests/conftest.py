@@ -54,7 +54,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "projector_dim": 32,
         "output_dim": 8,
         "sigreg": {"num_directions": 16},
-        "drop_path": 0.2,
     },
 }
 """The differences that make each method's published recipe fit 8 steps on 128 small images."""

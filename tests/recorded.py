@@ -67,18 +67,26 @@ def load(
         raise SystemExit(f"error: unknown weights {unexpected}, missing weights {missing}")
 
 
-def gradients(method: Method, file: Recorded, names: dict[str, str]) -> Iterator[Error]:
+def gradients(
+    method: Method, file: Recorded, names: dict[str, str], cancelled: tuple[str, ...] = ()
+) -> Iterator[Error]:
     """Recorded gradients beside ours.
 
     A shift of all keys alike cancels in the softmax. So the recorded gradients of CAE's ``norm1_k``
     biases are rounding errors, and no relative error of them can be small. Two gradients that are
     both below float32's resolution of all gradients count as equal.
+
+    BatchNorm cancels the bias of the layer before it too (``cancelled``). Its rounding errors are
+    those of the layer's weight, so there the bound is LIMIT times the weight's gradient.
     """
     recorded = [np.linalg.norm(value) for _, value in entries(file, "grad/")]
-    zero = np.finfo(np.float32).eps * float(np.linalg.norm(recorded))
+    resolution = np.finfo(np.float32).eps * float(np.linalg.norm(recorded))
     errors = parameters(method, file, names, "grad/", lambda parameter: parameter.grad)
     for error in errors:
-        ours = error.value * float(np.linalg.norm(file[error.name]))
+        zero, ours = resolution, error.value * float(np.linalg.norm(file[error.name]))
+        if error.name in cancelled:
+            weight = file[f"{error.name.removesuffix('bias')}weight"]
+            zero = LIMIT * float(np.linalg.norm(weight))
         is_zero = max(ours, float(np.linalg.norm(file[error.name]))) < zero
         yield error._replace(value=0.0) if is_zero else error
 

@@ -100,7 +100,7 @@ def test_a_step_of_other_sizes_and_views_is_replayed(
 
 
 def test_both_losses_are_of_all_views_and_the_centre_of_the_global_ones() -> None:
-    """What two ports had wrong (lightly issue 2002, stable-pretraining issue 413)."""
+    """Faults of two ports (lightly issue 2002, stable-pretraining issue 413)."""
     method = make()
     projections = torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0))
     directions = method.config.sigreg.directions(8, torch.Generator().manual_seed(1))
@@ -185,3 +185,18 @@ def test_views_are_two_large_and_six_small_ones_with_the_same_colours() -> None:
     assert {view.crop.scale for view in views} == {(0.3, 1.0), (0.05, 0.3)}
     colours = {(v.crop.flip, v.crop.jitter, v.crop.grey, v.crop.blur) for v in views}
     assert colours == {(0.5, (0.4, 0.4, 0.2, 0.1), 0.2, 0.5)}
+
+
+def test_stochastic_depth_drops_the_branches_that_the_coins_say() -> None:
+    """Every view of every image has coins of its own, the same on whatever device it is."""
+    method = make(drop_path=0.9)
+    views = tuple(torch.randn(4, 3, s, s) for s in (32, 32, 16, 16, 16))
+    coins = Batch(views, seed=0, step=0, total=4).coins(VIT.depth)
+    assert coins.shape == (5, 4, VIT.depth, 2)
+    kept, dropped = torch.ones_like(coins), torch.zeros_like(coins)
+    one = dropped.clone()
+    one[3, 2] = 1.0
+    whole, none, mixed = (method.embed(views, c) for c in (kept, dropped, one))
+    different = (mixed != none).any(1).view(5, 4)
+    assert different.nonzero().tolist() == [[3, 2]]
+    torch.testing.assert_close(mixed.view(5, 4, -1)[3, 2], whole.view(5, 4, -1)[3, 2])

@@ -91,7 +91,11 @@ def test_updates_lower_the_loss_of_the_same_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [*((n, {}) for n in METHODS), ("ijepa", {"anticollapse": "sigreg"})]
+    ("name", "recipe"),
+    [
+        *(pytest.param(name, {}, id=name) for name in METHODS),
+        pytest.param("ijepa", {"anticollapse": "sigreg"}, id="ijepa, sigreg"),
+    ],
 )
 def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     name: str,
