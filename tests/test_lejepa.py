@@ -1,7 +1,9 @@
 """LeJEPA's step beside plain torch and timm, at sizes that no recorded file has."""
 
+import dataclasses
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ from torch import Tensor, nn
 
 from ijepa.architecture import ViTConfig
 from ijepa.batch_norm import BatchNorm
+from ijepa.data.transforms import IJEPA, LEJEPA_GLOBAL, LEJEPA_LOCAL
 from ijepa.method import Batch
 from ijepa.methods import lejepa
 from ijepa.sigreg import SIGReg
 from tests.golden import replay
+from workflow.plan.benchmark import read_files
+from workflow.plan.check import planned
 
 VIT = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
 
@@ -200,3 +205,22 @@ def test_stochastic_depth_drops_the_branches_that_the_coins_say() -> None:
     different = (mixed != none).any(1).view(5, 4)
     assert different.nonzero().tolist() == [[3, 2]]
     torch.testing.assert_close(mixed.view(5, 4, -1)[3, 2], whole.view(5, 4, -1)[3, 2])
+
+
+@pytest.mark.usefixtures("real_register")
+@pytest.mark.parametrize("name", ["lejepa", "lejepa_paper"])
+def test_the_configs_augment_equally_both_ways(name: str) -> None:
+    """I-JEPA with LeJEPA's colours and LeJEPA with I-JEPA's crops, nothing else changed."""
+    _, benchmark = read_files([Path(__file__).parents[1] / "config" / f"{name}.yaml"])
+    runs: dict[str, Any] = {run.name: planned(run).run for run in benchmark.runs}
+    (coloured,), (plain,) = (
+        [key for key in runs if key.endswith(end)] for end in ("_colours", "_plain")
+    )
+    ours, theirs = (runs[key.rpartition("_")[0]].recipe for key in (coloured, plain))
+    assert (ours.crop, theirs.global_crop) == (IJEPA, LEJEPA_GLOBAL)
+    assert runs[coloured].recipe == dataclasses.replace(ours, crop=LEJEPA_GLOBAL)
+    small = dataclasses.replace(IJEPA, scale=LEJEPA_LOCAL.scale)
+    assert runs[plain].recipe == dataclasses.replace(theirs, global_crop=IJEPA, local_crop=small)
+    assert {run.name for run in benchmark.runs} <= {
+        run for table in benchmark.tables for run in table.runs or ()
+    }
