@@ -121,7 +121,7 @@ class _Average(torch.autograd.Function):
         return total(values) / num_processes()
 
     @staticmethod
-    def backward(ctx: Any, gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:
         return total(gradients) / num_processes()
 
 
