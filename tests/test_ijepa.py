@@ -192,7 +192,6 @@ def test_with_sigreg_one_encoder_predicts_and_is_predicted(
     first = log[0]
     expected = 0.95 * first["loss_prediction"] + 0.05 * first["loss_sigreg"]
     assert first["loss"] == pytest.approx(expected, rel=1e-5)
-    assert method.after_step(0.0) is None
 
 
 def test_gradients_flow_through_the_targets_too(

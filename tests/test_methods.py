@@ -106,7 +106,7 @@ def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cut after step 5, resumed from the checkpoint of step 3 (kill -9 itself: test_train)."""
-    raw, whole = raw_run_of(name, **recipe), trained(name, **recipe)
+    raw, whole = raw_run_of(name, **recipe), trained(name, descent=False, **recipe)
     method_type = type(make(name))
     original = method_type.after_step
 

@@ -179,10 +179,10 @@ class Method(method.Method):
 
     def project(self, features_RD: Tensor) -> Tensor:
         """Projections, float32 [V, B, K]; BatchNorm sees all views together."""
+        num_views = self.config.num_global + self.config.num_local
         projections_RK: Tensor = self.projector(features_RD)
-        return projections_RK.float().unflatten(
-            0, (self.config.num_global + self.config.num_local, -1)
-        )
+        projections_VBK: Tensor = projections_RK.float().unflatten(0, (num_views, -1))
+        return projections_VBK
 
     def losses(self, projections_VBK: Tensor, directions_KS: Tensor) -> dict[str, Tensor]:
         """Prediction loss, mean of the views' SIGReg, and their weighed sum.
