@@ -80,7 +80,7 @@ def gradients(
     those of the layer's weight, so there the bound is LIMIT times the weight's gradient.
     """
     recorded = [np.linalg.norm(value) for _, value in entries(file, "grad/")]
-    resolution = np.finfo(np.float32).eps * float(np.linalg.norm(recorded))
+    resolution = float(np.finfo(np.float32).eps) * float(np.linalg.norm(recorded))
     errors = parameters(method, file, names, "grad/", lambda parameter: parameter.grad)
     for error in errors:
         zero, ours = resolution, error.value * float(np.linalg.norm(file[error.name]))
