@@ -1,8 +1,9 @@
 """Pooling: the tokens of an encoder whose features a protocol reads.
 
 A method's protocol says which: I-JEPA has no [cls] and averages its patches; DINO, iBOT, MAE,
-data2vec and CAE are measured on [cls] (I-JEPA, section A.2; each method's own evaluation), DINO's
-and iBOT's ViT-B on [cls] and the average together. Features of both kinds are stored side by side,
+data2vec, CAE and LeJEPA are measured on [cls] (I-JEPA, section A.2; each method's own evaluation;
+LeJEPA's README takes that of the last two layers), DINO's and iBOT's ViT-B on [cls] and the average
+together. Features of both kinds are stored side by side,
 so that each evaluation may choose.
 
 This module imports no torch: an audit compares thousands of results and runs no evaluation.

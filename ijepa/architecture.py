@@ -97,7 +97,8 @@ class Variant:
     same normal cut at one deviation, which leaves 0.0108, with the output projections of block l
     divided by sqrt(2 l) (data2vec); xavier: uniform, also for the patch convolution (MAE);
     xavier_beit: uniform, but the patch convolution and [cls] as in beit (CAE); dino: as normal, but
-    torch's own default for that convolution.
+    torch's own default for that convolution. ``antialias``: of learned positions that are resampled
+    for smaller images, as timm does and DINO does not.
     """
 
     class_token: bool = False
@@ -106,6 +107,7 @@ class Variant:
     layer_scale: float | None = None
     drop_path: float = 0.0
     init: Literal["normal", "beit", "xavier", "xavier_beit", "dino"] = "normal"
+    antialias: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:

@@ -13,7 +13,7 @@ from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.identity import run_identity, without_default_statistics
+from ijepa.identity import leave_out_later, run_identity
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.stages import Keep, Start, parse_start
@@ -52,7 +52,7 @@ class RunConfig:
         """Identity as versions until 2026-11 computed it, from every key."""
         fields = dataclasses.asdict(self)
         del fields["keep"], fields["start"]
-        without_default_statistics(fields)
+        leave_out_later(fields)
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -118,6 +118,12 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
         raise UserError(
             f"{where}.keep.epochs: {late[0]} is after the end (recipe.optim.epochs is "
             f"{run.recipe.optim.epochs:g}): leave it out"
+        )
+    if run.recipe.whole_batch and run.recipe.optim.accumulate > 1:
+        raise UserError(
+            f"{where}.recipe.optim.accumulate: {run.recipe.optim.accumulate} parts are not "
+            "possible, because the loss is of the whole batch: leave it out; more gpus or "
+            "activation_checkpointing save memory too"
         )
     try:
         load_method(run.method).check(run.recipe, run.vit)

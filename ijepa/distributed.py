@@ -109,6 +109,35 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+class _Average(torch.autograd.Function):
+    """Mean over all processes, and of the gradients on the way back.
+
+    The processes' gradients are averaged once more after the backward pass (``shared``). Together
+    that is the gradient of the mean of all processes' losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values) / num_processes()
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:
+        return total(gradients) / num_processes()
+
+
+def average(values: Tensor) -> Tensor:
+    """Mean over all processes, through which gradients flow."""
+    if num_processes() == 1:
+        return values
+    averaged: Tensor = _Average.apply(values)
+    return averaged
+
+
+def num_processes() -> int:
+    """Number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def any_of(fact: bool, device: torch.device) -> bool:
     """True on every process if ``fact`` is true on at least one."""
     if not distributed.is_initialized():
@@ -135,5 +164,4 @@ def lost_another(error: RuntimeError) -> bool:
 def mean(scalars: dict[str, Tensor]) -> dict[str, float]:
     """Means of named scalars over all processes, on every process."""
     stacked = torch.stack([value.detach().float() for value in scalars.values()])
-    size = distributed.get_world_size() if distributed.is_initialized() else 1
-    return dict(zip(scalars, (total(stacked) / size).tolist(), strict=True))
+    return dict(zip(scalars, (total(stacked) / num_processes()).tolist(), strict=True))

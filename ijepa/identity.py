@@ -25,13 +25,12 @@ def run_identity(run: dict[str, Any]) -> str:
 
     ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them. So is
     the path of the weights that a run starts from: their content is hashed beside the identity.
-    Nor do ImageNet's statistics count, which earlier versions did not name.
     """
     learned = {key: value for key, value in copy.deepcopy(run).items() if key not in HOW_IT_RUNS}
     if start := learned.get("start"):
         del start["from"]
     ((learned.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
-    without_default_statistics(learned)
+    leave_out_later(learned)
     text = json.dumps(learned, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -43,9 +42,16 @@ def start_digest(weights: str) -> str:
     return digest(Path(weights))
 
 
-def without_default_statistics(run: dict[str, Any]) -> None:
-    """Remove ``mean`` and ``std`` from a run's encoder where they are None."""
-    vit = run.get("vit") or {}
+def leave_out_later(run: dict[str, Any]) -> None:
+    """Remove keys that earlier versions did not have, where they change nothing.
+
+    They are ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without it. An
+    unfinished run of a version without these keys then goes on.
+    """
+    vit, recipe = run.get("vit") or {}, run.get("recipe") or {}
     for name in ("mean", "std"):
         if vit.get(name, 0) is None:
             del vit[name]
+    if recipe.get("anticollapse") == "ema":
+        for name in ("anticollapse", "sigreg", "sigreg_of"):
+            recipe.pop(name, None)

@@ -70,6 +70,10 @@ class Batch:
         """Number of images in the whole batch."""
         return self.total or len(self.images_BCHW)
 
+    def coins(self, depth: int) -> Tensor:
+        """Uniform numbers for stochastic depth in every view, [V, B, L, 2]."""
+        return self.uniform("drop_path", len(self.views), depth, 2).transpose(0, 1)
+
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) for each image of this device, [B, *shape]."""
         return self.rows(torch.rand(self.num_images(), *shape, generator=self.generator(name)))
@@ -90,6 +94,11 @@ class Recipe(ABC):
     ) -> dict[str, Tensor]:
         """Patches seen and patches predicted, by name, boolean [B, N], for a picture of masks."""
         return {}
+
+    @property
+    def whole_batch(self) -> bool:
+        """True if the loss is no mean over images, so that a batch cannot be taken in parts."""
+        return False
 
     @property
     def tokens(self) -> Tokens | None:
@@ -143,7 +152,8 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalars: ``loss``, which is minimised, and others for the log.
 
-        Every scalar is a mean over images, so that the mean over devices is that of the batch.
+        Every scalar is a mean over images, so that the mean over devices is that of the batch; or
+        it is computed from all devices' images, if the recipe says ``whole_batch``.
         """
 
     def train(self, mode: bool = True) -> Self:

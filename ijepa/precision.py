@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,6 +29,13 @@ def kernels(setting: str, device: torch.device) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context without autocast, for sums that bfloat16 would round; the meta device has none."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def is_bfloat16(setting: str, device: torch.device) -> bool:

@@ -175,7 +175,7 @@ class ViT(VisionTransformer):
             [rows, columns],
             list(self.config.grid),
             num_prefix_tokens=self.num_prefix_tokens,
-            antialias=False,
+            antialias=self.variant.antialias,
         )
         return resampled
 

@@ -48,6 +48,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "dino": CROPS,
     "ibot": CROPS | BLOCKS,
+    "lejepa": {
+        "num_local": 2,
+        "local_size": 16,
+        "projector_dim": 32,
+        "output_dim": 8,
+        "sigreg": {"num_directions": 16},
+    },
 }
 """The differences that make each method's published recipe fit 8 steps on 128 small images."""
 
@@ -138,7 +145,7 @@ def tokenised(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Trained(Protocol):
     """A method's encoder after its run of 8 steps (``descent``: without AdamW)."""
 
-    def __call__(self, method: str, descent: bool = False) -> Path:
+    def __call__(self, method: str, descent: bool = False, **recipe: str) -> Path:
         """The encoder's file, beside its log; not to be written to."""
 
 
@@ -147,13 +154,14 @@ def trained(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
     """Trained encoders; each run is trained once for all tests that compare with it."""
 
     @cache
-    def encoder(method: str, descent: bool = False) -> Path:
+    def encoder(method: str, descent: bool = False, **recipe: str) -> Path:
         folder = tmp_path_factory.mktemp(method)
         out = folder / "out" / "encoder.safetensors"
         with pytest.MonkeyPatch.context() as patch:
             if descent:
                 patch.setattr(train, "adamw", sgd)
-            train.train(parse_run(raw_run_of(method)), tokenised, folder / "work", out)
+            run = parse_run(raw_run_of(method, **recipe))
+            train.train(run, tokenised, folder / "work", out)
         return out
 
     return encoder
@@ -165,13 +173,13 @@ def raw_run(tiny: Path) -> dict[str, Any]:
     return raw_run_of("ijepa")
 
 
-def raw_run_of(method: str) -> dict[str, Any]:
-    """A run of 8 steps, as it would stand in a file."""
+def raw_run_of(method: str, **recipe: str) -> dict[str, Any]:
+    """A run of 8 steps, as it would stand in a file; ``recipe`` has further settings."""
     return {
         "method": method,
         "dataset": "tiny",
         "vit": {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2},
-        "recipe": {"optim": dict(OPTIM), **copy.deepcopy(RECIPES.get(method, {}))},
+        "recipe": {"optim": dict(OPTIM), **copy.deepcopy(RECIPES.get(method, {})), **recipe},
         "precision": "float32",
         "log_every": 1,
         "monitor_every": 2,

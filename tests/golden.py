@@ -12,46 +12,35 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ijepa.architecture import ViTConfig
 from ijepa.masking import Masking, Masks, MultiBlock, num_hidden
-from ijepa.method import Method
-from ijepa.methods import cae, data2vec, dino, ibot, ijepa, mae
+from ijepa.methods import cae, data2vec, dino, ibot, ijepa, lejepa, mae
 from ijepa.optim import Optim, adamw, learning_rate, schedule, weight_decay
-from ijepa.released.convert import rename
+from ijepa.sigreg import SIGReg
 from ijepa.vit import patchify, take
+from tests.recorded import (
+    LIMIT,
+    LOSS_LIMIT,
+    Error,
+    Recorded,
+    compare,
+    gradients,
+    load,
+    parameters,
+    relative,
+    shape,
+)
 
-LIMIT = 1e-4
-LOSS_LIMIT = 1e-5
 STANDARD_ERRORS = 4.0
-
-Recorded = dict[str, NDArray[Any]]
-
-
-class Error(NamedTuple):
-    """One line of the comparison."""
-
-    name: str
-    value: float
-    limit: float
-
-
-def relative(ours: Any, recorded: Any) -> float:
-    """Norm of the difference over norm of the recorded value."""
-    ours, recorded = (np.asarray(torch.as_tensor(v).detach(), np.float64) for v in (ours, recorded))
-    if ours.shape != recorded.shape:
-        return float("inf")
-    difference, norm = np.linalg.norm(ours - recorded), np.linalg.norm(recorded)
-    return float(difference / norm if norm else difference)
 
 
 def replay(file: Recorded) -> Iterator[Error]:
@@ -280,30 +269,56 @@ def replay_ibot(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
     yield from gradients(method, file, heads)
 
 
+def replay_lejepa(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
+    """Features of [cls], projections, statistics of every view, losses and gradients."""
+    width, output_dim = (len(file[f"before/projector/{layer}.bias"]) for layer in (0, 6))
+    directions = torch.from_numpy(file["directions"])
+    config = lejepa.Config(
+        num_global=meta["globals"],
+        num_local=meta["locals"],
+        local_size=meta["local"],
+        projector_dim=width,
+        output_dim=output_dim,
+        sigreg=SIGReg(meta["lamb"], directions.shape[1], meta["num_points"], meta["t_max"]),
+        drop_path=0.0,
+    )
+    vit = shape(file, meta, "before/encoder/")
+    lejepa.check(config, vit)
+    method = lejepa.Method(config, vit)
+    names = {"encoder.": "network.", "projector.": "projector."}
+    yield from load(method, file, names)
+    given = [torch.from_numpy(file[k]) for k in ("global_views", "local_views") if k in file]
+    views = tuple(view for kind in given for view in kind)
+    embeddings = method.embed(views, torch.empty(len(views), len(views[0]), vit.depth, 2))
+    projections = method.project(embeddings)
+    losses = method.losses(projections, directions)
+    losses["loss"].backward()
+    statistics = config.sigreg.statistics(projections, directions)
+    yield from compare(
+        {"embeddings": embeddings, "projections": projections, "sigreg_of_views": statistics}, file
+    )
+    recorded = {
+        "prediction_loss": losses["loss_prediction"],
+        "sigreg_loss": losses["loss_sigreg"],
+        "loss": losses["loss"],
+    }
+    yield from compare(recorded, file, LOSS_LIMIT)
+    cancelled = ("grad/projector/0.bias", "grad/projector/3.bias")
+    yield from gradients(method, file, names, cancelled)
+
+
 REPLAYS: dict[str, Callable[[Recorded, dict[str, Any]], Iterator[Error]]] = {
     "before/predictor/predictor_embed.weight": replay_ijepa,
     "before/decoder_pred.weight": replay_mae,
     "before/student/lm_head.weight": replay_data2vec,
     "before/regresser.norm.weight": replay_cae,
+    "before/projector/0.weight": replay_lejepa,
     "patch_center_before": replay_ibot,
     "center_before": replay_dino,
 }
 """Replay of each method, by a key that only its file has; iBOT's file has all that DINO's has."""
 
 HEAD = "student_head/"
-
-
-def shape(file: Recorded, meta: dict[str, Any], prefix: str) -> ViTConfig:
-    """The encoder's shape, the width of its feed-forward parts from their recorded biases."""
-    hidden = file.get(f"{prefix}blocks.0.mlp.fc1.bias")
-    return ViTConfig(
-        image_size=meta["img"],
-        patch_size=meta["patch"],
-        dim=meta["dim"],
-        depth=meta["depth"],
-        num_heads=meta["heads"],
-        mlp_ratio=4.0 if hidden is None else hidden.size / meta["dim"],
-    )
 
 
 def head_sizes(file: Recorded) -> dict[str, Any]:
@@ -315,57 +330,6 @@ def head_sizes(file: Recorded) -> dict[str, Any]:
         "bottleneck_dim": bottleneck,
         "head_dim": head_dim,
     }
-
-
-def load(
-    method: Method, file: Recorded, names: dict[str, str], strict: bool = True
-) -> Iterator[Error]:
-    """Put the recorded weights in; fixed positions are compared with our own first."""
-    recorded = {key.replace("/", "."): torch.from_numpy(v) for key, v in entries(file, "before/")}
-    weights = rename(recorded, names)
-    for name, value in weights.items():
-        if "pos_embed" in name and not method.get_parameter(name).requires_grad:
-            yield Error(f"before/{name}", relative(method.get_parameter(name), value), LIMIT)
-    missing, unexpected = method.load_state_dict(weights, strict=False)
-    centres = {name for name, _ in method.named_buffers()}
-    missing = [name for name in missing if name not in centres]
-    if unexpected or (strict and missing):
-        raise SystemExit(f"error: unknown weights {unexpected}, missing weights {missing}")
-
-
-def gradients(method: Method, file: Recorded, names: dict[str, str]) -> Iterator[Error]:
-    """Recorded gradients beside ours.
-
-    A shift of all keys alike cancels in the softmax. So the recorded gradients of CAE's ``norm1_k``
-    biases are rounding errors, and no relative error of them can be small. Two gradients that are
-    both below float32's resolution of all gradients count as equal.
-    """
-    recorded = [np.linalg.norm(value) for _, value in entries(file, "grad/")]
-    zero = np.finfo(np.float32).eps * float(np.linalg.norm(recorded))
-    errors = parameters(method, file, names, "grad/", lambda parameter: parameter.grad)
-    for error in errors:
-        ours = error.value * float(np.linalg.norm(file[error.name]))
-        is_zero = max(ours, float(np.linalg.norm(file[error.name]))) < zero
-        yield error._replace(value=0.0) if is_zero else error
-
-
-def parameters(
-    method: Method,
-    file: Recorded,
-    names: dict[str, str],
-    prefix: str,
-    value: Callable[[nn.Parameter], Any],
-) -> Iterator[Error]:
-    """A recorded value of each parameter beside ours."""
-    for key, recorded in entries(file, prefix):
-        ((name, _),) = rename({key.replace("/", "."): torch.empty(0)}, names).items()
-        ours = value(method.get_parameter(name))
-        yield Error(prefix + key, float("inf") if ours is None else relative(ours, recorded), LIMIT)
-
-
-def compare(ours: dict[str, Any], file: Recorded, limit: float = LIMIT) -> Iterator[Error]:
-    """Named values beside those recorded under the same names."""
-    return (Error(name, relative(value, file[name]), limit) for name, value in ours.items())
 
 
 def replay_schedules(file: Recorded, note: str) -> Iterator[Error]:
@@ -430,11 +394,6 @@ def replay_mask_lengths(file: Recorded) -> Iterator[Error]:
         for name, gap in zip(("context", "target"), gaps, strict=True):
             key = f"mask_lengths/{grid}x{grid}, batch {batch}: {name}, standard errors"
             yield Error(key, float(gap), STANDARD_ERRORS)
-
-
-def entries(file: Recorded, prefix: str) -> list[tuple[str, NDArray[Any]]]:
-    """The entries whose names begin with a prefix, which is cut off."""
-    return [(k.removeprefix(prefix), value) for k, value in file.items() if k.startswith(prefix)]
 
 
 def main() -> None:

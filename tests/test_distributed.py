@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[1]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+SIGREG = {"anticollapse": "sigreg"}
+
+
 def environment() -> dict[str, str]:
     """Two processes on two cores, one thread each."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -50,16 +53,20 @@ def test_two_processes_with_half_the_batch_each_train_what_one_process_does(
 ) -> None:
     """Loss and weights of every method agree, after 8 steps of plain gradient descent.
 
+    SIGReg and BatchNorm are of both processes' images: half of them have another loss.
+
     Over 5 s: the default tier's one start of torchrun, whose processes import torch.
     """
-    runs = {name: raw_run_of(name) for name in METHODS}
+    settings: dict[str, dict[str, str]] = {name: {} for name in METHODS}
+    settings |= {f"ijepa {name}": {**SIGREG, "sigreg_of": name} for name in ("pooled", "patches")}
+    runs = {name: raw_run_of(name.split()[0], **recipe) for name, recipe in settings.items()}
     folders = [write(raw, tmp_path / name) for name, raw in runs.items()]
     driver = [*TWO, str(ROOT / "tests" / "several_runs.py"), str(tokenised), *map(str, folders)]
     done = subprocess.run(driver, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in runs:
         shared = tmp_path / name / "out" / "encoder.safetensors"
-        alone = trained(name, descent=True)
+        alone = trained(name.split()[0], descent=True, **settings[name])
         assert distance(weights(shared), weights(alone)) < 1e-5, name
         for ours, theirs in zip(log_of(shared), log_of(alone), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5), name

@@ -12,7 +12,15 @@ from tests.golden import replay
 
 HERE = Path(__file__).parent
 FILES = HERE / "golden_files"
-QUANTITIES = {"ijepa": 166, "mae": 66, "data2vec": 42, "cae": 123, "dino": 13, "ibot": 15}
+QUANTITIES = {
+    "ijepa": 166,
+    "mae": 66,
+    "data2vec": 42,
+    "cae": 123,
+    "dino": 13,
+    "ibot": 15,
+    "lejepa": 46,
+}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -57,6 +65,9 @@ def test_the_command_prints_every_quantity_and_fails_for_a_wrong_one(tmp_path: P
         ("dino", "teacher_temperature"),
         ("ibot", "patch_center_after"),
         ("ibot", "patch_feature_grad"),
+        ("lejepa", "sigreg_of_views"),
+        ("lejepa", "prediction_loss"),
+        ("lejepa", "grad/encoder/pos_embed"),
     ],
 )
 def test_a_recorded_value_that_differs_is_reported(name: str, key: str) -> None:

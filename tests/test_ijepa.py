@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from ijepa.architecture import ViTConfig
+from ijepa.config import parse_run
 from ijepa.masking import Masking, Masks
 from ijepa.method import Batch
 from ijepa.methods import ijepa
+from ijepa.sigreg import SIGReg
 
 VIT = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
 
@@ -149,3 +151,92 @@ def test_every_loss_is_zero_for_perfect_predictions_only(name: str) -> None:
 def test_a_predictor_that_its_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="predictor_dim is 18"):
         ijepa.check(ijepa.Config(masking=Masking(min_keep=3), predictor_dim=18), VIT)
+
+
+def sigreg(sigreg_of: str = "pooled", **settings: object) -> ijepa.Method:
+    """I-JEPA without a moving average."""
+    few = SIGReg(num_directions=32)
+    return make(**{"anticollapse": "sigreg", "sigreg_of": sigreg_of, "sigreg": few, **settings})
+
+
+def learn(method: ijepa.Method, images: torch.Tensor, steps: int) -> list[dict[str, float]]:
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    log = []
+    for step in range(steps):
+        scalars = method(Batch((images,), seed=0, step=step, total=len(images)))
+        optimizer.zero_grad()
+        scalars["loss"].backward()
+        optimizer.step()
+        method.after_step(step / steps)
+        log.append({name: value.item() for name, value in scalars.items()})
+    return log
+
+
+def spread(method: ijepa.Method, images: torch.Tensor) -> float:
+    """Deviation of a patch's feature over images, over its size."""
+    with torch.no_grad():
+        features_BND = method.encoder(images)
+    return float(features_BND.std(0).mean() / features_BND.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("sigreg_of", ["pooled", "patches"])
+def test_with_sigreg_one_encoder_predicts_and_is_predicted(
+    sigreg_of: str, images: torch.Tensor
+) -> None:
+    method = sigreg(sigreg_of)
+    assert method.encoder is method.context_encoder
+    assert not any(name.startswith("target_encoder") for name, _ in method.named_parameters())
+    assert method.scheduled(0.5) == {}
+    log = learn(method, images, 10)
+    assert log[-1]["loss"] < log[0]["loss"]
+    first = log[0]
+    expected = 0.95 * first["loss_prediction"] + 0.05 * first["loss_sigreg"]
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_flow_through_the_targets_too(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient() -> torch.Tensor:
+        method = sigreg(sigreg=SIGReg(lamb=0.0, num_directions=1))
+        method(Batch((images,), seed=0, step=0))["loss"].backward()
+        return method.context_encoder.get_parameter("blocks.0.mlp.fc1.weight").grad.clone()  # type: ignore[union-attr]
+
+    both = gradient()
+    original = ijepa.normed
+    monkeypatch.setattr(ijepa, "normed", lambda x: original(x).detach())
+    assert not torch.allclose(both, gradient(), rtol=1e-3)
+
+
+def test_sigreg_is_of_pooled_features_or_of_each_patch_over_images(images: torch.Tensor) -> None:
+    for sigreg_of, num_samples in (("pooled", 1), ("patches", 64)):
+        method = sigreg(sigreg_of)
+        features = method.context_encoder(images)
+        samples = features.mean(1)[None] if num_samples == 1 else features.transpose(0, 1)
+        batch = Batch((images,), seed=0, step=0)
+        directions = SIGReg(num_directions=32).directions(32, batch.generator("directions"))
+        expected = SIGReg().statistics(samples, directions)
+        assert expected.shape == (num_samples,)
+        torch.testing.assert_close(method(batch)["loss_sigreg"], expected.mean())
+
+
+def test_without_anything_against_it_features_collapse_and_with_sigreg_they_do_not() -> None:
+    """Noise has nothing to predict: equal features for all images are the best of answers."""
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    spreads = {}
+    for name, lamb in (("pooled", 0.0), ("pooled", 0.05), ("patches", 0.05)):
+        method = sigreg(name, sigreg=SIGReg(lamb=lamb, num_directions=32))
+        learn(method, images, 40)
+        spreads[name, lamb] = spread(method, images)
+    assert spreads["pooled", 0.0] < 0.1 * spreads["patches", 0.05]
+    assert spreads["pooled", 0.0] < 0.3 * spreads["pooled", 0.05]
+
+
+def test_runs_of_earlier_versions_go_on() -> None:
+    """The default is their recipe: its identity at 0736ffb, before SIGReg was there."""
+    raw = {"method": "ijepa", "dataset": "imagenet", "vit": {"size": "base"}}
+    spelt = parse_run({**raw, "recipe": {"anticollapse": "ema"}}, checked=False)
+    assert parse_run(raw, checked=False).identity() == spelt.identity() == "e88ccea77ccc"
+    assert spelt.earlier_identity() == "102c560daa88"
+    other = parse_run({**raw, "recipe": {"anticollapse": "sigreg"}}, checked=False)
+    assert other.identity() != spelt.identity()

@@ -21,6 +21,8 @@ from tests.several_runs import sgd
 from tests.test_train import log_of, run, weights
 
 METHODS = method_names()
+DIVISIBLE = [n for n in METHODS if not load_method(n).Config().whole_batch]
+"""Methods whose loss is a mean over images."""
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
@@ -55,8 +57,8 @@ def part(whole: Batch, first: int, last: int) -> Batch:
     )
 
 
-def test_the_six_methods_of_the_comparison_are_there() -> None:
-    assert {"cae", "data2vec", "dino", "ibot", "ijepa", "mae"} <= {*METHODS}
+def test_the_seven_methods_of_the_comparison_are_there() -> None:
+    assert {"cae", "data2vec", "dino", "ibot", "ijepa", "lejepa", "mae"} <= {*METHODS}
     assert {*RECIPES} <= {*METHODS}
 
 
@@ -88,16 +90,23 @@ def test_updates_lower_the_loss_of_the_same_batch(name: str) -> None:
     assert losses[-1] < 0.99 * losses[0]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *(pytest.param(name, {}, id=name) for name in METHODS),
+        pytest.param("ijepa", {"anticollapse": "sigreg"}, id="ijepa, sigreg"),
+    ],
+)
 def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     name: str,
+    recipe: dict[str, str],
     tokenised: Path,
     trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cut after step 5, resumed from the checkpoint of step 3 (kill -9 itself: test_train)."""
-    raw, whole = raw_run_of(name), trained(name)
+    raw, whole = raw_run_of(name, **recipe), trained(name, descent=False, **recipe)
     method_type = type(make(name))
     original = method_type.after_step
 
@@ -117,7 +126,7 @@ def test_a_run_that_is_cut_off_ends_like_an_undisturbed_one(
     assert all(expected[key].equal(value) for key, value in weights(resumed).items())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIVISIBLE)
 def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
     """Stochastic depth, masks and groups included: random draws do not depend on the division."""
     method, whole = make(name), batch(name)
@@ -128,7 +137,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name: str) -> None:
     assert halves[0]["loss"] != halves[1]["loss"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIVISIBLE)
 def test_accumulated_gradients_train_the_same_network(
     name: str,
     tokenised: Path,
@@ -142,6 +151,17 @@ def test_accumulated_gradients_train_the_same_network(
     raw["recipe"]["optim"]["accumulate"] = 4
     parts = weights(run(raw, tokenised, tmp_path / "parts"))
     assert distance(parts, whole) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {*DIVISIBLE}))
+def test_a_loss_of_the_whole_batch_is_not_computed_in_parts(name: str) -> None:
+    raw = raw_run_of(name)
+    raw["recipe"]["optim"]["accumulate"] = 4
+    with pytest.raises(UserError, match=r"recipe\.optim\.accumulate: 4 parts are not possible"):
+        parse_run(raw)
+    method, whole = make(name), batch(name)
+    halves = [method(part(whole, first, first + 4))["loss"] for first in (0, 4)]
+    assert abs(method(whole)["loss"] - torch.stack(halves).mean()) > 1e-3, "it could be"
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -202,6 +222,7 @@ def test_published_recipes_have_their_rates_and_batches() -> None:
         "cae": (2048, 1600, 40, 1.5e-3, 0.05, 0.05, 3.0),
         "dino": (1024, 400, 10, 7.5e-4 * 1024 / 256, 0.04, 0.4, 0.3),
         "ibot": (1024, 400, 10, 7.5e-4 * 1024 / 256, 0.04, 0.4, 0.3),
+        "lejepa": (512, 100, 1, 5e-4, 0.05, 0.05, None),
     }
     for name, values in expected.items():
         optim: Optim = load_method(name).Config().optim
@@ -221,6 +242,13 @@ def test_published_recipes_have_their_rates_and_batches() -> None:
         ("dino", {"momentum": [1.0, 0.9]}, {}, "momentum is"),
         ("ibot", {"mask_ratio": [0.5, 0.2]}, {}, "mask_ratio is"),
         ("ibot", {"drop_path": 1.0}, {}, "drop_path is 1.0"),
+        ("lejepa", {"local_size": 18}, {}, "local_size is 18: .* multiple of vit"),
+        ("lejepa", {"num_global": 1, "num_local": 0}, {}, "num_local is 0 and num_global 1"),
+        ("lejepa", {"sigreg": {"lamb": 1.0}}, {}, "lamb is 1.0: it must be below 1"),
+        ("lejepa", {"sigreg": {"num_points": 1}}, {}, "num_points is 1: it must be at least 2"),
+        ("ijepa", {"sigreg": {"lamb": 0.1}}, {}, "sigreg is set, but not used"),
+        ("ijepa", {"sigreg_of": "patches"}, {}, "sigreg is set, but not used"),
+        ("ijepa", {"anticollapse": "sigreg", "targets": "pixels"}, {}, "targets is pixels: with"),
     ],
 )
 def test_impossible_recipes_are_refused_by_name(
@@ -287,6 +315,11 @@ def test_the_presets_are_what_the_sources_say() -> None:
     vanilla = recipe("dino", "vanilla")
     assert (vanilla.optim.epochs, vanilla.optim.lr) == (100, 1e-3)
     assert vanilla.temperature(0.99) == 0.04
+    readme, minimal = recipe("lejepa", "readme"), recipe("lejepa", "minimal")
+    assert readme.sigreg.lamb == 0.05
+    assert (minimal.sigreg.lamb, minimal.optim.lr, minimal.optim.epochs) == (0.02, 2e-3, 800)
+    assert minimal.global_crop.jitter == (0.8, 0.8, 0.8, 0.2)
+    assert (minimal.global_crop.scale, minimal.num_global) == ((0.08, 1.0), 4)
 
 
 def test_an_unknown_preset_is_refused() -> None:

@@ -108,6 +108,21 @@ The command of bytedance/ibot for ViT-S has 0.25, its script's defaults are 0.14
 0.4.
 """
 
+LEJEPA_GLOBAL = Crop(
+    scale=(0.3, 1.0),
+    flip=0.5,
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    jitter_probability=0.8,
+    grey=0.2,
+    blur=0.5,
+    solarise=0.2,
+)
+LEJEPA_LOCAL = replace(LEJEPA_GLOBAL, scale=(0.05, 0.3))
+"""Balestriero and LeCun, arXiv 2511.08544: every view has the same colours.
+
+Neither the interpolation nor the order of the changes is stated: bilinear, and DINO's order.
+"""
+
 
 class Box(NamedTuple):
     """Part of an image that a view shows, in pixels; ``flip`` is true if the view is mirrored."""

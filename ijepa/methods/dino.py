@@ -240,8 +240,7 @@ class Method(method.Method):
 
     def coins(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Uniform numbers for stochastic depth, for the rows of the global and the local views."""
-        coins_BVL2 = batch.uniform("drop_path", len(batch.views), self.vit.depth, 2)
-        coins_VBL2 = coins_BVL2.transpose(0, 1)
+        coins_VBL2 = batch.coins(self.vit.depth)
         return coins_VBL2[:NUM_GLOBAL].flatten(0, 1), coins_VBL2[NUM_GLOBAL:].flatten(0, 1)
 
     def sharpened(self, targets_RS: Tensor, progress: float) -> Tensor:

@@ -24,6 +24,7 @@ from ijepa.masking import Masking, Masks, sampler
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow
 from ijepa.ranges import Count
+from ijepa.sigreg import SIGReg
 from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
 from ijepa.vit import transformer_block as block
 
@@ -63,10 +64,36 @@ class Config(method.Recipe):
     only the block (Table 11: masks at its input). ``pixels``: the block's pixels (Table 7). The
     paper gives no details of the last two: here all else stays, also the LayerNorm over a patch's
     values."""
+    anticollapse: Literal["ema", "sigreg"] = "ema"
+    """Means against a collapse. ``ema`` (I-JEPA's): the target encoder is a moving average of the
+    context encoder, without gradients. ``sigreg`` (LeJEPA's, ijepa.sigreg): context and target
+    encoder are one network, gradients flow through predictions and targets, and SIGReg acts on the
+    features of the whole images; ``momentum`` is not used. All else stays, also the LayerNorm of
+    the targets. Nobody has published this: LeJEPA's author asks for it (lejepa, issue 31)."""
+    sigreg: SIGReg = field(default_factory=SIGReg)
+    sigreg_of: Literal["pooled", "patches"] = "pooled"
+    """Features that SIGReg acts on: an image's average (``pooled``), or the features of each patch
+    of the grid (``patches``), which are a sample over images as a view's are in LeJEPA. Were all
+    patches one sample, features of the position alone, equal in all images, would pass for it.
+    Without a projector ``pooled`` may make the patches of an image alike: the last LayerNorm bounds
+    a patch's features, and their average must have the variance 1 all the same."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
             raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
+        if self.whole_batch and self.targets != "features":
+            raise ValueError(
+                f"targets is {self.targets}: with anticollapse sigreg they must be features"
+            )
+        if not self.whole_batch and (self.sigreg, self.sigreg_of) != (SIGReg(), "pooled"):
+            raise ValueError(
+                "sigreg is set, but not used: say anticollapse: sigreg, or leave it out"
+            )
+
+    @property
+    def whole_batch(self) -> bool:
+        """True if SIGReg, which compares the images of a batch, is a part of the loss."""
+        return self.anticollapse == "sigreg"
 
     def views(self, image_size: int) -> list[View]:
         """One view."""
@@ -177,7 +204,10 @@ def normed(x: Tensor) -> Tensor:
 
 
 class Method(method.Method):
-    """Context encoder and predictor, which learn, and the target encoder, a moving average."""
+    """Context encoder and predictor, which learn, and the target encoder, a moving average.
+
+    With ``anticollapse: sigreg`` the context encoder is the target encoder too.
+    """
 
     averages: ClassVar = {"target_encoder": "context_encoder"}
 
@@ -187,23 +217,35 @@ class Method(method.Method):
         self.masking = sampler(config.masking, vit.grid)
         self.context_encoder = ViT(vit)
         self.predictor = Predictor(config, vit)
-        self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+        if config.anticollapse == "ema":
+            self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
 
     @property
     def encoder(self) -> ViT:
         """The target encoder: the paper evaluates this one."""
-        return self.target_encoder
+        return self.context_encoder if self.config.whole_batch else self.target_encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss between predictions and targets, averaged over images.
+        """Loss between predictions and targets, averaged over images; with SIGReg, if configured.
+
+        Targets that do not depend on the masks are computed once for all groups.
+        """
+        images = batch.images_BCHW
+        if self.config.anticollapse == "sigreg":
+            features_BND = self.context_encoder(images).float()
+            scalars = self.prediction(batch, normed(features_BND))
+            return scalars | self.regularised(scalars["loss"], features_BND, batch)
+        blocks = self.config.targets == "block_features"
+        return self.prediction(batch, None if blocks else self.targets(images))
+
+    def prediction(self, batch: Batch, whole_BND: Tensor | None) -> dict[str, Tensor]:
+        """Prediction loss, averaged over images; ``whole_BND`` None: targets of lone blocks.
 
         The mean numbers of context patches and of patches per target are returned too; both depend
         on the group's size. A group's masks are drawn for all its images, on whatever device these
         are.
         """
         images = batch.images_BCHW
-        # Targets that do not depend on the masks are computed once for all groups.
-        whole_BND = None if self.config.targets == "block_features" else self.targets(images)
         B, size = len(images), self.config.masking.group_size
         first, last = batch.offset, batch.offset + B
         sums = torch.zeros(3, device=images.device)
@@ -224,6 +266,26 @@ class Method(method.Method):
             sums = sums + (high - low) * torch.cat([loss.view(1), lengths])
         loss, context, target = sums / B
         return {"loss": loss, "context_patches": context, "target_patches": target}
+
+    def regularised(
+        self, prediction: Tensor, features_BND: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Prediction loss, SIGReg of the features, and their weighed sum, as LeJEPA's.
+
+        Suffix V: the samples of SIGReg, one, or one for each patch of the grid.
+        """
+        pooled = self.config.sigreg_of == "pooled"
+        samples_BVD = features_BND.mean(1, keepdim=True) if pooled else features_BND
+        sigreg, samples_VBD = self.config.sigreg, samples_BVD.transpose(0, 1)
+        directions_DS = sigreg.directions(self.vit.dim, batch.generator("directions"))
+        statistics_V = sigreg.statistics(
+            samples_VBD, directions_DS.to(samples_VBD.device, non_blocking=True)
+        )
+        return {
+            "loss": sigreg.weighed(prediction, statistics_V),
+            "loss_prediction": prediction,
+            "loss_sigreg": statistics_V.mean(),
+        }
 
     @torch.no_grad()
     def targets(self, images_BCHW: Tensor) -> Tensor:
@@ -261,11 +323,14 @@ class Method(method.Method):
         return LOSSES[self.config.loss](predictions.float(), targets)
 
     def after_step(self, progress: float) -> None:
-        """Move the target encoder towards the context encoder."""
-        momentum = self.scheduled(progress)["momentum"]
-        follow(self.target_encoder, self.context_encoder, momentum)
+        """Move the target encoder towards the context encoder, if it is another one."""
+        if self.config.anticollapse == "ema":
+            momentum = self.scheduled(progress)["momentum"]
+            follow(self.target_encoder, self.context_encoder, momentum)
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """Momentum of the target encoder, linear from the first value to the second."""
+        if self.config.anticollapse != "ema":
+            return {}
         start, end = self.config.momentum
         return {"momentum": start + progress * (end - start)}
