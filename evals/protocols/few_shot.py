@@ -198,7 +198,7 @@ def averaged(correct_RN: Tensor, chosen: dict[str, Any]) -> Result:
     """
     draws, n = correct_RN.shape
     value_R, share_N = correct_RN.double().mean(1), correct_RN.double().mean(0)
-    value = value_R.mean().item()
+    value = int(correct_RN.sum()) / (draws * n)
     of_draws = stdtrit(draws - 1, 0.975) ** 2 * value_R.var().item() / draws
     of_images = NormalDist().inv_cdf(0.975) ** 2 * share_N.var(correction=0).item() / n
     half = math.sqrt(of_draws + of_images)
