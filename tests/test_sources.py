@@ -49,7 +49,7 @@ def picture(colour: int = 0, size: tuple[int, int] = (4, 4), ending: str = "png"
 
 
 def test_each_source_has_the_whole_contract() -> None:
-    for name in ("cifar", "idx", "image_folder", "flat_folder", "webdataset"):
+    for name in ("cifar", "flat_folder", "idx", "image_folder", "image_lists", "webdataset"):
         assert name in source_names()
         for function in ("missing", "fetch", "entries", "encode"):
             assert callable(getattr(load_source(name), function))

@@ -194,7 +194,7 @@ LARGE = {"method": "ijepa", "arch": "ViT-L/16"}
         ),
         ({"runs": {"mae_vitl16": {"method": "dino"}}}, "it is a run of mae, the row is of dino"),
         ({"runs": ["mae_vitl16"]}, "say for each run which row of table1"),
-        ({"published": "table99"}, "'table99' is none of .*paper_tables.csv: it has table1"),
+        ({"published": "table99"}, "'table99' is no table of .*published: it has table1"),
         ({"evaluations": ["cifar100_linear"]}, "table1 has none of them: it has in1k_linear"),
     ],
 )

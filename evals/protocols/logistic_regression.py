@@ -29,6 +29,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from evals.draws import index_in_class
 from evals.pooling import Pooled
 from evals.protocol import Uses
 from evals.result import Result, top1
@@ -113,11 +114,15 @@ def features(config: Pooled, subject: Subject, split: str, numbers: Tensor | Non
     return finite((x_ND if numbers is None else x_ND[numbers]).float())
 
 
-def fit(config: Config, x_ND: Tensor, y_N: Tensor) -> Head:
-    """Head fitted on all features [N, D] float32, with a penalty that is chosen on a part of them.
+def fit(
+    config: Config, x_ND: Tensor, y_N: Tensor, held_out: tuple[Tensor, Tensor] | None = None
+) -> Head:
+    """Head fitted on all features [N, D] float32, with a penalty that held-out images choose.
 
-    If no class has two images, nothing can be held out, and the strongest penalty is used: its head
-    is closest to a comparison with the class means. Raises UserError for a single class.
+    ``held_out`` are their features and labels; without them a part of the images given is held out
+    for the choice. If no class has two images, nothing can be held out, and the strongest penalty
+    is used: its head is closest to a comparison with the class means. Raises UserError for a single
+    class.
     """
     if len(y_N.unique()) < 2:
         raise UserError(
@@ -126,19 +131,24 @@ def fit(config: Config, x_ND: Tensor, y_N: Tensor) -> Head:
         )
     mean, std = x_ND.mean(0), x_ND.std(0).clamp_min(1e-6)
     x_ND = (x_ND - mean) / std
-    order = torch.randperm(len(y_N), generator=generator("logistic_regression", "selection"))
-    selection = order[: config.selection_images]
-    is_held_out = a_fifth(y_N[selection])
-    training, held_out = selection[~is_held_out], selection[is_held_out]
+    if held_out is None:
+        order = torch.randperm(len(y_N), generator=generator("logistic_regression", "selection"))
+        selection = order[: config.selection_images]
+        is_held_out = a_fifth(y_N[selection])
+        training, numbers = selection[~is_held_out], selection[is_held_out]
+        held_out_x, held_out_y = x_ND[numbers], y_N[numbers]
+    else:
+        training = torch.arange(len(y_N))
+        held_out_x, held_out_y = (held_out[0] - mean) / std, held_out[1]
 
     penalties = sorted(config.penalties, reverse=True)
     model, accuracy, best = new_model(config), {}, penalties[0]
-    if len(held_out):
+    if len(held_out_y):
         # From strong to weak, each fit is warm-started from the last, which takes a fraction of the
         # steps.
         for penalty in tqdm(penalties, desc="penalties", mininterval=2, delay=2):
             fit_model(model, x_ND[training], y_N[training], penalty)
-            right = model.predict(x_ND[held_out].numpy()) == y_N[held_out].numpy()
+            right = model.predict(held_out_x.numpy()) == held_out_y.numpy()
             accuracy[penalty] = float(right.mean())
         best = max(accuracy, key=lambda penalty: accuracy[penalty])
         if len(model.classes_) < len(y_N.unique()):
@@ -174,12 +184,3 @@ def a_fifth(y_N: Tensor) -> Tensor:
     """
     count_N = y_N.bincount()[y_N]
     return (index_in_class(y_N) < (count_N // 5).clamp_min(1)) & (count_N > 1)
-
-
-def index_in_class(y_N: Tensor) -> Tensor:
-    """Number of images of the same class before each image, [N] int64."""
-    order = y_N.argsort(stable=True)
-    ends = y_N.bincount().cumsum(0)
-    index_N = torch.empty_like(order)
-    index_N[order] = torch.arange(len(y_N)) - (ends - y_N.bincount())[y_N[order]]
-    return index_N

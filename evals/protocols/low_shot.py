@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evals.draws import draw
 from evals.pooling import Pooled
 from evals.protocol import Facts, Uses
 from evals.protocols.finetune import PRESETS as FINE_TUNING
 from evals.protocols.finetune import Config as FineTuning
 from evals.protocols.finetune import fine_tune
 from evals.protocols.logistic_regression import Config as LogisticRegression
-from evals.protocols.logistic_regression import features, fit, index_in_class
+from evals.protocols.logistic_regression import features, fit
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
 from ijepa.errors import UserError
@@ -163,19 +164,12 @@ def few(config: Config, subject: Subject, y: Tensor) -> Tensor:
     if config.subset is not None:
         numbers = subject.subset(config.subset)
     else:
-        order = torch.randperm(len(y), generator=generator("low_shot", config.seed))
         if config.share is not None:
             wanted_C = (config.share * count_C).round().long().clamp_min(1)
         else:
             assert config.per_class is not None
             wanted_C = torch.full_like(count_C, config.per_class)
-        if len(short := (count_C < wanted_C).nonzero().flatten()):
-            c = int(short[0])
-            raise UserError(
-                f"class {c} of {subject.label} has {count_C[c]} training images, {wanted_C[c]} are "
-                "asked for: make per_class smaller, or leave more training images"
-            )
-        numbers = order[index_in_class(y[order]) < wanted_C[y[order]]]
+        numbers = draw(y, wanted_C, generator("low_shot", config.seed), subject.label)
     missing = (y[numbers].bincount(minlength=subject.num_classes) == 0).nonzero().flatten().tolist()
     if missing:
         raise UserError(

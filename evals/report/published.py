@@ -1,9 +1,12 @@
 """Published numbers, and the assignment of a config's runs to the rows of published tables.
 
-``results/published/paper_tables.csv`` has one line for each number of Assran et al. (CVPR 2023),
-Tables 1 to 15; ``costs.csv`` beside it has the published costs. If a table of a config has
-``published: table1``, its ``runs`` are a mapping: ``{method: mae, arch: ViT-H/14}`` is the one row
-of that table with these values, and ``{}`` a row that the paper does not have.
+In ``results/published``, ``paper_tables.csv`` has one line for each number of Assran et al. (CVPR
+2023), Tables 1 to 15. ``lejepa_few_shot.csv`` has the few-shot table of LeJEPA's README
+(Balestriero and LeCun, arXiv:2511.08544). ``costs.csv`` has the published costs.
+
+If a table of a config has ``published: table1``, its ``runs`` are a mapping: ``{method: mae, arch:
+ViT-H/14}`` is the one row of that table with these values, and ``{}`` a row that the paper does not
+have.
 """
 
 from functools import cache
@@ -19,15 +22,20 @@ from ijepa.files import ROOT
 FOLDER = ROOT / "results" / "published"
 IDENTITY = ["method", "arch", "epochs", "pretrain_data", "view_augmentations", "note"]
 """Columns that identify a row of a table, as text."""
+TABLES = ("paper_tables.csv", "lejepa_few_shot.csv")
 DATASETS = {"in1k": "imagenet"} | {
-    name: name for name in ("cifar100", "places205", "inat18", "clevr")
+    name: name
+    for name in (
+        *("cifar100", "places205", "inat18", "clevr"),
+        *("dtd", "aircraft", "cars", "cifar10", "flowers102", "food101", "pets"),
+    )
 }
 """Data sets of the papers' evaluations, by the start of the evaluation's name."""
 
 
 def published_numbers() -> pd.DataFrame:
     """Every published number: table, IDENTITY, evaluation, metric and value."""
-    numbers = _read("paper_tables.csv")
+    numbers = pd.concat([_read(name) for name in TABLES], ignore_index=True)
     return numbers.assign(value=numbers["value"].astype(float))
 
 
@@ -39,6 +47,11 @@ def _read(name: str) -> pd.DataFrame:
 def costs() -> pd.DataFrame:
     """Every published training time, as text: method, arch, epochs, hardware, hours, source."""
     return pd.DataFrame(published_costs())
+
+
+def file_of(table: str) -> str:
+    """Name of the file in ``results/published`` that has a published table."""
+    return next(name for name in TABLES if table in set(_read(name)["table"]))
 
 
 def dataset_of(evaluation: str) -> str:
@@ -62,9 +75,7 @@ def rows_of(table: str) -> pd.DataFrame:
     numbers = published_numbers()
     if table not in set(numbers["table"]):
         names = ", ".join(numbers["table"].unique())
-        raise UserError(
-            f"published: {table!r} is none of {FOLDER / 'paper_tables.csv'}: it has {names}"
-        )
+        raise UserError(f"published: {table!r} is no table of {FOLDER}: it has {names}")
     numbers = numbers[numbers["table"] == table]
     of_row = {}
     for key, group in numbers.groupby(IDENTITY, sort=False):

@@ -12,6 +12,7 @@ import pandas as pd
 
 from evals.report import formats
 from evals.report.formats import Cell, Header, View, number
+from evals.report.published import file_of
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
 
@@ -163,7 +164,8 @@ def facts(table: Table) -> list[str]:
     texts = [*table.texts]
     if table.published:
         texts.append(
-            f"paper: {table.published} of results/published/paper_tables.csv, as published; "
+            f"paper: {table.published} of results/published/{file_of(table.published)}, as "
+            "published; "
             "difference is measured here less paper"
         )
         texts += [f"of all rows: {shared}"] if (shared := _shared_note(table)) else []

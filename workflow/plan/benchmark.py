@@ -154,7 +154,7 @@ class Evaluation:
 class Table:
     """One table.
 
-    ``published`` is the table of results/published/paper_tables.csv whose rows it has and beside
+    ``published`` is a table of the CSV files in results/published, whose rows it has and beside
     whose numbers it stands. ``runs`` are its rows, by default all runs, published weights and
     controls. With ``published`` it is a mapping: for each run the values of the published row that
     it fills, as many as tell it from the others, {} for a row of its own.

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from ijepa.data.archives import folder_entries, refuse_missing, tar_entries, unpack, verify_once
 from ijepa.data.register import Dataset
@@ -150,7 +151,7 @@ def _wordnet_ids(meta: Path) -> dict[int, str]:
     """WordNet ID of each ILSVRC2012_ID that is a class of images, not a parent of classes."""
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, OSError, NotImplementedError, MatReadError) as error:
         raise UserError(
             f"{meta} is damaged or no list of classes ({error}): bring {DEVKIT}.tar.gz again, "
             f"delete {meta.parents[1]} and fetch again"

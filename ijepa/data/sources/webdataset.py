@@ -4,7 +4,9 @@
 ``imagenet-train-{0000..1023}.tar``. Paths are relative to the folder of raw files, and are read in
 place; shards at an address (http, https, gs, pipe, ...) are fetched first, and not again if only
 the address's signature is renewed. ``hf://datasets/USER/NAME/FILE`` is on the Hub; HF_TOKEN in the
-environment opens a gated data set, and an interrupted shard goes on.
+environment opens a gated data set, and an interrupted shard goes on. A pattern that ends in ``/``
+is a folder of shards ``0.tar``, ``1.tar`` and so on, whose number is in its ``nshards.txt``: such
+are CLIP_benchmark's copies of data sets on the Hugging Face Hub.
 
 An image's only label is in ``KEY.cls`` or, under the name ``options.json_label``, in ``KEY.json``;
 one of several labels is in ``KEY.NAME.cls``.
@@ -34,6 +36,7 @@ from ijepa.files import written_whole
 
 ENDINGS = {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm"}
 OPTIONS = {"train", "test", "json_label"}
+COUNT = "nshards.txt"
 
 Members = dict[str, tuple[int, int]]
 """First byte and number of bytes in the tar, by ending."""
@@ -44,7 +47,7 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
     return [
         f"{path} (a shard of options.{split})"
         for split in dataset.splits
-        for address, path in _shards(dataset, raw, split)
+        for address, path in _listed(dataset, raw, split)
         if not _is_remote(address) and not path.exists()
     ]
 
@@ -54,6 +57,9 @@ def fetch(dataset: Dataset, raw: Path) -> None:
     if missing_shards := missing(dataset, raw):
         raise UserError(f"bring {', '.join(missing_shards)}, or correct options, then run again")
     for split in dataset.splits:
+        for address, path in _listed(dataset, raw, split)[:1]:
+            if path.suffix == ".txt" and not path.exists():
+                _download(address, path, lambda _: None)
         shards = _shards(dataset, raw, split)
         elsewhere = [(address, path) for address, path in shards if not path.exists()]
         with tqdm(unit="B", unit_scale=True, mininterval=1, disable=not elsewhere) as bar:
@@ -94,8 +100,33 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return content
 
 
+def _listed(dataset: Dataset, raw: Path, split: str) -> list[tuple[str, Path]]:
+    """Address and file of every shard, or of ``nshards.txt`` as long as that is not there."""
+    pattern = _pattern(dataset, split)
+    if pattern.endswith("/"):
+        address = f"{pattern}{COUNT}"
+        path = _file(raw, split, 0, address)
+        if not path.exists():
+            return [(address, path)]
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(f"{path} says {text!r}, no number of shards: bring it again")
+        pattern += f"{{0..{int(text) - 1}}}.tar"
+    return [
+        (address, _file(raw, split, number, address))
+        for number, address in enumerate(expand_urls(pattern))
+    ]
+
+
 def _shards(dataset: Dataset, raw: Path, split: str) -> list[tuple[str, Path]]:
-    """Address and file of every shard of a split."""
+    """Address and file of every shard; raises UserError if their number is not known."""
+    shards = _listed(dataset, raw, split)
+    if shards and shards[0][1].suffix == ".txt":
+        raise UserError(f"{shards[0][1]} is missing: fetch it (make shards)")
+    return shards
+
+
+def _pattern(dataset: Dataset, split: str) -> str:
     pattern = dataset.options.get(split)
     texts = all(isinstance(value, str) for value in dataset.options.values())
     if pattern is None or not texts or set(dataset.options) - OPTIONS:
@@ -103,10 +134,7 @@ def _shards(dataset: Dataset, raw: Path, split: str) -> list[tuple[str, Path]]:
             f"datasets.yaml: {dataset.name}: options are {dataset.options}: give a pattern of the "
             f"shards of {split} as text; known are {', '.join(sorted(OPTIONS))}"
         )
-    return [
-        (address, _file(raw, split, number, address))
-        for number, address in enumerate(expand_urls(pattern))
-    ]
+    return pattern
 
 
 def _is_remote(address: str) -> bool:
@@ -117,7 +145,7 @@ def _file(raw: Path, split: str, number: int, address: str) -> Path:
     """Path of a shard, downloaded or not; shards of different addresses have different paths."""
     if _is_remote(address):
         mark = hashlib.sha256(unsigned(address).encode()).hexdigest()[:8]
-        return raw / f"{split}-{number:05d}-{mark}.tar"
+        return raw / f"{split}-{number:05d}-{mark}{'.txt' if address.endswith(COUNT) else '.tar'}"
     url = urlparse(address)
     return Path(url2pathname(url.path)) if url.scheme else raw / address
 
