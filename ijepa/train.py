@@ -65,6 +65,7 @@ from ijepa.method import Batch, Method, load_method
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
 from ijepa.randomness import generator
+from ijepa.transfer import placed
 from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
@@ -158,7 +159,7 @@ def learn(
 
             # Log and checkpoint.
             done = step + 1
-            stop = distributed.any_of(stopping(), device) and done < num_steps
+            stop = distributed.any_of(stopping()) and done < num_steps
             log.step(done, scalars, method, stop, lr=lr, weight_decay=decay)
             if done % run.checkpoint_every == 0 or stop:
                 log.check()
@@ -180,7 +181,7 @@ def parts(
     if item.tokens is not None:
         tokens = item.tokens.chunk(optim.accumulate)
     for part in range(optim.accumulate):
-        images = [view[part].to(device, non_blocking=True) for view in views]
+        images = [placed(view[part], device) for view in views]
         ids = tokens[part]
         yield Batch(
             tuple(normalise(view) for view in images),
@@ -189,7 +190,7 @@ def parts(
             progress,
             offset=(world.rank * optim.accumulate + part) * len(images[0]),
             total=optim.batch_size,
-            tokens_BN=None if ids is None else ids.to(device, non_blocking=True),
+            tokens_BN=None if ids is None else placed(ids, device),
         )
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from ijepa.ranges import Probability
+from ijepa.transfer import placed
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -261,5 +263,6 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
 def normalise(images_BHWC: Tensor) -> Tensor:
     """Floats [B, 3, H, W], normalised by ImageNet's statistics, from bytes."""
     images_BCHW = images_BHWC.permute(0, 3, 1, 2).float().contiguous()
-    mean, std = (images_BCHW.new_tensor(s).view(1, 3, 1, 1) * 255 for s in (MEAN, STD))
+    device = images_BCHW.device
+    mean, std = (placed(torch.tensor(s), device).view(1, 3, 1, 1) * 255 for s in (MEAN, STD))
     return images_BCHW.sub_(mean).div_(std)
