@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ from ijepa.data.transforms import (
     to_array,
 )
 from ijepa.errors import UserError
-from ijepa.optim import Optim, learning_rate, trained
-from ijepa.precision import precision
+from ijepa.optim import Optim, fused, learning_rate, trained
+from ijepa.precision import Precision, precision
 from ijepa.randomness import generator
 from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability
 from ijepa.transfer import placed
@@ -109,7 +109,7 @@ class TrainingConfig:
     accumulate: Count = 1
     seed: NotNegativeInt = 0
     num_workers: NotNegativeInt = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         self.optim(self.batch_size)
@@ -286,7 +286,7 @@ def train(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused(groups))
     identity = hashlib.sha256(repr((what, config, numbers.tolist())).encode()).hexdigest()
     first, means = resume(subject, identity, model, optimizer)
     losses = Losses(means, per_epoch, what)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -16,9 +16,11 @@ from tqdm import tqdm
 from ijepa import distributed
 from ijepa.collapse import rankme
 from ijepa.config import RunConfig
+from ijepa.data.loader import Item
 from ijepa.distributed import World
 from ijepa.errors import UserError
 from ijepa.files import write_text
+from ijepa.meter import Meter
 from ijepa.method import Method
 from ijepa.precision import precision
 from ijepa.vit import ViT
@@ -52,6 +54,8 @@ class Log:
         self.images_BCHW, self.world = images_BCHW, world
         self.logged_step = first
         self.losses: list[tuple[int, Tensor]] = []
+        self.meter = Meter(run, world)
+        self.data_seconds = 0.0
 
     def __enter__(self) -> Self:
         self.opened = ExitStack()
@@ -71,6 +75,17 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self.opened.close()
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Items as they are, while the time is measured for which the loop waits for them."""
+        iterator = iter(items)
+        while True:
+            begun = time.perf_counter()
+            item = next(iterator, None)
+            self.data_seconds += time.perf_counter() - begun
+            if item is None:
+                return
+            yield item
 
     def step(
         self,
@@ -106,6 +121,8 @@ class Log:
         record: dict[str, Any] = {"step": done, "images": images, **rates, **means}
         record |= method.scheduled((done - 1) / self.num_steps)
         record |= {"images_per_s": round(speed, 1), "seconds": round(seconds, 3)}
+        record |= {"data_seconds": round(self.data_seconds, 3), **self.meter.read(speed)}
+        self.data_seconds = 0.0
         if done % self.run.monitor_every < self.run.log_every or last:
             record |= collapse_monitors(method.encoder, self.images_BCHW, self.run.precision)
         self.file.write(json.dumps(record) + "\n")

@@ -127,6 +127,7 @@ def learn(
     torch.manual_seed(run.seed)
     method = load_method(run.method).Method(recipe, run.vit).to(device)
     recompute_blocks(method, run.activation_checkpointing)
+    compile_teachers(method, run.compile)
     optimizer = adamw(method, optim)
     first = resume(folder / "checkpoint.pt", method, optimizer)
     same_checkpoint(first, folder)
@@ -140,7 +141,8 @@ def learn(
     monitored = first_views(inputs.images, run.vit.image_size).to(device)
 
     with Log(folder / "train.jsonl", run, first, num_steps, monitored, world) as log:
-        for step, item in enumerate(training_batches(views, steps, run.num_workers), start=first):
+        batches = log.waiting(training_batches(views, steps, run.num_workers))
+        for step, item in enumerate(batches, start=first):
             # Rates of this update.
             progress = step / num_steps
             lr, decay = learning_rate(optim, step, num_steps), weight_decay(optim, step, num_steps)
@@ -312,6 +314,18 @@ def recompute_blocks(method: Method, on: bool) -> None:
     for network in method.modules():
         if isinstance(network, ViT):
             network.activation_checkpointing = on
+
+
+def compile_teachers(method: Method, on: bool) -> None:
+    """Let torch compile the blocks of encoders without gradients: their shapes never change."""
+    for network in method.modules():
+        if (
+            on
+            and isinstance(network, ViT)
+            and not any(p.requires_grad for p in network.parameters())
+        ):
+            for block in network.blocks.children():
+                block.compile(dynamic=False)
 
 
 def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:
