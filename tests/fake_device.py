@@ -103,7 +103,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 def on_device(network: Network) -> Network:
     """Move a network to the fake device."""
     for module in network.modules():
-        for store in (module._parameters, module._buffers):
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for store in stores:
             for name, x in store.items():
                 if x is not None:
                     with FAKE:
