@@ -1,4 +1,4 @@
-# make reproduce | make repro | make pull | make test | make test-all | make setup | make lint | make lock. Everything runs in .venv.
+# make reproduce | make repro | make pull | make test | make test-all | make setup | make lint | make lock | make bench. Everything runs in .venv.
 
 CONFIG ?= config/mini.yaml
 DATASET ?= cifar10
@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
 
-.PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint docs lock shards clean
+.PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint docs lock bench shards clean
 
 # Results in results/NAME, beside those that git has (python -m workflow.reproduce --help).
 reproduce: setup
@@ -86,6 +86,11 @@ lint: setup
 # The pages of docs/ as a site, in site/.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+
+# Speed of this machine, with nothing else running: minutes (python -m benchmarks.bench --help).
+bench: setup
+	python -m benchmarks.bench
+	python -m benchmarks.bench --table
 
 # After an edit of pyproject.toml: the same pins for pip, uv and conda.
 lock:

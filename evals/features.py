@@ -75,6 +75,7 @@ from ijepa.data.transforms import normalise
 from ijepa.encoder_file import PIXELS, encoder_digest, read_header
 from ijepa.files import read_json, write_json
 from ijepa.provenance import here
+from ijepa.transfer import fetched, placed
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -156,12 +157,11 @@ def _extract_split(
     with tqdm(
         total=count, initial=num_done, desc=f"features of {path.stem}", unit="image", mininterval=2
     ) as bar:
-        for images_BHWC in batches:
-            x_BLD = features_of(network(), images_BHWC, device)
-            if not x_BLD.isfinite().all():  # pooled() has checked them as float32: these overflowed
+        for x_BLD in fetched(features_of(network(), images, device) for images in batches):
+            if not x_BLD.isfinite().all():
                 raise UserError(
-                    f"features of {path.stem} images are too large for float16: the encoder has no "
-                    "final LayerNorm, or its weights are damaged"
+                    f"features of {path.stem} images are not finite, or too large for float16: the "
+                    "encoder has no final LayerNorm, or its weights are damaged or diverged"
                 )
             if rows is None:
                 rows = open_memmap(path, "w+", np.float16, (count, *x_BLD.shape[1:]))
@@ -196,15 +196,15 @@ def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) 
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
     pool: Pool = "cls_patches" if network.variant.class_token else "patches"
     vit = network.config
-    images_BCHW = normalise(images_BHWC.to(device), vit.mean, vit.std)
-    return pooled(network, images_BCHW, NUM_LAYERS, pool).half().cpu()
+    images_BCHW = normalise(placed(images_BHWC, device), vit.mean, vit.std)
+    return pooled(network, images_BCHW, NUM_LAYERS, pool).half()
 
 
 def _patches(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
     assert network is not None, "raw pixels have no patches"
     vit = network.config
-    images_BCHW = normalise(images_BHWC.to(device), vit.mean, vit.std)
-    return patch_features(network, images_BCHW).half().cpu()
+    images_BCHW = normalise(placed(images_BHWC, device), vit.mean, vit.std)
+    return patch_features(network, images_BCHW).half()
 
 
 def split_counts(words: list[str]) -> dict[str, int]:

@@ -6,13 +6,12 @@ D features, K classes.
 
 import contextlib
 import hashlib
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from evals.losses import Losses
 from evals.subject import Subject, checked_labels
 from ijepa.data.loader import (
     EvaluationViews,
@@ -44,10 +44,11 @@ from ijepa.data.transforms import (
     to_array,
 )
 from ijepa.errors import UserError
-from ijepa.optim import Optim, learning_rate, trained
-from ijepa.precision import precision
+from ijepa.optim import Optim, fused, learning_rate, trained
+from ijepa.precision import Precision, precision
 from ijepa.randomness import generator
 from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability
+from ijepa.transfer import placed
 from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
@@ -57,6 +58,9 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
 A period in epochs would not do: an epoch is one step for some trainings and hours for others, and a
 checkpoint has a megabyte or eight gigabytes.
 """
+
+LOSS_EVERY = 10
+"""Steps after which losses are read: the host waits for the device then."""
 
 CROP = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
 """Timm's training crop, which MAE's fine-tuning and V-JEPA's probe use unchanged."""
@@ -105,7 +109,7 @@ class TrainingConfig:
     accumulate: Count = 1
     seed: NotNegativeInt = 0
     num_workers: NotNegativeInt = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         self.optim(self.batch_size)
@@ -282,9 +286,10 @@ def train(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused(groups))
     identity = hashlib.sha256(repr((what, config, numbers.tolist())).encode()).hexdigest()
-    first, losses = resume(subject, identity, model, optimizer)
+    first, means = resume(subject, identity, model, optimizer)
+    losses = Losses(means, per_epoch, what)
 
     views = LabelledViews(
         config, subject.images("train"), labels, numbers, model.encoder.config.image_size
@@ -306,46 +311,37 @@ def train(
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             images_BCHW, targets_BK = mixed(
                 config,
-                normalise(images_BHWC.to(device, non_blocking=True), vit.mean, vit.std),
-                labels_B.to(device, non_blocking=True),
+                normalise(placed(images_BHWC, device), vit.mean, vit.std),
+                placed(labels_B, device),
                 subject.num_classes,
                 step,
             )
             # Drawn for the whole batch, so that the result does not depend on accumulation.
-            coins_BL2 = torch.rand(
-                batch_size, vit.depth, 2, generator=generator(config.seed, "drop_path", step)
-            ).to(device)
+            draws = generator(config.seed, "drop_path", step)
+            coins_BL2 = placed(torch.rand(batch_size, vit.depth, 2, generator=draws), device)
 
-            loss = 0.0
             batch = (images_BCHW, targets_BK, coins_BL2)
             for images, targets, coins in zip(
                 *(tensor.chunk(config.accumulate) for tensor in batch), strict=True
             ):
                 loss_of = partial(cross_entropy, model, images, targets, coins)
                 share = len(images) / batch_size
-                part = gradients(loss_of, share, config.precision, device)
-                loss += share * part["loss"].item()
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss of {what} is {loss} at step {step}: lower base_lr, or set "
-                    "precision: float32"
-                )
+                losses.add(step, share, gradients(loss_of, share, config.precision, device))
             update(model, optimizer, optim)
 
-            if step % per_epoch == 0:
-                losses.append(0.0)
-            losses[-1] += loss / per_epoch
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
-            if step + 1 == num_steps or time.monotonic() >= save_at:
+            save = step + 1 == num_steps or time.monotonic() >= save_at
+            if save or (step + 1) % LOSS_EVERY == 0:
+                bar.set_postfix(loss=f"{losses.read():.4f}", refresh=False)
+            if save:
                 start = time.monotonic()
-                checkpoint(subject, identity, model, optimizer, step + 1, losses)
+                checkpoint(subject, identity, model, optimizer, step + 1, means)
                 duration = time.monotonic() - start
                 save_at = start + duration + max(CHECKPOINT_SECONDS, duration / CHECKPOINT_SHARE)
     return {
         "batch_size": batch_size,
         "lr": optim.lr,
-        "train_loss": [round(loss, 4) for loss in losses],
+        "train_loss": [round(loss, 4) for loss in means],
     }
 
 
@@ -430,9 +426,10 @@ def classify(
         config.num_workers,
     )
     vit = model.encoder.config
-    predictions = [torch.empty(0, dtype=torch.int64)]  # so that no images give an empty tensor
+    # The empty one is for no images.
+    predictions = [torch.empty(0, dtype=torch.int64, device=device)]
     for images_BHWC in tqdm(batches, desc=f"classify {split}", unit="batch", mininterval=2):
         with precision(config.precision, device):
-            logits = model(normalise(images_BHWC.to(device), vit.mean, vit.std))
-        predictions.append(logits.argmax(1).cpu())
-    return torch.cat(predictions)
+            logits = model(normalise(placed(images_BHWC, device), vit.mean, vit.std))
+        predictions.append(logits.argmax(1))
+    return torch.cat(predictions).cpu()

@@ -29,6 +29,7 @@ from ijepa.data.transforms import Crop, normalise
 from ijepa.errors import UserError
 from ijepa.precision import precision
 from ijepa.randomness import generator
+from ijepa.transfer import placed
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -46,17 +47,13 @@ def pooled(network: "ViT", images_BCHW: Tensor, layers: int, pool: Pool = "patch
 
     With ``cls_patches`` they are 2 D wide, [cls] first. The final LayerNorm is applied to each
     block's output before averaging (I-JEPA, section A.2, as VISSL does it). A network with fewer
-    blocks gives the features of all of them.
+    blocks gives the features of all of them. They may be infinite or no numbers: callers check.
     """
     with precision("auto", images_BCHW.device):
         outputs = network.outputs(images_BCHW)
         next(outputs)  # the embeddings
         last = deque(outputs, maxlen=layers)
         x_BLD = torch.stack([pool_tokens(network, network.norm(x).float(), pool) for x in last], 1)
-    if not x_BLD.isfinite().all():
-        raise UserError(
-            "the encoder's features are not finite: its weights are damaged or diverged"
-        )
     return x_BLD
 
 
@@ -114,7 +111,7 @@ class Stored:
                     )
             if x_NLD.numel() * 4 < HELD_BYTES:
                 x_NLD = x_NLD.to(device, torch.float32)
-            self.features[split], self.labels[split] = x_NLD, subject.labels(split)
+            self.features[split], self.labels[split] = x_NLD, subject.labels(split).to(device)
         _, self.num_layers, self.dim = self.features["train"].shape
 
     def moments(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,18 +137,19 @@ class Stored:
         return (x_BLD for x_BLD, _ in self._batches(split, numbers.split(1024)))
 
     def _batches(self, split: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        features, labels = self.features[split], self.labels[split]
         for numbers in batches:
-            x_BLD = self.features[split][numbers.to(self.features[split].device)]
-            yield (
-                x_BLD.to(self.device, torch.float32),
-                self.labels[split][numbers].to(self.device),
-            )
+            x_BLD = features[placed(numbers, features.device)]
+            yield placed(x_BLD, self.device).float(), labels[placed(numbers, self.device)]
 
 
 class Encoded:
     """Features that the frozen encoder computes: training images are augmented, others are not.
 
     The view of a training image is a function of (seed, epoch, its number).
+
+    Both iterators raise UserError at their end if a feature was not finite. To ask after every
+    batch would make the host wait for the device.
     """
 
     def __init__(
@@ -171,6 +169,7 @@ class Encoded:
         self.dim = self.network.config.dim * len(parts(pool))
         self.size = self.network.config.image_size
         self.views = TrainingViews(subject.images("train"), [View(self.size, crop)], seed)
+        self.are_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def training(self, batches: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and labels of each batch, from the epoch's augmented views."""
@@ -191,7 +190,8 @@ class Encoded:
         labels = self.subject.labels("train")
         for numbers in batches:
             parts = [self._encode(next(items).views[0]) for _ in numbers.split(CHUNK)]
-            yield torch.cat(parts), labels[numbers].to(self.device)
+            yield torch.cat(parts), placed(labels[numbers], self.device)
+        self._check()
 
     def evaluation(self, split: str, numbers: Tensor) -> Iterator[Tensor]:
         """Features of the data set's evaluation views: centre crops or whole images."""
@@ -201,9 +201,18 @@ class Encoded:
         images = evaluation_batches(
             Subset(views, numbers.tolist()), CHUNK, num_workers=self.num_workers
         )
-        return map(self._encode, images)
+        yield from map(self._encode, images)
+        self._check()
 
     def _encode(self, images_BHWC: Tensor) -> Tensor:
         vit = self.network.config
-        images_BCHW = normalise(images_BHWC.to(self.device), vit.mean, vit.std)
-        return pooled(self.network, images_BCHW, self.num_layers, self.pool)
+        images_BCHW = normalise(placed(images_BHWC, self.device), vit.mean, vit.std)
+        x_BLD = pooled(self.network, images_BCHW, self.num_layers, self.pool)
+        self.are_finite &= x_BLD.isfinite().all()
+        return x_BLD
+
+    def _check(self) -> None:
+        if not self.are_finite:
+            raise UserError(
+                "the encoder's features are not finite: its weights are damaged or diverged"
+            )

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
@@ -15,6 +15,7 @@ from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.identity import leave_out_later, run_identity
 from ijepa.method import Recipe, load_method, method_names
+from ijepa.precision import Precision
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.stages import Keep, Start, parse_start
 from ijepa.strict import merged, strict
@@ -25,9 +26,13 @@ class RunConfig:
     """One configured pretraining.
 
     ``recipe`` is the method's own Config. ``precision`` auto means bfloat16 autocast on hardware
-    that computes in it, else float32. ``activation_checkpointing`` recomputes the activations
-    within each block in the backward pass instead of storing them, for networks that would not fit
-    into memory. ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
+    that computes in it, else float32. ``tf32`` is float32 whose products a GPU rounds to 10 bits of
+    mantissa, several times as fast; a CPU has none. ``activation_checkpointing`` recomputes the
+    activations within each block in the backward pass instead of storing them, for networks that
+    would not fit into memory. ``compile`` lets torch compile the blocks of encoders that receive no
+    gradient (target encoder, teacher), whose shapes never change: a minute at the start, and
+    rounding that differs. It is off: on a CPU it was slower, on a GPU it was not measured yet.
+    ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
     """
 
     method: str
@@ -35,8 +40,9 @@ class RunConfig:
     vit: ViTConfig
     recipe: Annotated[Recipe, PlainValidator(lambda checked: checked)]
     seed: NotNegativeInt = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     activation_checkpointing: bool = False
+    compile: bool = False
     num_workers: NotNegativeInt = 1
     log_every: Count = 10
     monitor_every: Count = 100
@@ -51,7 +57,7 @@ class RunConfig:
     def earlier_identity(self) -> str:
         """Identity as versions until 2026-11 computed it, from every key."""
         fields = dataclasses.asdict(self)
-        del fields["keep"], fields["start"]
+        del fields["keep"], fields["start"], fields["compile"]
         leave_out_later(fields)
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -34,7 +34,7 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that ``torchrun`` started, if any: by NCCL with GPUs, else by gloo.
+    """Join the processes that ``torchrun`` started, if any: GPUs by NCCL, CPUs by gloo.
 
     Each process takes the GPU with the number of its local rank.
     """
@@ -51,7 +51,7 @@ def joined() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    backend = "gloo" if device is None else "nccl"
+    backend = "gloo" if device is None else "cpu:gloo,cuda:nccl"
     try:
         distributed.init_process_group(backend, timeout=TIMEOUT, device_id=device)
     except distributed.DistNetworkError as error:
@@ -138,11 +138,11 @@ def num_processes() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def any_of(fact: bool, device: torch.device) -> bool:
-    """True on every process if ``fact`` is true on at least one."""
+def any_of(fact: bool) -> bool:
+    """True on every process if ``fact`` is true on at least one; the CPUs ask, no GPU waits."""
     if not distributed.is_initialized():
         return fact
-    return bool(total(torch.tensor(float(fact), device=device)))
+    return bool(total(torch.tensor(float(fact))))
 
 
 def same(number: int) -> bool:

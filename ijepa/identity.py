@@ -15,6 +15,7 @@ HOW_IT_RUNS = (
     "monitor_every",
     "checkpoint_every",
     "activation_checkpointing",
+    "compile",
     "keep",
 )
 """Keys that may change in the middle of a run: it goes on from its checkpoint."""

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from ijepa import distributed
 from ijepa.config import RunConfig
+from ijepa.data.loader import Item
 from ijepa.distributed import World
 from ijepa.errors import UserError
 from ijepa.files import write_text
+from ijepa.meter import Meter
 from ijepa.method import Method
 from ijepa.monitors import Monitored, measure, warning
 
@@ -51,6 +53,8 @@ class Log:
         self.logged_step = first
         self.losses: list[tuple[int, Tensor]] = []
         self.warned = False
+        self.meter = Meter(run, world)
+        self.data_seconds = 0.0
 
     def __enter__(self) -> Self:
         self.opened = ExitStack()
@@ -70,6 +74,17 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self.opened.close()
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Items as they are, while the time is measured for which the loop waits for them."""
+        iterator = iter(items)
+        while True:
+            begun = time.perf_counter()
+            item = next(iterator, None)
+            self.data_seconds += time.perf_counter() - begun
+            if item is None:
+                return
+            yield item
 
     def step(
         self,
@@ -106,6 +121,8 @@ class Log:
         record |= {name: float(value) for name, value in rates.items()} | means
         record |= method.scheduled((done - 1) / self.num_steps)
         record |= {"images_per_s": round(speed, 1), "seconds": round(seconds, 3)}
+        record |= {"data_seconds": round(self.data_seconds, 3), **self.meter.read(speed)}
+        self.data_seconds = 0.0
         if done % self.run.monitor_every < self.run.log_every or last:
             numbers = measure(method.encoder, self.watched, self.run.precision)
             record |= numbers

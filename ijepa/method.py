@@ -20,6 +20,7 @@ from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden
 from ijepa.optim import Optim
 from ijepa.randomness import generator
+from ijepa.transfer import placed
 from ijepa.vit import ViT
 
 METHODS = "ijepa.methods"
@@ -62,9 +63,8 @@ class Batch:
         return generator(self.seed, name, self.step, *key)
 
     def rows(self, whole: Tensor) -> Tensor:
-        """This device's rows of a tensor that was drawn for the whole batch."""
-        images = self.images_BCHW
-        return whole[self.offset : self.offset + len(images)].to(images.device)
+        """This device's rows of a tensor that was drawn for the whole batch, on the CPU."""
+        return whole[self.offset : self.offset + len(self.images_BCHW)]
 
     def num_images(self) -> int:
         """Number of images in the whole batch."""
@@ -76,7 +76,8 @@ class Batch:
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) for each image of this device, [B, *shape]."""
-        return self.rows(torch.rand(self.num_images(), *shape, generator=self.generator(name)))
+        draws = torch.rand(self.num_images(), *shape, generator=self.generator(name))
+        return placed(self.rows(draws), self.images_BCHW.device)
 
 
 class Recipe(ABC):
@@ -121,7 +122,7 @@ class MaskedRecipe(Recipe):
         return [View(image_size, self.crop)]
 
     def hidden(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
-        """Hidden patches of this device's images, boolean [B, N]."""
+        """Hidden patches of this device's images, boolean [B, N] on the CPU (ijepa.vit.where)."""
         return batch.rows(self._draw(batch.num_images(), grid, batch.generator("masks")))
 
     def masks(

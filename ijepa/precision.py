@@ -1,11 +1,14 @@
-"""Number format in which a network computes on a device: float32 or bfloat16."""
+"""Number format in which a network computes on a device: float32, TF32 or bfloat16."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+"""Setting of a run; ijepa.config says what each means."""
 
 
 @contextlib.contextmanager
@@ -18,12 +21,17 @@ def precision(setting: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernels(setting: str, device: torch.device) -> Iterator[None]:
-    """Select the attention kernels of ``precision``, for a backward pass that recomputes blocks.
+    """Select the kernels of ``precision``, also for a backward pass.
 
     On a CPU the flash kernel's backward pass in bfloat16 takes 3 to 6 times as long as plain
-    products (benchmarks/attention.py).
+    products (benchmarks/attention.py). On a GPU, torch by default rounds float32 to TF32 in
+    convolutions and not in other products: here it does so in both or in none.
     """
-    if device.type == "cpu" and is_bfloat16(setting, device):
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if setting == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = setting == "tf32"
+        yield
+    elif is_bfloat16(setting, device):
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         with sdpa_kernel(SDPBackend.MATH):
             yield

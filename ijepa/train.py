@@ -59,6 +59,7 @@ from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
 from ijepa.randomness import generator
 from ijepa.start import begin_from
+from ijepa.transfer import placed
 from ijepa.update import gradient_norm, gradients, update
 from ijepa.vit import ViT
 from ijepa.whole import save_whole
@@ -125,6 +126,7 @@ def learn(
     torch.manual_seed(run.seed)
     method = load_method(run.method).Method(recipe, run.vit).to(device)
     recompute_blocks(method, run.activation_checkpointing)
+    compile_teachers(method, run.compile)
     optimizer = adamw(method, optim)
     first = resume(folder / "checkpoint.pt", method, optimizer)
     same_checkpoint(first, folder)
@@ -142,7 +144,8 @@ def learn(
     watched = monitored(inputs.images, run.vit).to(device)
 
     with Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log:
-        for step, item in enumerate(training_batches(views, steps, run.num_workers), start=first):
+        batches = log.waiting(training_batches(views, steps, run.num_workers))
+        for step, item in enumerate(batches, start=first):
             # Rates of this update.
             progress = step / num_steps
             lr, decay = learning_rate(optim, step, num_steps), weight_decay(optim, step, num_steps)
@@ -162,12 +165,13 @@ def learn(
             method.after_step(progress)
 
             # Log, encoders that are kept, and checkpoint.
-            stop = distributed.any_of(stopping(), device) and done < num_steps
+            stop = distributed.any_of(stopping()) and done < num_steps
             log.step(done, scalars, method, stop, lr=lr, weight_decay=decay, grad_norm=norm)
             epoch, rest = divmod(done, len(inputs.images) // optim.batch_size)
-            if not rest and run.keep.due(epoch) and world.rank == 0:
+            if not rest and run.keep.due(epoch):
                 log.check()
-                keep_epoch(epochs, epoch, run, inputs, method)
+                if world.rank == 0:
+                    keep_epoch(epochs, epoch, run, inputs, method)
             if done % run.checkpoint_every == 0 or stop:
                 log.check()
                 if world.rank == 0:
@@ -188,7 +192,7 @@ def parts(
     if item.tokens is not None:
         tokens = item.tokens.chunk(optim.accumulate)
     for part in range(optim.accumulate):
-        images = [view[part].to(device, non_blocking=True) for view in views]
+        images = [placed(view[part], device) for view in views]
         ids = tokens[part]
         yield Batch(
             tuple(normalise(view, run.vit.mean, run.vit.std) for view in images),
@@ -197,7 +201,7 @@ def parts(
             progress,
             offset=(world.rank * optim.accumulate + part) * len(images[0]),
             total=optim.batch_size,
-            tokens_BN=None if ids is None else ids.to(device, non_blocking=True),
+            tokens_BN=None if ids is None else placed(ids, device),
         )
 
 
@@ -331,6 +335,18 @@ def recompute_blocks(method: Method, on: bool) -> None:
     for network in method.modules():
         if isinstance(network, ViT):
             network.activation_checkpointing = on
+
+
+def compile_teachers(method: Method, on: bool) -> None:
+    """Let torch compile the blocks of encoders without gradients: their shapes never change."""
+    for network in method.modules():
+        if (
+            on
+            and isinstance(network, ViT)
+            and not any(p.requires_grad for p in network.parameters())
+        ):
+            for block in network.blocks.children():
+                block.compile(dynamic=False)
 
 
 def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ijepa.architecture import Init, Variant, ViTConfig
+from ijepa.transfer import placed
 
 LAYER_NORM_EPS = 1e-6
 DROP_PATHS = ("drop_path1", "drop_path2")
@@ -244,11 +245,15 @@ def patchify(images_BCHW: Tensor, size: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-def where(chosen_BN: Tensor) -> Tensor:
-    """Ascending indices of the chosen patches, [B, K]; every image must have equally many."""
+def where(chosen_BN: Tensor, device: torch.device) -> Tensor:
+    """Ascending indices of the chosen patches, [B, K] on a device.
+
+    Every image must have equally many. The choice lies on the CPU: their number is a shape, for
+    which a GPU would have to be waited for.
+    """
     counts = chosen_BN.sum(1)
     assert (counts == counts[0]).all()
-    return chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1)
+    return placed(chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1), device)
 
 
 def sincos_positions(dim: int, grid: tuple[int, int], rows_first: bool = False) -> Tensor:

@@ -58,7 +58,7 @@ def ours(kind: str, tmp_path: Path, size: int | None = None) -> Path:
 @torch.no_grad()
 def by_timm(path: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features of every token, and pooled ones."""
-    model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    model: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     return model.forward_features(x), model(x)
 
 
@@ -117,11 +117,13 @@ def test_both_preprocessors_give_our_evaluation_view(size: int, width: int, tmp_
     expected = normalise(view.unsqueeze(0))[0]
     vit = replace(VIT, image_size=size)
     config = folder.timm_config(vit, Variant())["pretrained_cfg"]
-    data = timm.data.resolve_data_config({}, pretrained_cfg=config)
-    theirs = timm.data.create_transform(**data, is_training=False)(image)
+    made_by: Any = timm.data
+    data = made_by.resolve_data_config({}, pretrained_cfg=config)
+    theirs = made_by.create_transform(**data, is_training=False)(image)
     torch.testing.assert_close(theirs, expected, rtol=1e-4, atol=1e-4)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(folder.preprocessor(vit)))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    images: Any = transformers.AutoImageProcessor
+    processor = images.from_pretrained(tmp_path)
     theirs = processor(image, return_tensors="pt").pixel_values[0]
     assert (theirs - expected).abs().max() < 0.05  # it rounds elsewhere: 2 of 255 steps
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -356,9 +357,22 @@ def test_pooled_features_are_those_of_the_last_blocks_after_the_norm() -> None:
     assert pooled(network, images_BCHW, 4, "cls").equal(classes)
     both = torch.cat([classes, expected], 2)
     assert pooled(network, images_BCHW, 4, "cls_patches").equal(both)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_features_of_a_damaged_encoder_are_refused_at_the_end_of_an_epoch(
+    data: Path, split: str
+) -> None:
+    """Not batch by batch, for which the host would wait for a GPU."""
+    source = Encoded(OnImages(data, "class"), 2, "patches", CPU, Crop(), seed=0, num_workers=0)
+    norm: Any = source.network.norm
     norm.weight.data[0] = torch.nan
-    with pytest.raises(UserError, match="features are not finite"):
-        pooled(network, images_BCHW, 2)
+    numbers = torch.arange(4)
+    batches: Iterable[Any] = source.evaluation("test", numbers)
+    if split == "train":
+        batches = source.training([numbers], 0)
+    with pytest.raises(UserError, match="encoder's features are not finite"):
+        list(batches)
 
 
 def test_training_features_are_those_of_each_images_own_view(

@@ -25,6 +25,8 @@ from ijepa.errors import UserError, run_command
 from ijepa.lock import held
 from ijepa.method import Batch, load_method
 
+CLOCK = ("seconds", "data_seconds", "images_per_s")
+
 
 def run(raw: dict[str, Any], data: Path, folder: Path) -> Path:
     out = folder / "out" / "encoder.safetensors"
@@ -49,10 +51,7 @@ def wait_for_checkpoint(log: Path, steps: int) -> None:
 def log_of(out: Path) -> list[dict[str, Any]]:
     """Records of a run's log, without the values that depend on the clock."""
     lines = (out.parent / "train.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_s")}
-        for line in lines
-    ]
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -74,7 +74,9 @@ def test_options_of_a_wrong_type_are_named(source: Any, options: Any, tmp_path: 
     entry = dataset("any", options=options, labels={"class": 3})
 
     def read(*where: Any) -> Any:
-        return list(cifar.entries(*where, "train")) if source is cifar else source.missing(*where)
+        if source is cifar:
+            return list(cifar.entries(where[0], where[1], "train"))
+        return source.missing(*where)
 
     with pytest.raises(UserError, match=r"datasets\.yaml: tiny: options"):
         read(entry, tmp_path)
@@ -143,7 +145,7 @@ def test_the_record_of_a_download_has_no_signature_and_a_renewed_one_goes_on(
     (tmp_path / "served" / "a").write_bytes(b"whole")
     part = tmp_path / "a.part"
     for signature in ("FIRST", "RENEWED"):
-        _receive(f"{server}/a?sig={signature}", part)
+        _receive(f"{server}/a?sig={signature}", part, {})
         record = _origin(part).read_text()
         assert record.startswith(f"{server}/a\n")
         assert signature not in record

@@ -58,7 +58,12 @@ def test_logs_go_to_tensorboard_if_it_is_installed(
     sent: list[Any] = []
     writer = SimpleNamespace(add_scalar=lambda *given: sent.append(given), close=lambda: None)
     module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = lambda folder: sent.append(folder) or writer  # type: ignore[attr-defined]
+
+    def opened(folder: str) -> Any:
+        sent.append(folder)
+        return writer
+
+    vars(module)["SummaryWriter"] = opened
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     assert track(tmp_path, "tensorboard", "any", tmp_path / "out") == 1
     assert sent[0] == str(tmp_path / "out" / "mae/seed0")
@@ -74,7 +79,12 @@ def test_logs_go_to_a_tracker_with_the_runs_own_settings(
     sent: list[Any] = []
     module = ModuleType(name)
     run = SimpleNamespace(log=lambda v, step: sent.append((v["loss"], step)), finish=lambda: None)
-    module.init = lambda **given: sent.append(given) or run  # type: ignore[attr-defined]
+
+    def begun(**given: Any) -> Any:
+        sent.append(given)
+        return run
+
+    vars(module)["init"] = begun
     monkeypatch.setitem(sys.modules, name, module)
     track(tmp_path, name, "bench", tmp_path)
     assert sent[0] == {"project": "bench", "name": "mae/seed0", "config": {"method": "mae"}}
@@ -93,7 +103,7 @@ def test_a_tracker_that_is_missing_or_does_not_answer_is_one_line(
         raise ConnectionError("no route to host")
 
     module = ModuleType("wandb")
-    module.init = refuse  # type: ignore[attr-defined]
+    vars(module)["init"] = refuse
     monkeypatch.setitem(sys.modules, "wandb", module)
     with pytest.raises(UserError, match=r"wandb does not take mae/seed0 \(no route to host\)"):
         track(tmp_path, "wandb", "bench", tmp_path)

@@ -24,6 +24,7 @@ from evals.result import Result, top1
 from evals.subject import Subject, checked_labels, finite
 from ijepa.randomness import generator
 from ijepa.ranges import Count, Positive
+from ijepa.transfer import placed
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -125,9 +126,9 @@ def neighbours(
         for number, query_BD in enumerate(queries):
             similarity_BK = query_BD @ train_KD.T
             if own is not None:
-                own_B = own[number * ASKED : number * ASKED + len(query_BD)].to(device) - start
+                own_B = own[number * ASKED : number * ASKED + len(query_BD)] - start
                 here = ((own_B >= 0) & (own_B < len(train_KD))).nonzero().flatten()
-                similarity_BK[here, own_B[here]] = -torch.inf
+                similarity_BK[placed(here, device), placed(own_B[here], device)] = -torch.inf
             # Keep the nearest of this chunk's nearest and of the nearest so far.
             top = similarity_BK.topk(min(k, len(train_KD)), dim=1)
             values = torch.cat([similarities[number], top.values], 1)

@@ -343,4 +343,4 @@ def train(config: Config, subject: Subject, source: Source, heads: Heads, number
 @torch.no_grad()
 def classify(heads: Heads, batches: Iterable[Tensor]) -> Tensor:
     """Class that each head predicts for each image, [H, images] int64, on the CPU."""
-    return torch.cat([heads.classify(x_BLD).cpu() for x_BLD in batches], 1)
+    return torch.cat([heads.classify(x_BLD) for x_BLD in batches], 1).cpu()

@@ -30,7 +30,6 @@ from torch.autograd.graph import _engine_run_backward, saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,31 +49,6 @@ class Size(NamedTuple):
     parameters: int
     trained: int
     saved: int
-
-
-class SizesOnly(TorchDispatchMode):
-    """Mode with networks on the meta device and masks on the CPU.
-
-    Masks need their values, which decide how many patches are kept. A mask that is moved to the
-    device stays on the CPU. In an operation with a meta tensor only its size is used, unless it is
-    an index: an index may lie on the CPU.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and args[0].dtype is torch.bool:
-            if str(kwargs.get("device")) == "meta" and not args[0].is_meta:
-                return args[0]
-        elif func is not torch.ops.aten.index.Tensor:
-            kinds = {x.is_meta for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-            if len(kinds) == 2:
-                args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
-        return func(*args, **kwargs)
 
 
 class Saved(torch.autograd.Function):
@@ -169,7 +143,7 @@ def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
     pilot = _on_meta(_of_depths(run, dict.fromkeys(depths, 1)))
     draws: list[int] = []
     while len(draws) < NUM_DRAWS and not _settled(draws):
-        with torch.no_grad(), SizesOnly(), Autocast(pilot, bfloat16) as watched:
+        with torch.no_grad(), Autocast(pilot, bfloat16) as watched:
             pilot(batch_of_noise(run, images, len(draws), torch.device("meta")))
         draws.append(watched.linear)
     mean = statistics.mean(draws)
@@ -241,7 +215,6 @@ def _count(
     autocast = Autocast(method, bfloat16)
     with (
         FlopCounterMode(display=False) as counter,
-        SizesOnly(),
         autocast,
         sdpa_kernel(SDPBackend.MATH),
         saved_tensors_hooks(autocast.keep, lambda x: x),

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ijepa import config
 from ijepa.config import RunConfig
-from ijepa.cost.cards import GPUS, UTILISATION, Gpu
+from ijepa.cost.cards import GPUS, UTILISATION, Gpu, named
 from ijepa.cost.flops import size
 from ijepa.cost.published import COSTS, published_costs
 from ijepa.data import register
@@ -49,11 +49,10 @@ def card_here() -> str:
     """Name in GPUS of this machine's cards; ``cpu`` for others, ``product`` if it has none."""
     if not torch.cuda.is_available():
         return "product"
-    card = torch.cuda.get_device_name()  # such as "NVIDIA A100-SXM4-80GB"
-    names = [name for name in GPUS if all(part in card.lower() for part in name.split("-"))]
-    if not names:
+    name = named(card := torch.cuda.get_device_name())
+    if name is None:
         print(f"{card} is none of {', '.join(GPUS)}: every run is timed on it instead", flush=True)
-    return names[0] if names else "cpu"
+    return name or "cpu"
 
 
 def arch(run: RunConfig) -> str:
@@ -80,7 +79,7 @@ def cost(
     Then one card's speed is ``speed`` images/s or, if that is not a number, ``flops_per_second``.
     """
     optim = run.recipe.optim
-    half = run.precision != "float32" and (gpu is None or gpu.bfloat16)
+    half = run.precision in ("auto", "bfloat16") and (gpu is None or gpu.bfloat16)
     counted = size(run, optim.batch_size // (gpus * optim.accumulate), half)
     steps = optim.num_steps(num_images)
     images = steps * optim.batch_size
@@ -90,7 +89,7 @@ def cost(
         speed = flops_per_second / counted.flops if math.isnan(speed) else speed
         hours = images / (speed * gpus) / 3600
     else:
-        peak = 1e12 * (gpu.half if half else gpu.single)
+        peak = 1e12 * gpu.peak(run.precision)
         hours = images * counted.flops / (peak * utilisation) / 3600 / gpus
     return Cost(
         name,

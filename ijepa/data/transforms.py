@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from ijepa.ranges import Probability
+from ijepa.transfer import placed
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -285,7 +287,8 @@ def normalise(
 ) -> Tensor:
     """Floats [B, 3, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
     images_BCHW = images_BHWC.permute(0, 3, 1, 2).float().contiguous()
+    device = images_BCHW.device
     shift, scale = (
-        images_BCHW.new_tensor(s).view(1, 3, 1, 1) * 255 for s in (mean or MEAN, std or STD)
+        placed(torch.tensor(s), device).view(1, 3, 1, 1) * 255 for s in (mean or MEAN, std or STD)
     )
     return images_BCHW.sub_(shift).div_(scale)

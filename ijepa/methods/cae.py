@@ -258,7 +258,7 @@ class Method(method.Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the hidden patches' tokens, and the alignment of their features."""
-        hidden_BN = self.config.hidden(batch, self.vit.grid)
+        images, hidden_BN = batch.images_BCHW, self.config.hidden(batch, self.vit.grid)
         coins = batch.uniform("drop_path", 2, self.vit.depth, 2).unbind(1)
         for name, part in (("regressor", self.regressor), ("decoder", self.decoder)):
             coins_BL2 = batch.uniform(f"drop_path of the {name}", len(part.blocks), 2)
@@ -266,19 +266,20 @@ class Method(method.Method):
                 for number, branch in enumerate((block.drop_path1, block.drop_path2)):
                     assert isinstance(branch, DropPath)
                     branch.coins_B = coins_BL2[:, layer, number]
-        features_BHD, scores = self.predict(batch.images_BCHW, hidden_BN, coins[0])
-        targets_BHD = self.targets(batch.images_BCHW, hidden_BN, coins[1])
+        features_BHD, scores = self.predict(images, hidden_BN, coins[0])
+        targets_BHD = self.targets(images, hidden_BN, coins[1])
         assert batch.tokens_BN is not None
-        return self.losses(features_BHD, targets_BHD, scores, batch.tokens_BN[hidden_BN])
+        tokens_BH = batch.tokens_BN.gather(1, where(hidden_BN, images.device))
+        return self.losses(features_BHD, targets_BHD, scores, tokens_BH.flatten())
 
     def predict(
         self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Regressed features [B, H, D] and token scores [B, H, vocabulary] of hidden patches."""
-        encoder = self.visible_encoder
-        visible_BV = where(~hidden_BN)
+        encoder, device = self.visible_encoder, images_BCHW.device
+        visible_BV, hidden_BH = where(~hidden_BN, device), where(hidden_BN, device)
         visible_BVD = encoder.patches(encoder(images_BCHW, visible_BV, coins_BL2=coins_BL2))
-        visible_pos, hidden_pos = self.positions(visible_BV), self.positions(where(hidden_BN))
+        visible_pos, hidden_pos = self.positions(visible_BV), self.positions(hidden_BH)
         features_BHD = self.regressor(visible_BVD, visible_pos, hidden_pos)
         return features_BHD, self.decoder(features_BHD, hidden_pos)
 
@@ -288,7 +289,8 @@ class Method(method.Method):
     ) -> Tensor:
         """Features of the hidden patches by the same encoder, which sees only these, [B, H, D]."""
         encoder = self.visible_encoder
-        features = encoder(images_BCHW, where(hidden_BN), coins_BL2=coins_BL2)
+        hidden_BH = where(hidden_BN, images_BCHW.device)
+        features = encoder(images_BCHW, hidden_BH, coins_BL2=coins_BL2)
         return encoder.patches(features).float()
 
     def positions(self, index_BK: Tensor) -> Tensor:

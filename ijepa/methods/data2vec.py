@@ -22,7 +22,8 @@ from ijepa.masking import BlockWise, num_hidden
 from ijepa.method import Batch, own_initial_weights
 from ijepa.optim import Optim, follow
 from ijepa.ranges import BelowOne, Count, Positive, Probability, Share
-from ijepa.vit import Hidden, ViT, normal
+from ijepa.transfer import placed
+from ijepa.vit import Hidden, ViT, normal, take, where
 
 RELEASED = {
     f"{tower}.{released}": f"{tower}.{ours}"
@@ -157,20 +158,21 @@ class Method(method.Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Smooth L1 between prediction and teacher's features, over hidden patches."""
-        hidden_BN = self.config.hidden(batch, self.vit.grid)
+        images, hidden_BN = batch.images_BCHW, self.config.hidden(batch, self.vit.grid)
         coins_BL2 = batch.uniform("drop_path", self.vit.depth, 2)
-        predictions_HD = self.predict(batch.images_BCHW, hidden_BN, coins_BL2)
-        targets_BND = self.targets(batch.images_BCHW)
-        return {"loss": self.loss(predictions_HD, targets_BND[hidden_BN])}
+        predictions_HD = self.predict(images, hidden_BN, coins_BL2)
+        targets_BHD = take(self.targets(images), where(hidden_BN, images.device))
+        return {"loss": self.loss(predictions_HD, targets_BHD.flatten(0, 1))}
 
     def predict(
         self, images_BCHW: Tensor, hidden_BN: Tensor, coins_BL2: Tensor | None = None
     ) -> Tensor:
         """Predicted features at the hidden patches, image after image, [H, D]."""
-        student = self.student
-        hidden = Hidden(hidden_BN, student.mask_token)
+        student, device = self.student, images_BCHW.device
+        hidden = Hidden(placed(hidden_BN, device), student.mask_token)
         features = student.encoder(images_BCHW, hidden=hidden, coins_BL2=coins_BL2)
-        predictions: Tensor = student.head(student.encoder.patches(features)[hidden_BN])
+        features_BHD = take(student.encoder.patches(features), where(hidden_BN, device))
+        predictions: Tensor = student.head(features_BHD.flatten(0, 1))
         return predictions
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from ijepa.method import Batch
 from ijepa.methods import dino
 from ijepa.methods.dino import NUM_GLOBAL, add_up, entropy, move
 from ijepa.ranges import Count, NotNegative, Positive, Probability
+from ijepa.transfer import placed
 from ijepa.vit import Hidden
 
 RELEASED = {
@@ -135,11 +136,11 @@ class Method(dino.Method):
         """DINO's loss on [cls], and the cross-entropy of hidden patches in the same view."""
         views, coins = batch.views, self.coins(batch)
         whole_FCHW = torch.cat(views[:NUM_GLOBAL])
-        hidden_FN = self.hidden(batch)
+        hidden_FN, device = self.hidden(batch), whole_FCHW.device
+        index_H = placed(hidden_FN.flatten().nonzero().squeeze(1), device)
         student, teacher = self.student, self.teacher
-        features = student.encoder(
-            whole_FCHW, hidden=Hidden(hidden_FN, student.mask_token), coins_BL2=coins[0]
-        )
+        hidden = Hidden(placed(hidden_FN, device), student.mask_token)
+        features = student.encoder(whole_FCHW, hidden=hidden, coins_BL2=coins[0])
         rows_RD = [features[:, 0]]
         if local := views[NUM_GLOBAL:]:
             rows_RD.append(student.encoder(torch.cat(local), coins_BL2=coins[1])[:, 0])
@@ -149,11 +150,14 @@ class Method(dino.Method):
         add_up(self.centre_sum, targets[:, 0])
         add_up(self.patch_centre_sum, targets[:, 1:])
         # Only hidden patches have a loss: the head need not see the others.
-        scores_HS = student.head(student.encoder.patches(features)[hidden_FN])
+        scores_HS = student.head(student.encoder.patches(features).flatten(0, 1)[index_H])
         config = self.config
         loss_class = self.loss(scores_RS, targets[:, 0], config.temperature(batch.progress))
         loss_patch = self.patch_loss(
-            scores_HS, targets[:, 1:][hidden_FN], hidden_FN, config.patches(batch.progress)
+            scores_HS,
+            targets[:, 1:].flatten(0, 1)[index_H],
+            hidden_FN,
+            config.patches(batch.progress),
         )
         return {
             "loss": config.class_weight * loss_class + config.patch_weight * loss_patch,
@@ -163,7 +167,10 @@ class Method(dino.Method):
         }
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Patches of the global views that are hidden from the student, boolean [F, N]."""
+        """Patches of the global views that are hidden from the student, boolean [F, N] on the CPU.
+
+        Their number is a shape and differs from step to step: on a GPU it would be waited for.
+        """
         num_views, random = batch.num_images() * NUM_GLOBAL, batch.generator("masks")
         masks = self.config.hidden(num_views, self.vit.grid, random)
         return batch.rows(masks.unflatten(0, (-1, NUM_GLOBAL))).transpose(0, 1).flatten(0, 1)
@@ -178,7 +185,7 @@ class Method(dino.Method):
         log_p_HS = (scores_HS.float() / self.config.student_temperature).log_softmax(-1)
         q_HS = ((targets_HS.float() - self.patch_centre[0]) / temperature).softmax(-1)
         view_H = hidden_FN.nonzero()[:, 0]
-        share_H = 1 / hidden_FN.sum(1).to(log_p_HS.dtype)[view_H]
+        share_H = placed(1 / hidden_FN.sum(1).to(log_p_HS.dtype)[view_H], log_p_HS.device)
         return -((q_HS * log_p_HS).sum(-1) * share_H).sum() / len(hidden_FN)
 
     def move_centres(self) -> None:

@@ -25,6 +25,7 @@ from ijepa.method import Batch
 from ijepa.optim import Optim, follow
 from ijepa.ranges import Count
 from ijepa.sigreg import SIGReg
+from ijepa.transfer import placed
 from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
 from ijepa.vit import transformer_block as block
 
@@ -248,24 +249,28 @@ class Method(method.Method):
         images = batch.images_BCHW
         B, size = len(images), self.config.masking.group_size
         first, last = batch.offset, batch.offset + B
-        sums = torch.zeros(3, device=images.device)
+        total, context, target = torch.zeros((), device=images.device), 0, 0
         for group in range(first // size, -(-last // size)):
             start, end = group * size, min((group + 1) * size, batch.num_images())
             whole = self.masking.sample(end - start, batch.generator("masks", group))
             low, high = max(start, first), min(end, last)
             here = slice(low - first, high - first)
-            masks = Masks(*(m[low - start : high - start].to(images.device) for m in whole))
+            rows = (m[low - start : high - start] for m in whole)
+            masks = Masks(*(placed(m, images.device) for m in rows))
             predictions = self.predict(images[here], masks)
             targets_GQD = (
                 self.block_targets(images[here], masks)
                 if whole_BND is None
                 else take(whole_BND[here], masks.targets_GMT.flatten(1))
             )
-            loss = self.loss(predictions.flatten(1, 2), targets_GQD)
-            lengths = loss.new_tensor([masks.context_GK.shape[1], masks.targets_GMT.shape[2]])
-            sums = sums + (high - low) * torch.cat([loss.view(1), lengths])
-        loss, context, target = sums / B
-        return {"loss": loss, "context_patches": context, "target_patches": target}
+            total = total + (high - low) * self.loss(predictions.flatten(1, 2), targets_GQD)
+            context += (high - low) * masks.context_GK.shape[1]
+            target += (high - low) * masks.targets_GMT.shape[2]
+        return {
+            "loss": total / B,
+            "context_patches": torch.full_like(total, context / B),
+            "target_patches": torch.full_like(total, target / B),
+        }
 
     def regularised(
         self, prediction: Tensor, features_BND: Tensor, batch: Batch
@@ -278,9 +283,7 @@ class Method(method.Method):
         samples_BVD = features_BND.mean(1, keepdim=True) if pooled else features_BND
         sigreg, samples_VBD = self.config.sigreg, samples_BVD.transpose(0, 1)
         directions_DS = sigreg.directions(self.vit.dim, batch.generator("directions"))
-        statistics_V = sigreg.statistics(
-            samples_VBD, directions_DS.to(samples_VBD.device, non_blocking=True)
-        )
+        statistics_V = sigreg.statistics(samples_VBD, placed(directions_DS, samples_VBD.device))
         return {
             "loss": sigreg.weighed(prediction, statistics_V),
             "loss_prediction": prediction,

@@ -26,6 +26,7 @@ from ijepa.method import Batch
 from ijepa.optim import Optim
 from ijepa.ranges import BelowOne, Count, NotNegativeInt
 from ijepa.sigreg import SIGReg
+from ijepa.transfer import placed
 from ijepa.vit import ViT
 
 
@@ -165,7 +166,7 @@ class Method(method.Method):
             self.config.output_dim, batch.generator("directions")
         )
         device = projections_VBK.device
-        return self.losses(projections_VBK, directions_KS.to(device, non_blocking=True))
+        return self.losses(projections_VBK, placed(directions_KS, device))
 
     def embed(self, views: tuple[Tensor, ...], coins_VBL2: Tensor) -> Tensor:
         """Features of [cls], [R, D]; each view is [B, C, H, W]."""

@@ -149,9 +149,9 @@ class Method(method.Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error over the pixels of the hidden patches."""
-        hidden_BN = self.config.hidden(batch, self.vit.grid)
-        predictions = self.predict(batch.images_BCHW, where(~hidden_BN))
-        return {"loss": self.loss(predictions, batch.images_BCHW, hidden_BN)}
+        images, hidden_BN = batch.images_BCHW, self.config.hidden(batch, self.vit.grid)
+        predictions = self.predict(images, where(~hidden_BN, images.device))
+        return {"loss": self.loss(predictions, images, hidden_BN)}
 
     def predict(self, images_BCHW: Tensor, visible_BK: Tensor) -> Tensor:
         """Predicted pixel values of every patch, [B, N, V]."""
@@ -170,5 +170,4 @@ class Method(method.Method):
             mean = targets_BNV.mean(-1, keepdim=True)
             targets_BNV = (targets_BNV - mean) / (targets_BNV.var(-1, keepdim=True) + 1e-6).sqrt()
         error_BN = F.mse_loss(predictions_BNV.float(), targets_BNV, reduction="none").mean(-1)
-        loss: Tensor = error_BN[hidden_BN].mean()
-        return loss
+        return error_BN.gather(1, where(hidden_BN, error_BN.device)).mean()

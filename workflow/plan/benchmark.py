@@ -70,6 +70,7 @@ class Run:
     gpus: Count = 1
     precision: str | None = None
     activation_checkpointing: bool | None = None
+    compile: bool | None = None
     num_workers: int | None = None
     log_every: int | None = None
     monitor_every: int | None = None

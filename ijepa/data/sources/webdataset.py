@@ -127,7 +127,7 @@ def _shards(dataset: Dataset, raw: Path, split: str) -> list[tuple[str, Path]]:
 
 
 def _pattern(dataset: Dataset, split: str) -> str:
-    pattern = dataset.options.get(split)
+    pattern: str | None = dataset.options.get(split)
     texts = all(isinstance(value, str) for value in dataset.options.values())
     if pattern is None or not texts or set(dataset.options) - OPTIONS:
         raise UserError(

@@ -1,0 +1,50 @@
+"""Copies between the host and a device for which neither waits.
+
+A GPU works on what is queued for it. A copy from ordinary memory, or to it, would make the host
+wait until the queue is empty, and the GPU then wait for the host. Copies from and to pinned memory
+are queued like all other work. On a CPU there is nothing to copy.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """Copy of a tensor of the host on a device."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def fetched(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Tensors on the host, in order.
+
+    Each is waited for only after the work of the next one is queued, so that the device always has
+    work. One tensor is held back for this on a CPU too.
+    """
+    earlier: tuple[Tensor, torch.cuda.Event | None] | None = None
+    for x in tensors:
+        later = x.to("cpu", non_blocking=True), _event(x.device)
+        if earlier is not None:
+            yield _arrived(*earlier)
+        earlier = later
+    if earlier is not None:
+        yield _arrived(*earlier)
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """Mark in a device's queue."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def _arrived(x: Tensor, event: torch.cuda.Event | None) -> Tensor:
+    """Return a tensor of the host once the device has copied it."""
+    if event is not None:
+        event.synchronize()
+    return x

@@ -1,0 +1,192 @@
+"""The host queues work for a GPU and waits for none of it, but at log steps and before a save.
+
+There is no GPU here: tests.fake_device raises Waited where the host would wait.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evals.features import _features
+from evals.heads import Heads, Optimizer
+from evals.losses import Losses
+from evals.protocols import attentive_probe, finetune
+from evals.supervised import Classifier, cross_entropy, mixed
+from evals.views import Encoded, Stored
+from ijepa.architecture import Variant, ViTConfig
+from ijepa.config import parse_run
+from ijepa.data.transforms import normalise
+from ijepa.distributed import ALONE
+from ijepa.log import Log
+from ijepa.method import Batch
+from ijepa.monitors import Monitored
+from ijepa.optim import adamw
+from ijepa.transfer import fetched, placed
+from ijepa.update import update
+from ijepa.vit import ViT
+from tests.conftest import raw_run_of
+from tests.fake_device import CUDA, NoWaiting, OnDevice, Waited, cuda, on_device
+from tests.test_methods import METHODS, batch, make
+
+__all__ = ["cuda"]
+pytestmark = pytest.mark.usefixtures("tiny", "cuda")
+
+VIT = ViTConfig(32, 8, dim=16, depth=2, num_heads=2)
+
+
+def on_cuda(name: str) -> Batch:
+    """A method's batch as the loop would place it."""
+    images = batch(name, step=1, progress=0.5)
+    views = tuple(placed(view, CUDA) for view in images.views)
+    assert images.tokens_BN is not None
+    return dataclasses.replace(images, views=views, tokens_BN=placed(images.tokens_BN, CUDA))
+
+
+def with_gradients(network: torch.nn.Module) -> None:
+    """Give each trained parameter a gradient on its device."""
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_of_a_method_waits_for_nothing(name: str, tmp_path: Path) -> None:
+    """Forward pass, scalars, clipping, update, averages, and the log at a step without a line."""
+    run = dataclasses.replace(parse_run(raw_run_of(name)), log_every=10)
+    method = on_device(make(name))
+    optimizer = adamw(method, run.recipe.optim)
+    with (
+        Log(tmp_path / "log", run, 0, 100, Monitored(torch.empty(0), None), ALONE) as log,
+        OnDevice(),
+    ):
+        scalars = method(on_cuda(name))
+        assert {value.device for value in scalars.values()} == {CUDA}
+        with_gradients(method)
+        method.before_step(0.5)
+        update(method, optimizer, run.recipe.optim)
+        method.after_step(0.5)
+        log.step(1, [scalars], method, stop=False)
+        with pytest.raises(Waited):
+            log.step(10, [scalars], method, stop=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_backward_pass_of_a_method_needs_no_values(name: str) -> None:
+    """Autograd's formulas are those of a GPU: a boolean index would need its values here too."""
+    loss = make(name)(batch(name))["loss"]
+    with NoWaiting():
+        loss.backward()
+
+
+def test_pixels_are_normalised_on_the_device() -> None:
+    with OnDevice():
+        images = normalise(placed(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), CUDA))
+    assert images.shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_features_are_fetched_after_the_next_batch_is_queued(class_token: bool) -> None:
+    network = on_device(ViT(VIT, Variant(class_token=class_token)).eval())
+    queued = []
+
+    def encoded() -> Any:
+        for number in range(3):
+            queued.append(number)
+            yield _features(network, torch.zeros(4, 32, 32, 3, dtype=torch.uint8), CUDA)
+
+    with OnDevice():
+        arrived = [(len(queued), x_BLD) for x_BLD in fetched(encoded())]
+    assert [count for count, _ in arrived] == [2, 3, 3]
+    assert all(x_BLD.device.type == "cpu" for _, x_BLD in arrived)
+
+
+def test_what_is_fetched_keeps_its_order_and_its_values() -> None:
+    tensors = [torch.tensor([number]) for number in range(5)]
+    assert [int(x) for x in fetched(tensors)] == [0, 1, 2, 3, 4]
+    assert not list(fetched([]))
+
+
+def test_a_step_of_linear_heads_waits_for_nothing() -> None:
+    heads = on_device(Heads((0.1, 0.01), (0.0,), 2, 16, 10, seed=0))
+    optimizer = Optimizer(heads, "lars")
+    source = object.__new__(Stored)
+    source.device = CUDA
+    with OnDevice():
+        held = torch.empty(40, 2, 16, device=CUDA)
+        source.labels = {"train": torch.empty(40, dtype=torch.long, device=CUDA)}
+        for features in (held, torch.zeros(40, 2, 16, dtype=torch.float16)):
+            source.features = {"train": features}
+            for x_BLD, y_B in source.training([torch.arange(8)], 0):
+                assert heads.loss(x_BLD, y_B).shape == (8,)
+                with_gradients(heads)
+                optimizer.step(1.0)
+        heads.classify(x_BLD)
+
+
+def test_the_encoder_of_a_probe_on_images_waits_for_nothing() -> None:
+    source = object.__new__(Encoded)
+    source.device, source.num_layers, source.pool = CUDA, 2, "patches"
+    source.network = on_device(ViT(VIT).eval())
+    with OnDevice():
+        source.are_finite = torch.ones((), dtype=torch.bool, device=CUDA)
+        source._encode(torch.zeros(4, 32, 32, 3, dtype=torch.uint8))
+        with pytest.raises(Waited):
+            source._check()
+
+
+@pytest.mark.parametrize("config", [finetune.Config(), attentive_probe.Config()])
+def test_a_step_of_fine_tuning_waits_only_where_losses_are_read(config: Any) -> None:
+    encoder = ViT(VIT, Variant(drop_path=0.1))
+    head = attentive_probe.probe(16, 2, 10)
+    model = Classifier(encoder, head).train()
+    on_device(model)
+    losses = Losses([], 1, "a training")
+    optim = config.optim(8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with OnDevice():
+        images = normalise(placed(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), CUDA))
+        images, targets = mixed(config, images, placed(torch.arange(8), CUDA), 10, step=0)
+        coins = placed(torch.rand(8, 2, 2), CUDA)
+        losses.add(0, 1.0, cross_entropy(model, images, targets, coins))
+        with_gradients(model)
+        update(model, optimizer, optim)
+        with pytest.raises(Waited):
+            losses.read()
+
+
+def test_a_loss_that_is_read_late_is_told_with_its_step() -> None:
+    means: list[float] = []
+    losses = Losses(means, 2, "a training")
+    for step, loss in enumerate((1.0, 3.0, 5.0)):
+        for share in (0.25, 0.75):
+            losses.add(step, share, {"loss": torch.tensor(loss)})
+    assert losses.read() == 5
+    assert means == [2.0, 2.5]
+    losses.add(3, 1.0, {"loss": torch.tensor(torch.inf)})
+    with pytest.raises(ValueError, match="the loss of a training is inf at step 3"):
+        losses.read()
+
+
+WAITS: dict[str, Any] = {
+    "a value": lambda x: x.sum().item(),
+    "a decision": lambda x: bool(x.any()),
+    "a shape": lambda x: x.nonzero(),
+    "a boolean index": lambda x: x[x > 0],
+    "a copy to the host": lambda x: x.cpu(),
+    "a copy from the host": lambda x: torch.zeros(3).to(x.device),
+    "a copy from ordinary memory": lambda x: torch.zeros(3).to(x.device, non_blocking=True),
+    "a list from the host": lambda x: x.new_tensor([1.0, 2.0]),
+    "a mix of devices": lambda x: x + torch.zeros(3),
+    "an index on the host": lambda x: x[torch.tensor([0, 2])],
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_the_fake_device_finds(wait: str) -> None:
+    with OnDevice():
+        x = torch.empty(3, device=CUDA)
+        with pytest.raises((Waited, RuntimeError)):  # torch itself refuses the list
+            WAITS[wait](x)
