@@ -147,6 +147,7 @@ def test_a_decoder_that_was_killed_ends_as_an_undisturbed_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Takes seconds: three trainings, each with its own data loaders."""
     config, encoder = tiny_config(condition=condition), trained("ijepa")
     undisturbed = decoder_of(config, data, encoder, tmp_path / "a")
     whole_run = train.learn
@@ -165,8 +166,6 @@ def test_a_decoder_that_was_killed_ends_as_an_undisturbed_one(
     assert json.loads(log[0])["step"] == 3
     assert undisturbed.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in undisturbed.items())
-    other = decoder_of(tiny_config(condition=condition, seed=1), data, encoder, tmp_path / "c")
-    assert not torch.equal(other["network.embed.weight"], resumed["network.embed.weight"])
     assert not torch.equal(resumed["average.embed.weight"], resumed["network.embed.weight"])
 
 
