@@ -26,7 +26,6 @@ from evals.run import evaluate
 from evals.subject import Subject
 from ijepa import train
 from ijepa.architecture import ViTConfig
-from ijepa.checkpoint import load_whole
 from ijepa.errors import UserError
 from ijepa.vit import patchify, unpatchify
 from tests.conftest import Trained
@@ -66,18 +65,6 @@ def weights(decoder: torch.nn.Module) -> dict[str, torch.Tensor]:
 def decoder_of(config: Config, data: Path, encoder: Path, work: Path) -> dict[str, torch.Tensor]:
     subject = subject_of(data, encoder, work)
     return weights(train_decoder(config, subject, Source(encoder, config.condition), work))
-
-
-def test_the_whole_of_a_run_is_loaded_as_it_was(trained: Trained) -> None:
-    encoder = trained("ijepa")
-    method, about = load_whole(encoder.with_name("whole.safetensors"))
-    assert about["run"]["method"] == "ijepa"
-    assert torch.equal(
-        method.encoder.state_dict()["norm.weight"],
-        Source(encoder, "image").encoder.state_dict()["norm.weight"],
-    )
-    with pytest.raises(UserError, match="not the whole of a run"):
-        load_whole(encoder)
 
 
 @pytest.mark.parametrize(

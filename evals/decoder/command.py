@@ -38,7 +38,9 @@ def draw(
         raise UserError(f"--block: {path} decodes whole images: leave it out, or name --decoder")
     if source.condition == "image" and not hidden:
         hidden = [source.centre()]
-    images = normalise(torch.tensor(to_array(centre_crop(picture, source.size)))[None])
+    vit = source.encoder.config
+    view = torch.tensor(to_array(centre_crop(picture, source.size)))
+    images = normalise(view[None], vit.mean, vit.std)
     row = user_row(drawing.to(source.device), source, images[0], hidden, samples, seed)
     pictures.write_picture(out, pictures.grid_of([row], source.grid))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evals.decoder.blocks import resize
-from ijepa.data.transforms import MEAN, STD
+from evals.decoder.source import statistics
 from ijepa.randomness import generator
 from ijepa.vit import ViT
 
@@ -32,7 +32,7 @@ def features(pictures_XCHW: Tensor, encoder: ViT | None) -> Tensor:
     if encoder is None:
         return resize(pictures_XCHW, SIDE).flatten(1)
     device = next(encoder.parameters()).device
-    mean, std = (torch.tensor(s).view(1, 3, 1, 1) for s in (MEAN, STD))
+    mean, std = statistics(encoder, pictures_XCHW)
     chunks = (
         (resize(x, encoder.config.image_size) - mean) / std for x in pictures_XCHW.split(CHUNK)
     )

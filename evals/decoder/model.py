@@ -24,7 +24,7 @@ from evals.decoder.source import Source
 from ijepa import method
 from ijepa.checkpoint import save_tensors
 from ijepa.data.loader import View
-from ijepa.data.transforms import MEAN, STD, Crop
+from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow
@@ -135,7 +135,9 @@ class Decoder(method.Method):
         drawn = self.source.draw(count, batch.generator("blocks"))
         here = slice(batch.offset, batch.offset + len(images))
         regions = Regions(drawn.blocks[here], drawn.context_BK[here])
-        clean = crop(pixels(images) * 2 - 1, regions.blocks, self.source.grid, self.config.size)
+        clean = crop(
+            self.source.pixels(images) * 2 - 1, regions.blocks, self.source.grid, self.config.size
+        )
         conditions = self.standardised(self.source.conditions(images, regions))
         random = batch.generator("noise")
         noise = batch.rows(torch.randn(count, *clean.shape[1:], generator=random))
@@ -166,12 +168,6 @@ class Decoder(method.Method):
                 predicted = self.average(x, step, conditions_BD)
             x = self.scheduler.step(predicted.float(), step, x).prev_sample
         return (x.cpu() / 2 + 0.5).clamp(0, 1)
-
-
-def pixels(images_BCHW: Tensor) -> Tensor:
-    """Values in [0, 1] of normalised images."""
-    mean, std = (images_BCHW.new_tensor(s).view(1, 3, 1, 1) for s in (MEAN, STD))
-    return images_BCHW * std + mean
 
 
 def noises(config: Config, seed: int, key: str, samples: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evals.decoder.blocks import Block, Regions, around, crop, whole
-from evals.decoder.model import Decoder, noises, pixels
+from evals.decoder.model import Decoder, noises
 from evals.decoder.pictures import Row
 from evals.decoder.source import Reconstructs, Source
 from ijepa.precision import precision
@@ -35,7 +35,7 @@ def decode_group(decoder: Decoder, source: Source, images_NCHW: Tensor, group: i
     regions = Regions(drawn.blocks * count, drawn.context_BK.expand(count, -1))
     keys = [f"group {group} image {number}" for number in range(count)]
     samples = decode(decoder, source, images_NCHW, regions, config.samples, config.seed, keys)
-    true = crop(pixels(images_NCHW), regions.blocks, source.grid, config.size)
+    true = crop(source.pixels(images_NCHW), regions.blocks, source.grid, config.size)
     return Decoded(images_NCHW, regions, true, samples)
 
 
@@ -65,7 +65,7 @@ def row_of(source: Source, decoded: Decoded, number: int) -> Row:
     regions, samples = decoded.regions, decoded.samples_NSCHW[number]
     if source.condition == "prediction":
         blocks, context = regions.blocks[number : number + 1], regions.context_BK[number]
-        return Row(pixels(image[None])[0], blocks, [samples], context, blocks)
+        return Row(source.pixels(image[None])[0], blocks, [samples], context, blocks)
     return whole_row(source, image, samples, [source.centre()])
 
 
@@ -73,14 +73,16 @@ def whole_row(
     source: Source, image_CHW: Tensor, samples_SCHW: Tensor, hidden: Sequence[Block]
 ) -> Row:
     """Row of samples of a whole image, with the method's own picture of blocks if it draws any."""
-    picture, blocks = pixels(image_CHW[None])[0], [whole(source.grid)]
+    picture, blocks = source.pixels(image_CHW[None])[0], [whole(source.grid)]
     if not isinstance(source.method, Reconstructs):
         return Row(picture, blocks, [samples_SCHW])
     context = around(hidden, source.grid)
     with torch.no_grad():
         images = image_CHW[None].to(source.device)
         filled = source.method.reconstruct(images, context[None].to(source.device)).cpu()
-    return Row(picture, blocks, [samples_SCHW], context, hidden, pixels(filled)[0].clamp(0, 1))
+    return Row(
+        picture, blocks, [samples_SCHW], context, hidden, source.pixels(filled)[0].clamp(0, 1)
+    )
 
 
 def user_row(
@@ -105,4 +107,4 @@ def user_row(
         regions = Regions([block], context[None])
         key = f"{block.row},{block.column},{block.height},{block.width}"
         parts.append(decode(decoder, source, image_CHW[None], regions, samples, seed, [key])[0])
-    return Row(pixels(image_CHW[None])[0], list(blocks), parts, context, list(blocks))
+    return Row(source.pixels(image_CHW[None])[0], list(blocks), parts, context, list(blocks))

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from evals.decoder.blocks import Block, Regions, bounding, whole
 from evals.decoder.settings import Condition
-from ijepa.checkpoint import load_encoder, load_whole
+from ijepa.checkpoint import load_encoder
+from ijepa.data.transforms import MEAN, STD
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
 from ijepa.masking import Masks, Sampler
 from ijepa.randomness import generator
 from ijepa.vit import ViT
+from ijepa.whole import load_whole
 
 WHOLE = "whole.safetensors"
 
@@ -116,7 +118,20 @@ class Source:
         places = torch.tensor([block.place(self.grid) for block in regions.blocks])
         return torch.cat([self.features_of(images_BCHW, regions), places.to(self.device)], 1)
 
+    def pixels(self, images_BCHW: Tensor) -> Tensor:
+        """Values in [0, 1] of images that are normalised as the encoder takes them."""
+        mean, std = statistics(self.encoder, images_BCHW)
+        return images_BCHW * std + mean
+
     def centre(self) -> Block:
         """Block in the middle, half as high and wide as the grid, to show what is hidden."""
         rows, columns = self.grid
         return Block(rows // 4, columns // 4, max(1, rows // 2), max(1, columns // 2))
+
+
+def statistics(encoder: ViT, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel by which an encoder's images are normalised, [C, 1, 1]."""
+    vit = encoder.config
+    values = (vit.mean or MEAN, vit.std or STD)
+    mean, std = (like.new_tensor(channels).view(-1, 1, 1) for channels in values)
+    return mean, std

@@ -80,7 +80,7 @@ def trained(config: Config, subject: Subject, source: Source, folder: Path) -> D
 
     with held(folder / "lock", f"{folder} is being trained by process {{process}}"):
         inputs = Inputs(cast(Images, images))
-        decoder, optimizer = learn(run, inputs, folder, ALONE, never, build)
+        decoder, optimizer = learn(run, inputs, folder, ALONE, never, folder / "epochs", build)
         save(folder / "checkpoint.pt", decoder, optimizer, config.steps)
     assert isinstance(decoder, Decoder)
     return decoder.eval()
@@ -98,11 +98,21 @@ def folder_of(subject: Subject) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def part(subject: Subject, split: str, count: int | None = None) -> "Subset[Any]":
+class First(Subset[Any]):
+    """First images of a split, with their labels."""
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Classes of every image, by kind of label."""
+        images: Any = self.dataset
+        return {name: classes[: len(self)] for name, classes in images.labels.items()}
+
+
+def part(subject: Subject, split: str, count: int | None = None) -> First:
     """First ``count`` images of a split, by default all that the evaluation uses."""
     images = subject.images(split)
     most = min(len(images), subject.limit.get(split, len(images)))
-    return Subset(cast(Any, images), range(min(most, count or most)))
+    return First(cast(Any, images), range(min(most, count or most)))
 
 
 def batches(
@@ -111,7 +121,9 @@ def batches(
     """First images of a split in the evaluation view, normalised, some at a time."""
     images = cast(Images, part(subject, split, count))
     views = EvaluationViews(images, source.size, subject.index.view)
-    return map(normalise, evaluation_batches(views, 64, config.num_workers))
+    vit = source.encoder.config
+    loaded = evaluation_batches(views, 64, config.num_workers)
+    return (normalise(images, vit.mean, vit.std) for images in loaded)
 
 
 @torch.no_grad()
