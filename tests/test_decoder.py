@@ -137,7 +137,7 @@ def test_a_decoder_that_was_killed_ends_as_an_undisturbed_one(
     """Takes seconds: three trainings, each with its own data loaders."""
     config, encoder = tiny_config(condition=condition), trained("ijepa")
     undisturbed = decoder_of(config, data, encoder, tmp_path / "a")
-    whole_run = train.learn
+    whole_run: Any = train.learn
 
     def killed(run: Any, *rest: Any) -> Any:
         calls = iter([False, False, True])

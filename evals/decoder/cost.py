@@ -7,6 +7,7 @@ from evals.decoder.settings import PRESETS, Config
 from evals.protocol import configure
 from ijepa.architecture import SIZES
 from ijepa.errors import run_command
+from ijepa.strict import strict
 
 ABOUT = """FLOPs and parameters of each preset of the decoder, counted by torch on the meta device.
 
@@ -38,7 +39,7 @@ def cost(config: Config, vit: Any) -> Cost:
     def flops(network: Any, *inputs: Any) -> float:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network(*inputs)
-        return counter.get_total_flops()
+        return float(counter.get_total_flops())
 
     with torch.device("meta"):
         network, encoder = Network(config, vit.dim + 4), ViT(vit)
@@ -58,8 +59,8 @@ def main() -> None:
 
     encoders = {
         "tiny": ViTConfig(image_size=32, patch_size=4, dim=128, depth=3, num_heads=2),
-        "cifar": ViTConfig(image_size=32, patch_size=4, **SIZES["small"]),
-        "paper": ViTConfig(image_size=224, patch_size=14, **SIZES["huge"]),
+        "cifar": strict(ViTConfig, {"image_size": 32, "patch_size": 4, **SIZES["small"]}, "vit"),
+        "paper": strict(ViTConfig, {"image_size": 224, "patch_size": 14, **SIZES["huge"]}, "vit"),
     }
     for name in PRESETS:
         counted = cost(configure("decoder", {"preset": name}, "decoder"), encoders[name])

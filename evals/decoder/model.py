@@ -68,7 +68,8 @@ class Network(nn.Module):
         )
         resampling = "resnet" if config.resnet_resampling else "conv"
         self.embed = nn.Linear(dim, 4 * config.channels[0])
-        self.unet = UNet2DModel(
+        unet: Any = UNet2DModel  # diffusers has no types for its constructors
+        self.unet = unet(
             sample_size=config.size,
             block_out_channels=tuple(config.channels),
             layers_per_block=config.layers,
@@ -105,7 +106,8 @@ class Decoder(method.Method):
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
-        self.scheduler: Any = DDIMScheduler(
+        scheduler: Any = DDIMScheduler
+        self.scheduler = scheduler(
             config.timesteps,
             beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.schedule],
             prediction_type=config.prediction_type,

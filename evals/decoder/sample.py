@@ -56,7 +56,8 @@ def decode(
         conditions = source.conditions(images_BCHW.to(source.device), regions)
     noise = torch.cat([noises(decoder.config, seed, key, samples) for key in keys])
     drawn = decoder.sample(conditions.repeat_interleave(samples, 0), noise)
-    return drawn.unflatten(0, (-1, samples))
+    by_image: Tensor = drawn.unflatten(0, (-1, samples))
+    return by_image
 
 
 def row_of(source: Source, decoded: Decoded, number: int) -> Row:
