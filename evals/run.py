@@ -65,7 +65,8 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     check(name, config, facts_of(subject, about), where)
     identity = identity_of(name, config, subject.label, subject.limit, about)
     text = json.dumps(identity, sort_keys=True)
-    subject = dataclasses.replace(subject, identity=hashlib.sha256(text.encode()).hexdigest()[:12])
+    identity_hash = hashlib.sha256(text.encode()).hexdigest()[:12]
+    subject = dataclasses.replace(subject, identity=identity_hash, out=out)
     start = time.perf_counter()
     result = load_evaluation(name).evaluate(config, subject)
     seconds = time.perf_counter() - start

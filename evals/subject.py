@@ -34,6 +34,7 @@ class Subject:
         label: Kind of label to predict, one of the data set's.
         encoder: Encoder file, for evaluations on images.
         features_of: ``about.json`` of stored features, for evaluations on features.
+        out: File of the result, beside which an evaluation writes its pictures.
         work: Folder for the checkpoint from which an interrupted evaluation goes on.
         identity: Short hash of encoder, data, label and protocol. A checkpoint of another identity
             is not used.
@@ -45,6 +46,7 @@ class Subject:
     encoder: Path | None = None
     features_of: Path | None = None
     work: Path | None = None
+    out: Path | None = None
     identity: str = ""
     limit: dict[str, int] = field(default_factory=dict)
 

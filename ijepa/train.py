@@ -110,11 +110,12 @@ def learn(
     world: World,
     stopping: Callable[[], bool],
     epochs: Path,
+    build: Callable[[], Method] | None = None,
 ) -> tuple[Method, torch.optim.Optimizer]:
     """Train for all steps, from the folder's checkpoint on if there is one.
 
-    Encoders of the epochs that are kept go to the folder ``epochs``. Returns the networks and the
-    optimizer.
+    Encoders of the epochs that are kept go to the folder ``epochs``. ``build`` makes the networks
+    at initialisation, by default those of the run's method. Returns the networks and the optimizer.
 
     Raises Stopped, and UserError for a loss that is not finite.
     """
@@ -124,7 +125,7 @@ def learn(
 
     # Networks at initialisation, from other weights, or from the last checkpoint.
     torch.manual_seed(run.seed)
-    method = load_method(run.method).Method(recipe, run.vit).to(device)
+    method = (build() if build else load_method(run.method).Method(recipe, run.vit)).to(device)
     recompute_blocks(method, run.activation_checkpointing)
     compile_teachers(method, run.compile)
     optimizer = adamw(method, optim)

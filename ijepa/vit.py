@@ -245,6 +245,12 @@ def patchify(images_BCHW: Tensor, size: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
+def unpatchify(patches_BNV: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Images [B, C, H, W] of their patches' values: the inverse of ``patchify``."""
+    x = patches_BNV.unflatten(2, (size, size, -1)).unflatten(1, grid)  # B row column p p C
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
 def where(chosen_BN: Tensor, device: torch.device) -> Tensor:
     """Ascending indices of the chosen patches, [B, K] on a device.
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "evaluate": ("evals", "one evaluation of one encoder"),
     "group": ("evals.group", "all evaluations that use the same features"),
     "picture": ("evals.picture", "patch features of your images: components, similarity, nearest"),
+    "decode": ("evals.decoder", "draw what an encoder or its predictor tells of an image"),
+    "decoder-cost": ("evals.decoder.cost", "FLOPs and GPU-hours of each preset of the decoder"),
     "tables": ("evals.report.tables", "show tables, or write them from results"),
     "report": ("evals.report", "write the page of tables and pictures"),
     "compare": ("evals.report.compare", "differences of two result sets beyond noise"),

@@ -16,7 +16,7 @@ from ijepa.errors import UserError
 from ijepa.result_file import read_result
 
 CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
-UNITS = {"top1": "top-1 %", "rankme": "RankMe"}
+UNITS = {"top1": "top-1 %", "rankme": "RankMe", "identification": "identification"}
 """Units of the metrics that a table can show."""
 
 NUMBERS = ["value", "low", "high", "n", "epochs", "images_seen", "train_minutes", "gpu_hours"]

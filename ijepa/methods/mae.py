@@ -28,6 +28,7 @@ from ijepa.vit import (
     patchify,
     sincos_positions,
     transformer_block,
+    unpatchify,
     where,
     xavier,
 )
@@ -159,6 +160,21 @@ class Method(method.Method):
             self.visible_encoder(images_BCHW, visible_BK), visible_BK
         )
         return predictions
+
+    def reconstruct(self, images_BCHW: Tensor, visible_BK: Tensor) -> Tensor:
+        """Images with the other patches predicted, [B, C, H, W].
+
+        Predictions of normalised pixels are given the true patch's mean and deviation, as in the
+        pictures of the paper, without which they have no colour.
+        """
+        patches_BNV = patchify(images_BCHW, self.vit.patch_size)
+        predicted_BNV = self.predict(images_BCHW, visible_BK).float()
+        if self.config.normalise_pixels:
+            variance = patches_BNV.var(-1, keepdim=True) + 1e-6
+            predicted_BNV = predicted_BNV * variance.sqrt() + patches_BNV.mean(-1, keepdim=True)
+        index_BKV = visible_BK.unsqueeze(-1).expand(-1, -1, patches_BNV.shape[-1])
+        filled_BNV = predicted_BNV.scatter(1, index_BKV, patches_BNV.gather(1, index_BKV))
+        return unpatchify(filled_BNV, self.vit.grid, self.vit.patch_size)
 
     def loss(self, predictions_BNV: Tensor, images_BCHW: Tensor, hidden_BN: Tensor) -> Tensor:
         """Squared error, averaged over pixel values and then over the hidden patches of all images.

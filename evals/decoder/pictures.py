@@ -1,0 +1,152 @@
+"""Pictures of decoded blocks: the image, what the encoder saw of it, samples, and their spread.
+
+Everything outside the pictures is transparent and labels are grey, so that they read on light and
+dark pages and in print.
+
+Shape suffixes: S samples, C channels, H and W pixels, K patches of the context, N patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from evals.decoder.blocks import Block, Grid
+from ijepa.files import written_whole
+
+SIDE, GAP, LABEL = 112, 6, 18
+"""Pixels: least side of a picture, gap between two, height of the labels."""
+OUTLINE, HIDDEN, TEXT = (0, 158, 115), (150, 150, 150), (128, 128, 128, 255)
+SPREAD_COLOUR, SPREAD_MAX = np.array([213, 94, 0]), 0.3
+"""Colour of a standard deviation of SPREAD_MAX, where values go from 0 to 1; none is white."""
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, its blocks, and the samples of each.
+
+    ``samples`` has for each block [S, C, H, W] in [0, 1]. ``context_K`` are the patches that the
+    encoder saw around the ``hidden`` blocks; None if it saw all of them. ``reconstruction_CHW`` is
+    the method's own of these blocks.
+    """
+
+    image_CHW: Tensor
+    blocks: list[Block]
+    samples: list[Tensor]
+    context_K: Tensor | None = None
+    hidden: Sequence[Block] = ()
+    reconstruction_CHW: Tensor | None = None
+
+
+def grid_of(rows: list[Row], grid: Grid) -> Image.Image:
+    """All rows below each other, with labels above the columns."""
+    cells = [_cells(row, grid) for row in rows]
+    labels = [label for label, _ in cells[0]]
+    side = cells[0][0][1].width
+    size = (len(labels) * (side + GAP) - GAP, LABEL + len(rows) * (side + GAP) - GAP)
+    canvas = Image.new("RGBA", size, (0, 0, 0, 0))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    for column, label in enumerate(labels):
+        draw.text((column * (side + GAP) + 1, 0), label, fill=TEXT, font=font)
+    for number, row in enumerate(cells):
+        for column, (_, picture) in enumerate(row):
+            canvas.paste(picture, (column * (side + GAP), LABEL + number * (side + GAP)))
+    return canvas
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG, whole or not at all."""
+    with written_whole(path) as part:
+        picture.save(part, format="PNG", optimize=True)
+
+
+def _cells(row: Row, grid: Grid) -> list[tuple[str, Image.Image]]:
+    """Labels and pictures of a row."""
+    size = row.image_CHW.shape[-1]
+    side = size * max(1, -(-SIDE // size))
+    image = _enlarged(row.image_CHW, side)
+    cells = [("image", image)]
+    background = image
+    if row.context_K is not None:
+        faded = _faded(image, row.context_K, grid)
+        cells.append(("context", _outlined(faded, row.hidden, grid)))
+        if row.reconstruction_CHW is None:
+            background = faded
+        else:
+            filled = _enlarged(row.reconstruction_CHW, side)
+            cells.append(("its own", _outlined(filled, row.hidden, grid)))
+    outlines = row.blocks if row.blocks == list(row.hidden) else []
+    for number, parts in enumerate(zip(*row.samples, strict=True), start=1):
+        sample = _filled(background, row.blocks, parts, grid)
+        cells.append((f"sample {number}", _outlined(sample, outlines, grid)))
+    blank = Image.new("RGB", (side, side), (255, 255, 255))
+    spreads = _filled(blank, row.blocks, [_spread(x) for x in row.samples], grid)
+    cells.append((f"spread, 0-{SPREAD_MAX}", _outlined(spreads, outlines, grid)))
+    return cells
+
+
+def _spread(samples_SCHW: Tensor) -> Tensor:
+    """Standard deviation over samples as a picture, [C, H, W]."""
+    share_HW = (samples_SCHW.std(0).mean(0) / SPREAD_MAX).clamp(max=1).unsqueeze(0)
+    colour = torch.tensor(SPREAD_COLOUR / 255).float().view(3, 1, 1)
+    return 1 - share_HW * (1 - colour)
+
+
+def _array(picture_CHW: Tensor) -> Pixels:
+    array: Pixels = (picture_CHW.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return array
+
+
+def _enlarged(picture_CHW: Tensor, side: int) -> Image.Image:
+    image = Image.fromarray(_array(picture_CHW))
+    return image.resize((side, side), Image.Resampling.NEAREST)
+
+
+def _box(block: Block, grid: Grid, side: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a block in a picture."""
+    rows, columns = grid
+    return (
+        block.column * side // columns,
+        block.row * side // rows,
+        (block.column + block.width) * side // columns,
+        (block.row + block.height) * side // rows,
+    )
+
+
+def _faded(image: Image.Image, context_K: Tensor, grid: Grid) -> Image.Image:
+    """Image with grey in place of the patches that were not seen."""
+    seen_N = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+    seen_N[context_K] = True
+    mask = Image.fromarray((seen_N.view(grid).numpy() * 255).astype(np.uint8))
+    mask = mask.resize(image.size, Image.Resampling.NEAREST)
+    return Image.composite(image, Image.new("RGB", image.size, HIDDEN), mask)
+
+
+def _outlined(image: Image.Image, blocks: Sequence[Block], grid: Grid) -> Image.Image:
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    for block in blocks:
+        left, top, right, bottom = _box(block, grid, image.width)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=OUTLINE, width=2)
+    return image
+
+
+def _filled(
+    image: Image.Image, blocks: Sequence[Block], parts: Sequence[Tensor], grid: Grid
+) -> Image.Image:
+    """Image with a picture [C, H, W] in each block."""
+    image = image.copy()
+    for block, picture in zip(blocks, parts, strict=True):
+        left, top, right, bottom = _box(block, grid, image.width)
+        drawn = Image.fromarray(_array(picture)).resize(
+            (right - left, bottom - top), Image.Resampling.BICUBIC
+        )
+        image.paste(drawn, (left, top))
+    return image
