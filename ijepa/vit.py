@@ -247,7 +247,7 @@ def patchify(images_BCHW: Tensor, size: int) -> Tensor:
 
 def unpatchify(patches_BNV: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """Images [B, C, H, W] of their patches' values: the inverse of ``patchify``."""
-    x = patches_BNV.unflatten(2, (size, size, -1)).unflatten(1, grid)  # B row column p p C
+    x: Tensor = patches_BNV.unflatten(2, (size, size, -1)).unflatten(1, grid)  # B row column p p C
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
@@ -259,7 +259,8 @@ def where(chosen_BN: Tensor, device: torch.device) -> Tensor:
     """
     counts = chosen_BN.sum(1)
     assert (counts == counts[0]).all()
-    return placed(chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1), device)
+    index_BK: Tensor = chosen_BN.nonzero()[:, 1].view(len(chosen_BN), -1)
+    return placed(index_BK, device)
 
 
 def sincos_positions(dim: int, grid: tuple[int, int], rows_first: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
-from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
+from torchvision.transforms import functional as tv
 
 from ijepa.data import transforms
 from ijepa.data.transforms import Box, Crop, augment, crop_tokens, sample_box
