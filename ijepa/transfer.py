@@ -21,11 +21,14 @@ def placed(x: Tensor, device: torch.device) -> Tensor:
 def fetched(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     """Tensors on the host, in order.
 
-    Each is waited for only after the work of the next one is queued, so that the device always has
-    work. One tensor is held back for this on a CPU too.
+    One of a GPU is waited for only after the work of the next one is queued, so that the GPU always
+    has work.
     """
     earlier: tuple[Tensor, torch.cuda.Event | None] | None = None
     for x in tensors:
+        if x.device.type == "cpu":
+            yield x
+            continue
         later = x.to("cpu", non_blocking=True), _event(x.device)
         if earlier is not None:
             yield _arrived(*earlier)

@@ -19,6 +19,8 @@ from ijepa.data.source import load_source
 from ijepa.errors import UserError
 from tests.tars import tar_of
 
+pytestmark = pytest.mark.usefixtures("real_register")
+
 Files = dict[str, bytes]
 Listed = list[tuple[str, int]]
 """Name and class of each image."""
