@@ -1,6 +1,7 @@
 """The register of data sets, ``data/datasets.yaml``, as typed entries."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,7 +92,13 @@ def load_dataset(name: str) -> Dataset:
 
 
 def _read() -> dict[str, Any]:
-    entries: dict[str, Any] = read_yaml(REGISTER)
+    """Entries by name, not to be changed: a register that stays the same is parsed once."""
+    return _parsed(REGISTER, REGISTER.read_bytes() if REGISTER.is_file() else b"")
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: Path, _content: bytes) -> dict[str, Any]:
+    entries: dict[str, Any] = read_yaml(path)
     if not isinstance(entries, dict):
         raise UserError(f"{REGISTER} must hold a data set's name and keys for each")
     for name, entry in entries.items():
