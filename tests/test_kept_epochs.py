@@ -13,7 +13,8 @@ from ijepa.errors import UserError
 from ijepa.train import Stopped, train
 from tests.conftest import Trained, raw_run_of
 from workflow.plan.benchmark import read_benchmark
-from workflow.plan.grid import Cell, Grid
+from workflow.plan.grid import Grid
+from workflow.plan.paths import Cell
 
 
 def keeping(**keep: Any) -> dict[str, Any]:

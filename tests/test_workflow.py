@@ -32,7 +32,8 @@ from ijepa.vit import ViT
 from tests.conftest import raw_run_of
 from workflow.plan import session
 from workflow.plan.benchmark import read_benchmark
-from workflow.plan.grid import Grid, Group
+from workflow.plan.grid import Grid
+from workflow.plan.paths import Group
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]

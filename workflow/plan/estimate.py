@@ -14,7 +14,8 @@ from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.errors import UserError, run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
-from workflow.plan.grid import Grid, Group
+from workflow.plan.grid import Grid
+from workflow.plan.paths import Group
 
 Seconds = dict[tuple[str, ...], float]
 """Seconds of each job, by its rule and its wildcards."""

@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from evals.report.plan import ReportPlan, TableSpec
 from ijepa.files import write_yaml
@@ -24,26 +24,11 @@ from workflow.plan.benchmark import (
     Table,
     as_plain,
 )
-
-
-class Cell(NamedTuple):
-    """One evaluation of one encoder."""
-
-    run: str
-    seed: int
-    evaluation: str
-
-
-class Group(NamedTuple):
-    """Evaluations that one process makes: all of an encoder that use its features of a data set."""
-
-    run: str
-    seed: int
-    dataset: str
+from workflow.plan.paths import Cell, Group, Paths
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Paths):
     """The files and jobs of a benchmark: every path, and what each file is made from.
 
     Args:
@@ -235,21 +220,6 @@ class Grid:
     # The files.
 
     @property
-    def results(self) -> str:
-        """Folder of everything that this config makes."""
-        return f"results/{self.name}"
-
-    @property
-    def work(self) -> str:
-        """Folder of checkpoints and of what an interrupted job goes on from."""
-        return f"work/{self.name}"
-
-    @property
-    def jobs(self) -> str:
-        """Folder of the notes of the cluster's jobs (ijepa/cluster/note_job.sh)."""
-        return f"{self.work}/jobs"
-
-    @property
     def products(self) -> list[str]:
         """Files that a whole run of the workflow ends with.
 
@@ -263,10 +233,6 @@ class Grid:
             f"{self.results}/metrics.json",
             f"{self.results}/report.html",
         ]
-
-    def run_folder(self, run: str, seed: int | str) -> str:
-        """Folder of a run's encoder, log and record."""
-        return f"{self.results}/runs/{run}/seed{seed}"
 
     def encoder(self, run: str, seed: int | str) -> str | None:
         """File of an encoder, trained here or published; raw pixels have none."""
@@ -283,36 +249,11 @@ class Grid:
         """File that is there once an encoder is: one of an epoch comes with its run's last."""
         return self.encoder(self.trained_as(run), seed)
 
-    def whole(self, run: str, seed: int | str) -> str:
-        """File of all networks of a run, which comes with its encoder."""
-        return f"{self.run_folder(run, seed)}/whole.safetensors"
-
-    def features(self, run: str, seed: int | str, dataset: str) -> str:
-        """File that says of an encoder's features of a data set that they are there."""
-        return f"{self.results}/features/{run}/seed{seed}/{dataset}/about.json"
-
     def single_features(self, run: str, seed: int | str, evaluation: str) -> list[str]:
         """Features that an evaluation with its own job uses beside images: one file, or none."""
         if self.uses(run, evaluation) != "both":
             return []
         return [self.features(run, seed, self.evaluations[evaluation].dataset)]
-
-    def result(self, cell: Cell) -> str:
-        """File of one result."""
-        return f"{self.results}/evaluations/{cell.run}/seed{cell.seed}/{cell.evaluation}.json"
-
-    def marker(self, group: Group) -> str:
-        """File that says of a group that all of its results are there."""
-        run, seed, dataset = group
-        return f"{self.results}/evaluations/{run}/seed{seed}/{dataset}.done"
-
-    def shards(self, dataset: str) -> str:
-        """Folder of a data set's shards."""
-        return f"data/shards/{dataset}"
-
-    def index(self, dataset: str) -> str:
-        """Index of a data set's shards."""
-        return f"{self.shards(dataset)}/index.json"
 
     def tokens(self, run: str) -> str | None:
         """Token cache of a run, if it predicts ids."""
@@ -365,28 +306,6 @@ class Grid:
         """Folder of those files, named by their content: a run that is under way keeps its own."""
         content = json.dumps(as_plain(self.benchmark), sort_keys=True).encode()
         return f"{self.work}/plan/{hashlib.sha256(content).hexdigest()[:12]}"
-
-    def run_plan(self, run: str, seed: int | str) -> str:
-        """YAML file of a run, for ijepa.cluster.launch."""
-        return f"{self.plan}/runs/{run}/seed{seed}.yaml"
-
-    def group_plan(self, run: str, seed: int | str, dataset: str) -> str:
-        """YAML file of a group's evaluations, for evals.group."""
-        return f"{self.plan}/evaluations/{run}/seed{seed}/{dataset}.yaml"
-
-    def evaluation_plan(self, run: str, seed: int | str, evaluation: str) -> str:
-        """YAML file of the settings of a single evaluation, for evals."""
-        return f"{self.plan}/evaluations/{run}/seed{seed}/{evaluation}.settings.yaml"
-
-    @property
-    def tables_plan(self) -> str:
-        """YAML file of what tables and report must know of the config."""
-        return f"{self.plan}/tables.yaml"
-
-    @property
-    def config_plan(self) -> str:
-        """YAML file of the whole config, for the commands of workflow.plan."""
-        return f"{self.plan}/config.yaml"
 
     def images_option(self, dataset: str) -> str:
         """Option --images of evals and evals.features; "" where all images are used."""

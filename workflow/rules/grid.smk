@@ -8,7 +8,7 @@ from ijepa.cores import usable_cores
 from ijepa.errors import UserError
 from workflow.plan import session
 from workflow.plan.benchmark import DATASET_NAME
-from workflow.plan.grid import Group
+from workflow.plan.paths import Group
 from workflow.plan.options import LAUNCH, as_options, launch_options, register_entry
 
 
