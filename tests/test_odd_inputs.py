@@ -22,7 +22,7 @@ from workflow.plan.benchmark import read_benchmark
     ("text", "message"),
     [
         ("a: 1\nb: {c: 1, c: 2}\n", "line 2, column 11: the key 'c' is there twice"),
-        ("a: 1\n  b: 2\n", "line 2, column 4: mapping values are not allowed here"),
+        ("a: 1\n  b: 2\n", "line 2, column 4: mapping values are not allowed"),
         ("a: \xe9".encode("latin-1").decode("latin-1"), None),
     ],
 )

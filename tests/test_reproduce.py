@@ -159,6 +159,8 @@ def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_
     tiny: Path, tmp_path: Path
 ) -> None:
     """A whole tiny workflow three times: over 5 s, since each starts Snakemake and its jobs."""
+    probe = {"epochs": 1, "milestones": [], "batch_size": 32, "learning_rates": [1e38]}
+    probe["optimiser"] = "sgd"
     config = {
         "name": "tiny",
         "dataset": "tiny",
@@ -169,7 +171,7 @@ def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_
         "runs": [{**raw_run_of("mae"), "name": "mae", "keep": {"epochs": [1]}}],
         "evaluations": [
             {"name": "knn", "config": {"num_neighbours": 5}},
-            {"name": "linear_probe", "config": {"epochs": 1, "milestones": [], "batch_size": 999}},
+            {"name": "linear_probe", "config": probe},
         ],
         "tables": [
             {
@@ -196,13 +198,13 @@ def test_a_run_is_shown_from_its_estimate_to_its_end_and_a_failure_is_mended_by_
     assert failed.returncode == 1
     assert "minutes from scratch on this machine" in failed.stdout
     assert "failed" in failed.stdout
-    assert "batch_size is 999" in failed.stdout
+    assert "heads diverged by epoch 1: choose smaller learning_rates" in failed.stdout
     assert "the same command goes on from here" in failed.stdout
     # The failure of one evaluation left the other.
     knn = tmp_path / "results/tiny/evaluations/pixels/seed0/knn.json"
     before = knn.read_bytes()
 
-    config["evaluations"][1]["config"]["batch_size"] = 32
+    probe["learning_rates"] = [0.1]
     whole = reproduce()
     assert whole.returncode == 0, whole.stdout + whole.stderr
     # Once in both, whether it ran beside what failed or only afterwards.

@@ -72,7 +72,7 @@ class Grid(Paths):
         if runs:
             first = self.benchmark.runs[0]
             optim = {**first.recipe.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
-            untrained = replace(first, recipe={**first.recipe, "optim": optim}, start={})
+            untrained = replace(first, recipe={**first.recipe, "optim": optim}, start={}, keep={})
             runs[UNTRAINED] = untrained
         return runs
 
