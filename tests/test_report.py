@@ -278,6 +278,7 @@ def test_warnings_come_first_below_a_table(page_file: Path, browser: Browser) ->
 def test_only_long_tables_are_folded_and_never_the_first(
     results: Path, data: Path, page_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Over 5 s: the page is made twice."""
     assert "<summary>" not in page_file.read_text()
     monkeypatch.setattr(page_module, "LONG_TABLE", 2)
     specs = [replace(SPEC, name=name) for name in ("first", "second")]

@@ -341,6 +341,7 @@ def test_a_result_from_outside_is_in_the_tables_with_its_file(tmp_path: Path) ->
 
 
 def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: Path) -> None:
+    """Over 5 s: the paper's whole config is planned twice and checked."""
     (tmp_path / "mine.csv").write_text("run,evaluation,value\nmine,in1k_linear,76.5\n")
     config = {**copy.deepcopy(PAPER), "external": [str(tmp_path / "mine.csv")]}
     plan = plan_of(config)

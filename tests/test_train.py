@@ -110,6 +110,7 @@ def test_no_steps_leave_the_network_as_it_was_initialised(
 
 
 def test_training_lowers_the_loss(raw_run: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """Over 5 s: ten epochs."""
     raw_run["recipe"]["optim"] |= {"epochs": 10, "warmup_epochs": 1}
     losses = [record["loss"] for record in log_of(run(raw_run, data, tmp_path))]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

@@ -164,6 +164,7 @@ def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any]) -> None:
 def test_a_mistake_in_a_recipe_stops_before_the_first_job(
     mini: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Over 5 s: Snakemake, and the check of the config."""
     mini["runs"][0]["recipe"]["optim"]["learning_rate"] = 1
     done = plan(mini, tmp_path, "--snakefile", str(ROOT / "Snakefile"))
     assert done.returncode != 0
@@ -224,7 +225,10 @@ def serve(whole: bytes) -> Iterator[Weights]:
 def test_published_weights_come_into_the_table_without_pretraining(
     tiny: Path, tmp_path: Path, server: Weights
 ) -> None:
-    """A wrong file is refused; the same command again goes on through a broken connection."""
+    """A wrong file is refused; the same command again goes on through a broken connection.
+
+    Over 5 s: Snakemake twice, and its jobs.
+    """
     shutil.copytree(tiny / "raw", tmp_path / "data" / "raw" / "tiny")
     weights = {"name": "published", "address": server.address, "sha256": server.sha256}
     config: dict[str, Any] = {
@@ -270,6 +274,7 @@ def without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_slurm_its_profile_plans_and_else_says_one_clear_error(
     profile: str, mini: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Over 5 s: Snakemake twice."""
     done = plan(mini, tmp_path, "-n", "--profile", profile)
     assert done.returncode == 0, done.stderr
     assert "slurm_partition=gpu" in done.stdout + done.stderr
@@ -480,7 +485,10 @@ esac
 def test_a_job_in_a_conda_environment_runs_that_environments_python(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for conda: our prefix, which comes after its activation, must not hide it."""
+    """A stand-in for conda: our prefix, which comes after its activation, must not hide it.
+
+    Over 5 s: Snakemake and a job.
+    """
     shutil.copytree(tiny / "raw", tmp_path / "data" / "raw" / "tiny")
     (tmp_path / "bin").mkdir()
     script = CONDA.replace("FOLDER", str(tmp_path)).replace("PYTHON", sys.executable)
