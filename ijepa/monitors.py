@@ -23,7 +23,7 @@ from ijepa.vit import ViT
 NUM_MONITORED = 512
 """Images whose features are watched."""
 HELD_OUT = 4
-"""Of so many of them one is held out, and classified by the others."""
+"""One of so many watched images is held out, and the others classify it."""
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """Settings of k-NN, those of DINO (Caron et al., ICCV 2021)."""
 RIDGE = 0.1

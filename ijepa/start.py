@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,13 +16,12 @@ from torch import Tensor
 
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder, ours, read_tensors
-from ijepa.config import parse_run
 from ijepa.errors import UserError
-from ijepa.method import Method, load_method
+from ijepa.method import Method
 from ijepa.released import convert as released
 from ijepa.stages import Start
 from ijepa.vit import ViT
-from ijepa.whole import own_name, read_about
+from ijepa.whole import load_whole, own_name, read_about
 
 CONTAINERS = {"data2vec": {"model_ema.": "teacher.", "model.": "student."}}
 """Beginnings of names in a release's checkpoint that name one of two networks, by method."""
@@ -101,8 +99,8 @@ def _encoder(method: Method, start: Start) -> Weights:
     path = Path(start.weights)
     if ours(path):
         weights = load_encoder(path)[0].state_dict()
-    elif about := read_about(path):
-        weights = _evaluated(path, about)
+    elif read_about(path):
+        weights = load_whole(path)[0].encoder.state_dict()
     else:
         weights = released.encoder(read_tensors(path), str(path)).weights
     return {
@@ -110,15 +108,6 @@ def _encoder(method: Method, start: Start) -> Weights:
         for prefix, tower in _towers(method)
         for name, value in _fitted(weights, tower, path, start).items()
     }
-
-
-def _evaluated(path: Path, about: dict[str, Any]) -> Weights:
-    """The evaluated encoder of a file of all networks of a run."""
-    run = parse_run(about["run"], str(path), checked=False)
-    other = load_method(run.method).Method(run.recipe, run.vit)
-    (prefix,) = [name for name, module in other.named_modules() if module is other.encoder]
-    tensors = _of_file(path, run.method)
-    return {n.removeprefix(f"{prefix}."): v for n, v in tensors if n.startswith(f"{prefix}.")}
 
 
 def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:
@@ -147,9 +136,10 @@ def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:
 
 def _fitted(weights: Weights, tower: ViT, path: Path, start: Start) -> Weights:
     """An encoder's weights for a tower; its positions are resampled if that is asked for."""
-    wanted = tower.state_dict()
-    weights = {n: v for n, v in weights.items() if not n.endswith(released.CONSTANTS)}
-    wanted = {n: v for n, v in wanted.items() if not n.endswith(released.CONSTANTS)}
+    weights, wanted = (
+        {name: value for name, value in state.items() if not name.endswith(released.CONSTANTS)}
+        for state in (weights, tower.state_dict())
+    )
     _refuse(path, [n for n in wanted if n not in weights], [n for n in weights if n not in wanted])
     for name, value in weights.items():
         if name not in POSITIONS and not _same(value, wanted[name]):

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from ijepa.data.archives import folder_entries, refuse_missing, tar_entries, unpack, verify_once
+from ijepa.data.official import DAMAGED
 from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
 from ijepa.errors import UserError
@@ -151,7 +151,7 @@ def _wordnet_ids(meta: Path) -> dict[int, str]:
     """WordNet ID of each ILSVRC2012_ID that is a class of images, not a parent of classes."""
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError, MatReadError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{meta} is damaged or no list of classes ({error}): bring {DEVKIT}.tar.gz again, "
             f"delete {meta.parents[1]} and fetch again"
