@@ -69,6 +69,7 @@ from evals.about import FORMAT
 from evals.patches import PATCHES_FILE, spread_out
 from evals.pooling import NUM_LAYERS, PATCHES, Pool, kinds
 from evals.views import patch_features, pooled
+from ijepa.allocator import keep_freed_memory
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
 from ijepa.data.transforms import normalise
@@ -102,6 +103,7 @@ def extract(
     if (stored := kinds(about)) != PATCHES:
         about["features_of_tokens"] = list(stored)
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = cache(lambda: _loaded(encoder_file, device))
     seconds = 0.0

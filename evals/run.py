@@ -16,6 +16,7 @@ from evals.identity import identity_of, is_same
 from evals.pooling import kinds, resolved
 from evals.protocol import Facts, Uses, check, configure, load_evaluation
 from evals.subject import Subject, checked_labels
+from ijepa.allocator import keep_freed_memory
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
 from ijepa.files import write_json, write_text
@@ -47,6 +48,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
     A top-1 result also has ``correct``, a bit for each test image, and ``classes``, the counts of
     right and confused images by class (``evals.result``).
     """
+    keep_freed_memory()
     about = subject.about()
     where = f"evaluations.{name}"
     config = resolved(configure(name, raw, where), about, where)

@@ -42,6 +42,7 @@ import torch
 from numpy.typing import NDArray
 
 from ijepa import distributed
+from ijepa.allocator import keep_freed_memory
 from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, as_plain, read_run
 from ijepa.data.loader import Images, Item, Steps, TrainingViews, training_batches
@@ -96,6 +97,7 @@ def train(
 ) -> None:
     """Pretrain an encoder; ABOUT describes outputs, resumption and errors."""
     here()  # caches the commit now: the running code is that of the start
+    keep_freed_memory()
     with prepared(run, data, work, out, world) as (folder, inputs):
         method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name("epochs"))
         if world.rank == 0:
