@@ -49,11 +49,11 @@ def main() -> None:
         seconds.append(time.perf_counter() - begun)
     after = resource.getrusage(resource.RUSAGE_SELF)
     median = statistics.median(seconds[WARM_UP:])
+    kernel, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
     print(
         f"{run.method}: {batch_size / median:.0f} images/s, "
         f"{(after.ru_minflt - before.ru_minflt) / STEPS:.0f} page faults a step, "
-        f"{after.ru_stime - before.ru_stime:.1f} of "
-        f"{after.ru_stime - before.ru_stime + after.ru_utime - before.ru_utime:.1f} s in the kernel, "
+        f"{kernel:.1f} of {kernel + user:.1f} s in the kernel, "
         f"{after.ru_maxrss / 1e6:.2f} GB"
     )
 
