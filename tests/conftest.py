@@ -188,6 +188,24 @@ def raw_run_of(method: str, **recipe: str) -> dict[str, Any]:
 
 
 @pytest.fixture
+def mini() -> dict[str, Any]:
+    """The default config, as it stands in its file."""
+    return raw_config("mini")
+
+
+@pytest.fixture
+def hour() -> dict[str, Any]:
+    """The config of the hour, as it stands in its file."""
+    return raw_config("hour")
+
+
+def raw_config(name: str) -> dict[str, Any]:
+    """A config of this repository, as it stands in its file."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    return config
+
+
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of the folder ``served``."""
 

@@ -11,7 +11,7 @@ from ijepa.data.addresses import unsigned
 from ijepa.data.build import build_shards
 from ijepa.data.sources import webdataset
 from ijepa.errors import UserError
-from tests.test_sources import SHARD, shard, shards
+from tests.test_sources_webdataset import SHARD, shard, shards
 from workflow.plan.options import register_entry
 
 

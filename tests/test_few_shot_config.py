@@ -9,7 +9,7 @@ from evals.report import published
 from evals.report.shapes import note
 from evals.report.tabulate import tabulate
 from ijepa.errors import UserError
-from tests.test_tables import tidy
+from tests.tidy_results import tidy
 from workflow.plan.benchmark import Benchmark, read_benchmark, read_files
 from workflow.plan.check import check
 from workflow.plan.grid import Grid

@@ -12,7 +12,7 @@ import pytest
 import submitit
 
 from ijepa.cluster import jobs, launch, slurm
-from ijepa.cluster.slurm import Request
+from ijepa.cluster.slurm import Request, minutes
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
 from tests.test_launch import ONE, launched
@@ -155,3 +155,114 @@ def test_slurm_is_asked_about_hidden_partitions_too(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="slurm_partition: 'gpu' is unknown here"):
         replace(ONE, partition="gpu")._check_partition()
     assert asked == ["squeue", "squeue", "sacct", "squeue", "sinfo", "sinfo"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "on_a_node", "nodes", "tasks"),
+    [(16, 8, 2, 8), (4, 8, 1, 4), (1, 8, 1, 1), (8, 4, 2, 4)],
+)
+def test_a_run_takes_as_many_nodes_as_its_gpus_need(
+    gpus: int, on_a_node: int, nodes: int, tasks: int
+) -> None:
+    request = Request("gpu", None, 60, gpus, on_a_node, 10, 55)
+    assert (request.nodes, request.tasks_per_node) == (nodes, tasks)
+
+
+def test_slurms_limits_are_read() -> None:
+    assert [minutes(text) for text in ("30:00", "1:00:00", "2-12:30:00", "infinite")] == [
+        30, 60, 3630, None,
+    ]  # fmt: skip
+
+
+def test_why_a_job_waits_is_said_once_for_each_reason(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    states = ["Priority", "Priority", "", "JobHeldUser"]
+    left = iter([slurm.State("PENDING", reason=reason) for reason in states])
+    monkeypatch.setattr(slurm, "state", lambda _job: next(left))
+    job = jobs.SlurmJob(task, "5")
+    assert [job.ended() for _ in states] == [None] * len(states)
+    assert capsys.readouterr().out == "job 5 waits: Priority\njob 5 waits: JobHeldUser\n"
+
+
+def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Path) -> None:
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    extra = "--reservation=r --exclusive --mail-user='a b'"
+    given = jobs.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
+    expected = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
+    assert given["slurm_additional_parameters"] == expected
+    with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
+        replace(ONE, extra="-w n1").extras()
+    with pytest.raises(UserError, match='slurm_extra: "--comment=\'a": No closing quotation'):
+        replace(ONE, extra="--comment='a").extras()
+
+
+def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends no other job: no later one, no other folder's, no array's task, no pretraining."""
+    knn = "rule_evaluate_wildcards_mae_0_knn"
+    queue = [
+        ["7", "RUNNING", "/here", "1", knn],
+        ["8", "RUNNING", "/here", "N/A", knn],
+        ["9", "RUNNING", "/here", "N/A", "rule_evaluate_wildcards_cae_0_knn"],
+        ["10", "RUNNING", "/here", "N/A", knn],
+        ["11", "PENDING", "/here", "N/A", knn],
+        ["12", "RUNNING", "/there", "N/A", knn],
+        ["13", "RUNNING", "/here", "N/A", "ijepa-1 2"],
+        ["14", "COMPLETED", "/here", "N/A", knn],
+    ]
+    monkeypatch.setattr(slurm, "_queue", lambda _columns: queue)
+    assert slurm.leftovers("/here", "10") == ["8"]
+    assert slurm.leftovers("/here", "11") == ["8", "10"]
+    assert slurm.leftovers("/here", "15") == []  # not in the queue, so nothing is known of it
+    assert slurm.leftovers("/here", "7") == []
+    assert slurm.leftovers("/here") == ["7", "8", "9", "10", "11"]
+
+
+def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
+    task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
+    task = replace(task, request=replace(ONE, qos="long", constraint="a100&ib"))
+    given = jobs.parameters(task, gpus=1)
+    assert (given["slurm_qos"], given["slurm_constraint"]) == ("long", "a100&ib")
+    assert (
+        not {"slurm_qos", "slurm_constraint"}
+        & jobs.parameters(replace(task, request=ONE), gpus=1).keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("gres", "enough"),
+    [
+        ("gpu:a100:4", True),
+        ("gpu:nvidia_a100-sxm4-80gb:4(S:0-1)", True),
+        ("gpu:4,nvme:1", True),
+        ("gpu:a100:2", False),
+        ("(null)", False),
+    ],
+)
+def test_the_gpus_of_a_node_are_read_as_sites_name_them(
+    gres: str, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [["2", gres, "1-00:00:00", "128", "1000000+"]]
+    monkeypatch.setattr(slurm, "_answer", lambda *_command: rows)
+    request = Request("gpu", None, 60, 8, 4, 10, 55)
+    if enough:
+        request._check_partition()
+    else:
+        with pytest.raises(UserError, match="gpus_per_node: 4 is more than a node"):
+            request._check_partition()
+
+
+def test_a_controller_that_does_not_answer_is_no_leave_for_a_second_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = subprocess.CompletedProcess([], 1, "", "Unable to contact slurm controller")
+    monkeypatch.setattr(slurm, "_run", lambda *_command: silent)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
+        slurm.find("ijepa-1")
+    with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
+        replace(ONE, partition="gpu")._check_partition()
+    assert slurm.state("1") == slurm.State("")

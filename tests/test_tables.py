@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.report import (
-    costs,
-    figures,
     formats,
     metrics,
     published,
@@ -29,63 +26,22 @@ from evals.report import (
     tabulate,
 )
 from evals.report.formats import Cell, Header, View
-from evals.report.plan import ReportPlan, TableSpec
+from evals.report.plan import TableSpec
 from ijepa.errors import UserError
+from tests.tidy_results import PAIR, PAPER, SPEC, entry, of_paper, plan_of, tidy
 from workflow.plan.__main__ import main
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.check import check
 from workflow.plan.grid import Grid
 
 ROOT = Path(__file__).parents[1]
-PAPER: dict[str, Any] = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
 MINI: dict[str, Any] = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
 
 pytestmark = pytest.mark.usefixtures("real_register")
 
 
-def entry(run: str, seed: int, evaluation: str, value: float, **differs: Any) -> dict[str, Any]:
-    """A tidy result."""
-    return {
-        **dict.fromkeys(results.TEXTS, ""),
-        **dict.fromkeys(results.NUMBERS, math.nan),
-        "run": run,
-        "seed": seed,
-        "evaluation": evaluation,
-        "metric": "top1",
-        "value": value,
-        "low": value - 1,
-        "high": value + 1,
-        "n": 1000,
-        "method": "ijepa",
-        "dataset": "imagenet",
-        "data_version": "d1",
-        "commit": "c1",
-        "encoder": f"{run} {seed}",
-        "protocol": json.dumps({"epochs": 28, "finetune": {"lr": 1}}),
-        "source": f"{run}/seed{seed}/{evaluation}.json",
-        **differs,
-    }
-
-
-def tidy(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=results.COLUMNS)
-
-
-def plan_of(config: dict[str, Any]) -> ReportPlan:
-    return Grid(read_benchmark(config)).report_plan
-
-
 def check_config(config: dict[str, Any]) -> None:
     check(read_benchmark(config))
-
-
-def of_paper(name: str, frame: pd.DataFrame) -> tabulate.Table:
-    specs = [table for table in PAPER["tables"] if table["name"] == name]
-    return tables.tables_of(plan_of({**PAPER, "tables": specs}), frame)[name]
-
-
-SPEC = TableSpec("own", "Own", ["knn"], seeds=[0, 1])
-PAIR = [entry(run, seed, "knn", 50 + seed) for run in ("a", "b") for seed in (0, 1)]
 
 
 def test_a_table_says_of_which_tokens_its_features_are_and_marks_a_choice_on_test_images() -> None:
@@ -464,176 +420,3 @@ def test_the_command_makes_tables_of_what_is_there(
     names = {table["name"] for table in PAPER["tables"]}
     kinds = ("csv", "md", "tex", "html", "svg")
     assert made == {f"{name}.{kind}" for name in names for kind in kinds} | {"tidy.csv"}
-
-
-def marks_of(monkeypatch: pytest.MonkeyPatch, table: tabulate.Table) -> list[tuple[Any, Any]]:
-    """Marks that a figure of accuracies places: (cost or place, point)."""
-    placed: list[tuple[Any, Any]] = []
-    monkeypatch.setattr(figures, "_mark", lambda axis, x, point, look: placed.append((x, point)))
-    figures.accuracy(table)
-    return placed
-
-
-def test_the_figure_has_a_mark_for_each_published_and_measured_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    frame = tidy(entry("mae_vith14", 0, "in1k_linear", 76.0, gpu_hours=9000))
-    placed = marks_of(monkeypatch, of_paper("table1", frame))
-    measured = [(x, point) for x, point in placed if not point.published]
-    assert [(x, point.method, point.size, point.value) for x, point in measured] == [
-        (9000, "mae", "H/14", 76.0)
-    ]
-    hollow = [point.value for _, point in placed if point.published]
-    assert sorted(hollow) == sorted(published.rows_of("table1")["in1k_linear"])
-    # Only one row has a published cost; no other row gets one.
-    assert [x for x, point in placed if point.published and point.bound] == [1152]
-    assert {x for x, point in placed if point.published and not point.bound} == {0, 1, 2}
-
-
-def test_a_control_is_a_line_also_where_its_job_cost_something(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    frame = tidy(
-        entry("a", 0, "knn", 50, gpu_hours=2), entry("random_init", 0, "knn", 40, gpu_hours=0.01)
-    )
-    placed = marks_of(monkeypatch, tabulate.tabulate(frame, SPEC))
-    assert [(x, point.run) for x, point in placed] == [(2, "a")]
-
-
-def test_cost_is_told_as_predicted_measured_and_published() -> None:
-    """Two seeds of half the predicted images, in 30 minutes on average, on two cards."""
-    shared = {"machine": "2 x A100", "images_seen": 36e5, "gpu_hours": 1.0}
-    measured = tidy(
-        entry("a", 0, "knn", 50, train_minutes=40, **shared),
-        entry("a", 0, "linear_probe", 50, train_minutes=40, **shared),
-        entry("a", 1, "knn", 50, train_minutes=20, **shared),
-    )
-    predicted = {
-        "arch": "ViT-H/14", "gpus": 2, "gflop_per_image": 700.0, "images": 72e5, "hours": 0.5,
-    }  # fmt: skip
-    frame = pd.DataFrame(
-        [
-            {"run": "a", **predicted, "of_reference": 1.0, "published": "1,152 A100-80GB"},
-            {"run": "b", **predicted, "of_reference": 2.3, "published": math.nan},
-        ]
-    )
-    shown = costs.view(frame, measured)
-    rows = [
-        dict(zip([h.text for h in shown.headers], [c.text for c in row], strict=True))
-        for row in shown.rows
-    ]
-    speed = (36e5 / 2400 / 2 + 36e5 / 1200 / 2) / 2
-    assert rows[0] == {
-        "run": "a",
-        "architecture": "ViT-H/14",
-        "GFLOP / image": "700",
-        "images": "7,200,000",
-        "images/s per device": f"{speed:,.0f}",
-        "hours, predicted": "0.5",
-        "hours, measured": "1",
-        "ratio": "0.50",
-        "GPU-hours": "1.0",
-        "predicted, of I-JEPA's ViT-H/14": "1.00",
-        "GPU-hours, published": "1,152 A100-80GB",
-        "machine": "2 x A100",
-    }
-    unmeasured = ("images/s per device", "hours, measured", "ratio", "GPU-hours", "machine")
-    assert {rows[1][name] for name in (*unmeasured, "GPU-hours, published")} == {"-"}
-    frame["of_reference"] = math.nan  # a config without that network
-    headers = [header.text for header in costs.view(frame, measured).headers]
-    assert headers == [name for name in rows[0] if "I-JEPA" not in name]
-    assert len(costs.of_papers().rows) == len(published.costs())
-
-
-def test_the_least_cost_to_reach_an_accuracy_is_of_the_cheapest_row_that_is_so_good() -> None:
-    made = [
-        ("a", 50.0, 4.0), ("b", 71.0, 90.0), ("c", 62.0, 9.0), ("random_init", 99.0, 0.0),
-    ]  # fmt: skip
-    frame = tidy(*(entry(run, 0, "knn", value, gpu_hours=cost) for run, value, cost in made))
-    reach = costs.to_reach(tabulate.tabulate(frame, SPEC))
-    assert reach is not None
-    titles = [header.text for header in reach.headers]
-    assert titles == ["method", "50 %", "55 %", "60 %", "65 %", "70 %"]
-    rows = {row[0].text: [cell.text for cell in row[1:]] for row in reach.rows}
-    assert rows == {
-        "a": ["4", "-", "-", "-", "-"],
-        "b": ["90"] * 5,
-        "c": ["9", "9", "9", "-", "-"],
-    }
-
-
-def test_of_the_paper_s_rows_the_cheapest_that_is_known_reaches_an_accuracy() -> None:
-    """A bound stays a bound; measured rows take part."""
-    frame = tidy(entry("mae_vith14", 0, "in1k_linear", 76.0, gpu_hours=9000))
-    reach = costs.to_reach(of_paper("table1", frame))
-    assert reach is not None
-    cells = {
-        (row[0].text, h.text): c
-        for row in reach.rows
-        for h, c in zip(reach.headers, row, strict=True)
-    }
-    assert cells["ijepa", "76 %"].text == "<1,152 (H/14)"
-    assert cells["ijepa", "76 %"].kind == "published"
-    assert cells["mae", "76 %"].text == "9,000 (H/14)"
-    assert cells["mae", "76 %"].kind == "number"
-
-
-def test_nothing_is_reached_where_no_cost_is_known() -> None:
-    assert costs.to_reach(tabulate.tabulate(tidy(*PAIR), SPEC)) is None
-
-
-COUNTED = {
-    "names": ["three", "four"],
-    "images": "4 0",
-    "right": "3 0",
-    "confusion": ["3 1", "0 0"],
-}
-
-
-def test_matrices_are_of_each_true_class_in_percent_and_nothing_of_an_empty_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn: list[tuple[list[Any], list[str], list[str]]] = []
-    monkeypatch.setattr(
-        figures,
-        "_cells",
-        lambda axis, percent, columns, rows: drawn.append((percent.tolist(), columns, rows)),
-    )
-    figures.confusions({"a": COUNTED})
-    figures.accuracy_by_class({"a": COUNTED, "b": COUNTED})
-    nan = pytest.approx(math.nan, nan_ok=True)
-    assert drawn == [
-        ([[75, 25], [nan, nan]], ["three", "four"], ["three", "four"]),
-        ([[75, nan], [75, nan]], ["three", "four"], ["a", "b"]),
-    ]
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: figures.confusions({"a": COUNTED}),
-        lambda: figures.accuracy_by_class({"a": COUNTED}),
-        lambda: figures.accuracy_by_class({"a": {"images": "5 " * 300, "right": "2 " * 300}}),
-        lambda: figures.accuracy(of_paper("table1", tidy())),
-    ],
-    ids=["confusions", "cells", "curves", "accuracy"],
-)
-def test_a_figure_is_of_shapes_and_takes_the_page_s_colours(draw: Callable[[], str]) -> None:
-    text = draw()
-    assert "<image" not in text
-    assert "currentColor" in text
-    assert figures.INK not in text
-    assert "prefers-color-scheme: dark" in text
-
-
-def test_a_name_with_dollars_is_no_formula() -> None:
-    rows = [entry("a", 0, "knn", 50, method="cost $x_{$"), entry("b", 0, "knn", 51)]
-    assert figures.accuracy(tabulate.tabulate(tidy(*rows), SPEC)).startswith("<svg")
-
-
-def test_the_figure_draws_the_same_bytes_twice_and_needs_nothing_else() -> None:
-    table = of_paper("table1", tidy())
-    text = figures.accuracy(table)
-    assert text == figures.accuracy(table)
-    assert text.startswith("<svg")
-    assert text != figures.accuracy(table, "linear")

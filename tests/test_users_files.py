@@ -16,7 +16,8 @@ from ijepa.data.origins import fault
 from ijepa.data.register import load_dataset
 from ijepa.data.sources import cifar, flat_folder, idx, image_folder, imagenet, webdataset
 from ijepa.errors import UserError
-from tests.test_sources import cifar_archive, cifar_entry, dataset, idx_entry, idx_folder
+from tests.raw_files import dataset
+from tests.test_sources import cifar_archive, cifar_entry, idx_entry, idx_folder
 
 
 @pytest.mark.parametrize(("mode", "tool"), [("w:gz", "gunzip"), ("w:bz2", "bunzip2")])

@@ -1,39 +1,29 @@
 """The workflow plans what it should and refuses what it cannot do. (.ci/run runs it whole.)
 
-Plans are made by workflow.plan in this process. Snakemake itself is started only for claims about
-Snakemake.
+Snakemake itself is started only for claims about Snakemake; plans are asked of workflow.plan in
+tests/test_plan.py.
 """
 
-import errno
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
-from snakemake.resources import Resources
-from snakemake.settings.types import ResourceSettings
 
 from ijepa.architecture import Variant, ViTConfig
-from ijepa.errors import UserError
 from ijepa.vit import ViT
 from tests.conftest import raw_run_of
-from workflow.plan import session
-from workflow.plan.benchmark import read_benchmark
-from workflow.plan.grid import Grid
-from workflow.plan.paths import Group
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/local"]
@@ -51,21 +41,6 @@ def plan(
     command = [*SNAKEMAKE, "--directory", str(folder), "--configfile", str(path), *more]
     env = {**os.environ, "IJEPA_REGISTER": str(register)}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
-
-
-def read(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    return config
-
-
-@pytest.fixture
-def mini() -> dict[str, Any]:
-    return read("mini")
-
-
-@pytest.fixture
-def hour() -> dict[str, Any]:
-    return read("hour")
 
 
 def test_the_default_plan_goes_from_the_address_to_the_report(
@@ -88,49 +63,6 @@ def test_the_default_plan_goes_from_the_address_to_the_report(
             assert f"results/mini/evaluations/{encoder}/seed0/{dataset}.done" in output
 
 
-def test_a_group_has_every_evaluation_that_uses_features_and_no_other(mini: dict[str, Any]) -> None:
-    (low_shot,) = (item for item in mini["evaluations"] if item["name"] == "low_shot")
-    low_shot["uses"] = "both"  # fine-tuned too
-    grid = Grid(read_benchmark(mini))
-    of_mae = {group.dataset: names for group, names in grid.groups.items() if group.run == "mae"}
-    assert of_mae == {
-        "cifar10": ["linear_probe", "linear_own", "knn"],
-        "clevr_tiny": ["clevr_count", "clevr_dist"],
-    }
-    # Raw pixels have no network to fine-tune.
-    own = ["linear_probe", "linear_own", "knn", "low_shot"]
-    assert grid.groups[Group("pixels", 0, "cifar10")] == own
-    single = {path for path in grid.evaluated if path.endswith(".json")}
-    assert {Path(path).parts[3:] for path in single} == {
-        (run, "seed0", "low_shot.json") for run in ("ijepa", "mae", "data2vec", "random_init")
-    }
-
-
-def test_every_result_of_a_table_is_planned_once(mini: dict[str, Any]) -> None:
-    grid = Grid(read_benchmark({**mini, "seeds": [0, 1]}))
-    runs = ("ijepa", "mae", "data2vec", "random_init")
-    assert len(grid.wanted) == len(set(grid.wanted)) == 6 * (2 * len(runs) + 1)
-    assert len(grid.evaluated) == 2 * (2 * len(runs) + 1)
-
-
-def test_a_group_of_which_a_result_is_gone_is_made_again(
-    mini: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    grid = Grid(read_benchmark(mini))
-    for path in (*grid.wanted, *grid.evaluated):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
-    assert grid.forget_incomplete() == []
-    deleted = "results/mini/evaluations/mae/seed0/knn.json"
-    Path(deleted).unlink()
-    assert grid.forget_incomplete() == [deleted]
-    left = [path for path in grid.evaluated if not Path(path).exists()]
-    assert left == ["results/mini/evaluations/mae/seed0/cifar10.done"]
-    # A product by name: for tables that exist, Snakemake would not make it again.
-    assert set(left) <= set(grid.products)
-
-
 @pytest.mark.processes
 def test_a_config_is_taken_whole_and_not_merged_with_the_default(
     mini: dict[str, Any], tmp_path: Path
@@ -138,26 +70,6 @@ def test_a_config_is_taken_whole_and_not_merged_with_the_default(
     del mini["seeds"]
     done = plan(mini, tmp_path, "-n")
     assert "config.seeds: is missing" in done.stdout + done.stderr
-
-
-def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(hour: dict[str, Any]) -> None:
-    """It needs neither its data nor its tokens, not even to predict the cost of the other runs."""
-    hour["runs"].append({**hour["runs"][1], "name": "elsewhere", "dataset": "cifar100"})
-    assert "cifar100" in Grid(read_benchmark(hour)).datasets
-    assert Grid(read_benchmark(hour)).tokenizers.keys() & {
-        run for run, _ in Grid(read_benchmark(hour)).trained
-    } == {"cae"}
-    for table in hour["tables"]:
-        table["runs"] = ["ijepa", "mae"]
-    grid = Grid(read_benchmark(hour))
-    assert grid.trained == [("ijepa", 0), ("mae", 0)]
-    assert [run["name"] for run in grid.predicted["runs"]] == ["ijepa", "mae"]
-    assert "cifar100" not in grid.datasets
-
-
-def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"config\.sedes: unknown key \(did you mean seeds\?\)"):
-        read_benchmark({**mini, "sedes": [1]})
 
 
 @pytest.mark.processes
@@ -317,77 +229,6 @@ def test_the_profile_of_one_machine_with_several_gpus_plans(
     done = plan(mini, tmp_path, "-n", "--profile", "workflow/profiles/gpus")
     assert done.returncode == 0, done.stderr
     assert "gpu=1" in done.stdout + done.stderr
-
-
-def test_how_many_gpus_share_a_run_does_not_change_which_run_it_is(mini: dict[str, Any]) -> None:
-    before = Grid(read_benchmark(mini)).runs["ijepa"].config(0)
-    mini["runs"][0]["gpus"] = 4
-    frozen = Grid(read_benchmark(mini)).runs["ijepa"].config(0)
-    assert frozen == before
-    assert frozen.keys() == {"method", "dataset", "vit", "recipe", "seed"}
-
-
-def read_profile(rule: str | None, partition: str) -> tuple[Any, Any]:
-    """A profile's resources, of one rule or of all: as Snakemake has parsed and as it uses them."""
-    assigned = [f"slurm_partition={partition}", "runtime=10 * attempt"]
-    resources = Resources.parse(assigned, allow_expressions=True)
-    kinds = {"overwrite_resources": {rule: resources}, "default_resources": Resources()}
-    settings = ResourceSettings(**(kinds if rule else {"default_resources": resources}))
-    if rule:
-        return settings._parsed_overwrite_resources[rule], resources
-    return settings._parsed_default_resources, resources
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("all", "all"),
-        ("2024-15", "2024-15"),
-        ("2024-01-15", "2024-01-15"),
-        ("a,b", "a,b"),
-        ("1e5", "1e5"),
-        ("input", "input"),
-        ("a100&ib", "a100&ib"),
-        ("'2024_15'", "2024_15"),
-        ("'a' if attempt == 1 else 'b'", "a"),
-    ],
-)
-@pytest.mark.parametrize("rule", [None, "pretrain"])
-def test_names_in_a_profile_are_taken_as_they_are(text: str, value: str, rule: str | None) -> None:
-    """Snakemake takes them for Python: ``all`` for a function, ``2024-15`` for 2009."""
-    parsed, resources = read_profile(rule, text)
-    session.take_names_as_they_are(parsed)
-    context = {"wildcards": {}, "input": [], "attempt": 1, "threads": 1, "async_run": None}
-    assert resources["slurm_partition"].evaluate(rulename="any", **context).value == value
-    assert resources["runtime"].evaluate(rulename="any", **context).value == 10
-
-
-@pytest.mark.parametrize("text", ["on", "null"])
-def test_a_name_that_yaml_takes_for_another_value_is_to_be_quoted(text: str) -> None:
-    parsed, _ = read_profile(None, str(yaml.safe_load(text)))
-    with pytest.raises(UserError, match="slurm_partition in the profile: YAML takes this word"):
-        session.take_names_as_they_are(parsed)
-
-
-def test_a_raw_folder_in_which_no_mark_can_be_left_is_refused_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A mark tells Snakemake that the raw files were fetched."""
-
-    marked = tempfile.TemporaryFile
-
-    def refuse(dir: Path) -> Any:
-        if Path(dir) == Path("data/raw/tiny"):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return marked(dir=dir)
-
-    monkeypatch.chdir(tmp_path)
-    grid: Any = SimpleNamespace(missing_raw=lambda: ["tiny=/shared/tiny"])
-    session.check_folders(grid)
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    expected = r"data/raw/tiny cannot be written .*name its target in the config's `raw:`"
-    with pytest.raises(UserError, match=expected):
-        session.check_folders(grid)
 
 
 @pytest.mark.processes
