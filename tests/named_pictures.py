@@ -26,9 +26,9 @@ def pictures(names: Iterable[str], folder: str = "") -> dict[str, bytes]:
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
+    for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(data)
 
 
 def make(source: str, num_classes: int | None, **more: Any) -> Dataset:

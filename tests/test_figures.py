@@ -11,7 +11,6 @@ from evals.report import (
     published,
     tabulate,
 )
-
 from tests.tidy_results import SPEC, entry, of_paper, tidy
 
 pytestmark = pytest.mark.usefixtures("real_register")

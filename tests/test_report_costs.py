@@ -10,7 +10,6 @@ from evals.report import (
     published,
     tabulate,
 )
-
 from tests.tidy_results import PAIR, SPEC, entry, of_paper, tidy
 
 pytestmark = pytest.mark.usefixtures("real_register")

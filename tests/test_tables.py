@@ -20,7 +20,6 @@ from evals.report import (
     formats,
     metrics,
     published,
-    results,
     shapes,
     tables,
     tabulate,
