@@ -53,17 +53,20 @@ test: setup
 
 test-all: test test-processes test-browser test-versions test-slurm
 
+# Only the files that have tests of a tier: pytest imports all that it is given, some 20 s for each process.
+files_with = $(shell grep -l 'mark.$(1)' tests/test_*.py)
+
 # Tests that start whole programs or kill them; the default tier has one for each feature.
 test-processes: setup
-	$(PYTEST) $(PARALLEL) -m processes
+	$(PYTEST) $(PARALLEL) -m processes $(call files_with,processes)
 
 # One browser for a file of tests: one after the other. It skips without Debian's chromium.
 test-browser: setup
-	$(PYTEST) -m browser
+	$(PYTEST) -m browser $(call files_with,browser)
 
 # Workers share the repository that DVC versions (tests/versions/conftest.py).
 test-versions: setup
-	$(PYTEST) $(PARALLEL) -m versions
+	$(PYTEST) $(PARALLEL) -m versions tests/versions
 
 # A real Slurm on this machine, from Debian's packages (root installs them; else it says that it skips).
 test-slurm: setup
