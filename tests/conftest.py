@@ -181,6 +181,8 @@ def raw_run_of(method: str, **recipe: str) -> dict[str, Any]:
         "vit": {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2},
         "recipe": {"optim": dict(OPTIM), **copy.deepcopy(RECIPES.get(method, {})), **recipe},
         "precision": "float32",
+        # Every process that is started costs as much as these steps.
+        "num_workers": 0,
         "log_every": 1,
         "monitor_every": 2,
         "checkpoint_every": 3,

@@ -194,7 +194,7 @@ def cut_off(raw: dict[str, Any], data: Path, folder: Path, steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_workers", 0), ("log_every", 2), ("monitor_every", 7), ("checkpoint_every", 2)],
+    [("num_workers", 1), ("log_every", 2), ("monitor_every", 7), ("checkpoint_every", 2)],
 )
 def test_a_run_whose_workers_or_intervals_change_goes_on_where_it_was(
     key: str, value: int, raw_run: dict[str, Any], data: Path, tmp_path: Path

@@ -61,13 +61,16 @@ def saved(folder: Path) -> int:
 def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
-    """The run is requeued, loses its launcher, is preempted and loses a node; then it finishes."""
-    raw = long_run(steps=120)
+    """The run is requeued, loses its launcher, is preempted and loses a node; then it finishes.
+
+    One process on each node: another test has two. It is started six times.
+    """
+    raw, sparse = long_run(steps=120), ["--gpus", "2", "--gpus-per-node", "1"]
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    command = launch(raw, data, calm)
+    command = [*launch(raw, data, calm), *sparse]
     assert start(command, calm / "log").wait(300) == 0, (calm / "log").read_text()
 
-    command = launch(raw, data, rough)
+    command = [*launch(raw, data, rough), *sparse]
     launcher = start(command, rough / "log")
     (job,) = wait_until(lambda: saved(rough) and live())
     requeue = ["scancel", "--signal=USR2", job]
@@ -215,7 +218,7 @@ def workflow(tiny: Path, tmp_path: Path) -> list[str]:
     """
     mini = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
     run = mini["runs"][0]
-    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 40, "warmup_epochs": 1}
+    run["recipe"]["optim"] |= {"batch_size": 16, "epochs": 20, "warmup_epochs": 1}
     run["recipe"]["masking"] = {"group_size": 16}
     config = {
         "name": "slurm",
