@@ -19,7 +19,7 @@ from evals.pooling import resolved
 from evals.protocol import configure
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import encoder_digest, read_header
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json
 from ijepa.identity import HOW_IT_RUNS
 from ijepa.result_file import read_result
@@ -185,7 +185,7 @@ def encoder_hash(encoder: str | None) -> str:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.plan.audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("workflow.plan.audit"), description=__doc__)
     parser.add_argument("stage", choices=["encoders", "tables"])
     parser.add_argument("config", type=Path, help="for example config/mini.yaml")
     options = parser.parse_args()
