@@ -33,7 +33,7 @@ from rich.markdown import Markdown
 from evals.report import formats
 from evals.report.plan import ReportPlan, read_plan
 from evals.report.results import read_external, read_results, to_csv
-from evals.report.shapes import note, view
+from evals.report.table_columns import note, view
 from evals.report.tabulate import Table, tabulate
 from ijepa.files import write_text
 
