@@ -5,13 +5,13 @@ from pathlib import Path
 
 from evals.protocol import evaluation_names, load_evaluation
 from ijepa.data.shards import check_limit, verify
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_yaml
 
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("evals"), description=__doc__)
     parser.add_argument("name", help=f"one of {', '.join(evaluation_names())}")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--label", default="class", help="kind of label, if it has several")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ijepa.cores import usable_cores
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 ABOUT = """Write the features of every split; ``encoder_file`` None means raw pixels.
 
@@ -37,7 +37,7 @@ rows that it has written, and the next call goes on from there.
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m evals.features", description=ABOUT)
+    options = argparse.ArgumentParser(prog=program("evals.features"), description=ABOUT)
     options.add_argument("encoder", help="encoder file, or the word pixels")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     options.add_argument(

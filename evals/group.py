@@ -12,14 +12,14 @@ from pathlib import Path
 
 from ijepa.data.shards import check_limit
 from ijepa.encoder_file import PIXELS
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_yaml
 from ijepa.strict import strict
 
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.group", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("evals.group"), description=__doc__)
     parser.add_argument("plan", type=Path, help="YAML file of evaluations")
     parser.add_argument("encoder", help="encoder file, or the word pixels")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")

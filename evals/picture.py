@@ -12,13 +12,13 @@ central square is taken.
 import argparse
 from pathlib import Path
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(
-        prog="python -m evals.picture",
+        prog=program("evals.picture"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

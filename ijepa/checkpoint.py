@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path, PosixPath
 from typing import Any
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.released.layouts import FOLDERS, LAYOUTS, TOWERS
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m ijepa.checkpoint", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("ijepa.checkpoint"), description=__doc__)
     commands = options.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("import", help="convert a published file to an encoder")

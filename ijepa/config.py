@@ -1,7 +1,6 @@
 """Configuration of a run: read from text, checked strictly, every default filled in."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.identity import leave_out_later, run_identity
+from ijepa.identity import earlier_identity, run_identity
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.precision import Precision
 from ijepa.ranges import Count, NotNegativeInt
@@ -55,12 +54,8 @@ class RunConfig:
         return run_identity(as_plain(self))
 
     def earlier_identity(self) -> str:
-        """Identity as versions until 2026-11 computed it, from every key."""
-        fields = dataclasses.asdict(self)
-        del fields["keep"], fields["start"], fields["compile"]
-        leave_out_later(fields)
-        text = json.dumps(fields, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """Identity as earlier versions computed it (ijepa.identity)."""
+        return earlier_identity(as_plain(self))
 
 
 def as_plain(run: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Errors that a user can correct, and their report by a command."""
+"""Errors that a user can correct, their report by a command, and the name of the command."""
 
 import contextlib
 import errno
@@ -13,6 +13,17 @@ from typing import NoReturn
 
 class UserError(ValueError):
     """A mistake in a config, a file or a machine; the message names it and the remedy."""
+
+
+def program(module: str) -> str:
+    """Name of a command in its usage and errors, as it was called.
+
+    It is ``ijepa-bench COMMAND`` through the one door (``workflow``), else ``python -m MODULE``.
+    """
+    match sys.orig_argv:
+        case [_, "-m", "workflow", command, *_]:
+            return f"ijepa-bench {command}"
+    return f"python -m {module}"
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:

@@ -1,4 +1,8 @@
-"""Identity of a run: a hash of the keys that decide what is learned, and of no others."""
+"""Identity of a run: a hash of the keys that decide what is learned, and of no others.
+
+Which keys these are is said here alone: the folders of checkpoints, the names of jobs and the audit
+of finished encoders ask this module. A run is plain data here, as YAML and JSON hold it.
+"""
 
 import copy
 import hashlib
@@ -21,19 +25,31 @@ HOW_IT_RUNS = (
 """Keys that may change in the middle of a run: it goes on from its checkpoint."""
 
 
-def run_identity(run: dict[str, Any]) -> str:
-    """Identity of a run given as plain data, seed included: 12 hexadecimal digits.
+def learned(run: dict[str, Any]) -> dict[str, Any]:
+    """Copy of a run that has only what decides what is learned.
 
     ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them. So is
     the path of the weights that a run starts from: their content is hashed beside the identity.
     """
-    learned = {key: value for key, value in copy.deepcopy(run).items() if key not in HOW_IT_RUNS}
-    if start := learned.get("start"):
+    kept = {key: value for key, value in _without_later(run).items() if key not in HOW_IT_RUNS}
+    if start := kept.get("start"):
         del start["from"]
-    ((learned.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
-    leave_out_later(learned)
-    text = json.dumps(learned, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    ((kept.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
+    return kept
+
+
+def run_identity(run: dict[str, Any]) -> str:
+    """Identity of a run, seed included: 12 hexadecimal digits."""
+    return _hash(learned(run))
+
+
+def earlier_identity(run: dict[str, Any]) -> str:
+    """Identity as versions until 2026-11-29 computed it, from every key that they had.
+
+    It finds the folder of a run that such a version began, and is used for nothing else.
+    """
+    later = ("keep", "start", "compile")
+    return _hash({key: value for key, value in _without_later(run).items() if key not in later})
 
 
 def start_digest(weights: str) -> str:
@@ -43,12 +59,13 @@ def start_digest(weights: str) -> str:
     return digest(Path(weights))
 
 
-def leave_out_later(run: dict[str, Any]) -> None:
-    """Remove keys that earlier versions did not have, where they change nothing.
+def _without_later(run: dict[str, Any]) -> dict[str, Any]:
+    """Copy of a run without the keys that earlier versions did not have, where they change nothing.
 
     They are ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without it. An
-    unfinished run of a version without these keys then goes on.
+    unfinished run of a version without these keys then goes on, and a finished one stays valid.
     """
+    run = copy.deepcopy(run)
     vit, recipe = run.get("vit") or {}, run.get("recipe") or {}
     for name in ("mean", "std"):
         if vit.get(name, 0) is None:
@@ -56,3 +73,8 @@ def leave_out_later(run: dict[str, Any]) -> None:
     if recipe.get("anticollapse") == "ema":
         for name in ("anticollapse", "sigreg", "sigreg_of"):
             recipe.pop(name, None)
+    return run
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ijepa.architecture import ViTConfig
-from ijepa.collapse import rankme
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.transforms import normalise
 from ijepa.precision import precision
+from ijepa.rankme import rankme
 from ijepa.vit import ViT
 
 NUM_MONITORED = 512
@@ -62,7 +62,7 @@ def measure(encoder: ViT, watched: Monitored, setting: str) -> dict[str, float]:
     """Numbers that show how a training goes, from features averaged over patches.
 
     ``feature_std`` is the standard deviation over images, averaged over features; for ``rankme``
-    see ijepa.collapse. ``knn_top1`` and ``linear_top1`` are shares of the held-out images that the
+    see ijepa.rankme. ``knn_top1`` and ``linear_top1`` are shares of the held-out images that the
     others classify.
     """
     mode = encoder.training

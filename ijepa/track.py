@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_yaml
 from ijepa.logs import logs_in, read_log
 
@@ -55,7 +55,7 @@ TRACKERS: dict[str, tuple[str, str, Callable[..., Any]]] = {
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m ijepa.track", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("ijepa.track"), description=__doc__)
     options.add_argument("folder", type=Path, help="folder with logs, such as results/mini")
     options.add_argument("--to", choices=list(TRACKERS), required=True)
     options.add_argument("--project", help="name of the project (default: the folder's)")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 ABOUT = """Pretrain an encoder on the shards in ``data`` and write it to ``out``; log beside it.
 
@@ -27,7 +27,7 @@ any of the processes.
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m ijepa.train", description=ABOUT)
+    options = argparse.ArgumentParser(prog=program("ijepa.train"), description=ABOUT)
     options.add_argument("run", type=Path, help="YAML file of one run")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     options.add_argument("--work", type=Path, required=True, help="folder for checkpoints")

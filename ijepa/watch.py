@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.logs import logs_in, read_log
 
 CURVES = {
@@ -35,7 +35,7 @@ WIDTH = 40
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m ijepa.watch", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("ijepa.watch"), description=__doc__)
     options.add_argument("folder", type=Path, help="folder with logs, such as work/mini")
     options.add_argument("--reference", type=Path, help="folder with logs to be drawn beside them")
     options.add_argument("--every", type=float, default=5, help="seconds between looks")

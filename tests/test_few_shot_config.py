@@ -6,7 +6,7 @@ import pytest
 
 from evals.protocol import configure
 from evals.report import published
-from evals.report.shapes import note
+from evals.report.table_columns import note
 from evals.report.tabulate import tabulate
 from ijepa.errors import UserError
 from tests.tidy_results import tidy

@@ -77,6 +77,13 @@ def test_the_one_door_leads_to_every_command() -> None:
     assert sorted(module for module, _ in DOORS.values()) == COMMANDS
 
 
+def test_usage_names_the_command_as_it_was_called() -> None:
+    """``python -m`` is held by the test of each command's help, the one door here."""
+    command = [sys.executable, "-m", "workflow", "tables", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage: ijepa-bench tables "), done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_waits_for_no_large_package(command: str) -> None:
     done = python(HELP, command)

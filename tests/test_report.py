@@ -18,7 +18,7 @@ from evals.report import page as page_module
 from evals.report.page import pictures_of_classes, report
 from evals.report.plan import ReportPlan, TableSpec
 from evals.report.results import read_results
-from evals.report.shapes import markdown, note
+from evals.report.table_columns import markdown, note
 from evals.report.tabulate import tabulate
 from evals.run import evaluate
 from evals.subject import Subject

@@ -20,7 +20,7 @@ from evals.report import (
     formats,
     metrics,
     published,
-    shapes,
+    table_columns,
     tables,
     tabulate,
 )
@@ -86,7 +86,7 @@ def test_every_published_number_is_in_its_table_without_any_result(name: str) ->
     table = of_paper(name, tidy())
     numbers = published.published_numbers()
     numbers = numbers[numbers["table"] == name]
-    shown = shapes.view(table)
+    shown = table_columns.view(table)
     columns = [i for i, header in enumerate(shown.headers) if header.text.endswith(", paper")]
     columns = [i for i in columns if "GPU" not in shown.headers[i].text]
     texts = sorted(row[i].text for row in shown.rows for i in columns)
@@ -95,7 +95,7 @@ def test_every_published_number_is_in_its_table_without_any_result(name: str) ->
     assert len(measured) == len(numbers)
     assert set(measured) == {"-"}
     for value in numbers["value"]:
-        assert f"*{value:.1f}*" in shapes.markdown(table)
+        assert f"*{value:.1f}*" in table_columns.markdown(table)
 
 
 def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
@@ -103,7 +103,9 @@ def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
         entry("ijepa_vith14", 0, "in1k_linear", 79.6, n=50_000, gpu_hours=1000, epochs=300)
     )
     (line,) = [
-        line for line in shapes.markdown(of_paper("table1", frame)).splitlines() if "79.6" in line
+        line
+        for line in table_columns.markdown(of_paper("table1", frame)).splitlines()
+        if "79.6" in line
     ]
     assert line == (
         "| ijepa | ViT-H/14 | 300 | no | *79.3* | 79.60 [78.6, 80.6] | +0.30 | 50,000 | *<1152* "
@@ -117,7 +119,7 @@ def test_rows_stand_in_the_papers_order_and_those_without_a_run_say_so() -> None
         *["data2vec", "mae", "mae", "ijepa", "ijepa", "ijepa"],
         *["ibot", "dino", "simclr_v2", "byol", "msn"],
     ]
-    shown = shapes.view(of_paper("table2", tidy())).rows
+    shown = table_columns.view(of_paper("table2", tidy())).rows
     assert [row[-1].text for row in shown if row[0].text in ("simclr_v2", "msn")] == [
         "no run here"
     ] * 2
@@ -129,7 +131,7 @@ def test_a_run_that_fills_no_row_stands_below_the_published_ones() -> None:
     config["tables"][0]["runs"]["mine"] = {}
     check_config(config)
     frame = tidy(entry("mine", 0, "in1k_linear", 60, method="ijepa"))
-    last = shapes.view(tables.tables_of(plan_of(config), frame)["table1"]).rows[-1]
+    last = table_columns.view(tables.tables_of(plan_of(config), frame)["table1"]).rows[-1]
     assert [cell.text for cell in last[:5]] == ["ijepa", "-", "-", "-", "-"]
     assert last[5].text == "60.00 [59.0, 61.0]"
 
@@ -175,14 +177,14 @@ def test_small_images_are_never_put_beside_the_papers() -> None:
         "ImageNet-1k, linear of ijepa_vith14: it is on cifar10, the paper's is on imagenet"
         in table.problems
     )
-    assert "43" not in shapes.markdown(table).split("Problems")[0]
+    assert "43" not in table_columns.markdown(table).split("Problems")[0]
 
 
 def test_a_table_of_its_own_has_no_published_column() -> None:
     for table in tables.tables_of(plan_of(MINI), tidy()).values():
-        assert not any(header.kind == "published" for header in shapes.view(table).headers)
+        assert not any(header.kind == "published" for header in table_columns.view(table).headers)
         runs = [run["name"] for run in MINI["runs"]]
-        assert [row[0].text for row in shapes.view(table).rows] == runs  # the config's order
+        assert [row[0].text for row in table_columns.view(table).rows] == runs  # the config's order
 
 
 def faulty(row: dict[str, Any], *more: dict[str, Any]) -> tabulate.Table:
@@ -217,7 +219,7 @@ def test_bad_input_is_marked_and_listed_and_never_averaged(
     table: tabulate.Table, problem: str, shown: str
 ) -> None:
     assert any(problem in text for text in table.problems), table.problems
-    text = shapes.markdown(table)
+    text = table_columns.markdown(table)
     assert f"| b | {shown} |" in text
     assert "| a | 50.50 +- 0.71 |" in text
     assert problem in text.split("Problems, marked (!):")[1]
@@ -235,7 +237,7 @@ def test_runs_of_another_protocol_or_data_version_are_named_with_what_differs() 
         "knn: different protocols in one column (finetune.lr 1 of a, b; 2 of c)",
         "knn: different versions of the data in one column (d1 of a, b; d2 of c)",
     ]
-    assert "| c | 50.00 +- 0.00 (!) |" in shapes.markdown(table)
+    assert "| c | 50.00 +- 0.00 (!) |" in table_columns.markdown(table)
     # A setting that the config itself asks for is no fault.
     agreed = tabulate.tabulate(tidy(*odd), replace(SPEC, differs={"knn": ["c"]}))
     assert [text for text in agreed.problems if "protocol" in text] == []
@@ -256,7 +258,7 @@ def test_one_encoder_under_two_seeds_is_named() -> None:
 
 def test_results_that_are_right_have_no_problems() -> None:
     assert tabulate.tabulate(tidy(*PAIR), SPEC).problems == []
-    assert "Problems" not in shapes.markdown(tabulate.tabulate(tidy(*PAIR), SPEC))
+    assert "Problems" not in table_columns.markdown(tabulate.tabulate(tidy(*PAIR), SPEC))
 
 
 def existing(config: dict[str, Any], folder: Path) -> list[Path]:
@@ -274,7 +276,7 @@ def test_the_committed_results_have_no_problems_and_make_the_committed_tables(na
     for table_name, table in tables.tables_of(plan, tables.tidy_results(plan, paths, None)).items():
         # The hour's six methods were trained on different days.
         assert [text for text in table.problems if not text.startswith("mixed commits")] == []
-        assert shapes.markdown(table) == (folder / "tables" / f"{table_name}.md").read_text()
+        assert table_columns.markdown(table) == (folder / "tables" / f"{table_name}.md").read_text()
 
 
 EXTERNAL = """run,seed,evaluation,value,low,high,n,method
@@ -289,10 +291,10 @@ def test_a_result_from_outside_is_in_the_tables_with_its_file(tmp_path: Path) ->
     check_config(config)
     plan = plan_of(config)
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))
-    text = shapes.markdown(made["cifar10"])
+    text = table_columns.markdown(made["cifar10"])
     source = f"external: {tmp_path / 'mine.csv'}"
     assert f"| mine | 66.00 | - | 55.50 [54.5, 56.5] | - | - | {source} |" in text
-    assert "mine" not in shapes.markdown(made["clevr"])
+    assert "mine" not in table_columns.markdown(made["clevr"])
 
 
 def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: Path) -> None:
@@ -301,13 +303,13 @@ def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: 
     config = {**copy.deepcopy(PAPER), "external": [str(tmp_path / "mine.csv")]}
     plan = plan_of(config)
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))["table1"]
-    assert shapes.view(made).rows[-1][0].text == "mine"
+    assert table_columns.view(made).rows[-1][0].text == "mine"
     runs = config["tables"][0]["runs"]
     runs["mine"] = runs.pop("mae_vitl16")
     check_config(config)
     plan = plan_of(config)
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))["table1"]
-    assert "| *76.0* | 76.50 | +0.50 |" in shapes.markdown(made)
+    assert "| *76.0* | 76.50 | +0.50 |" in table_columns.markdown(made)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +386,9 @@ def test_latex_compiles(tmp_path: Path) -> None:
         pytest.skip("Debian's texlive-latex-recommended is not installed")
     parts = [formats.latex("T_1: 100 %", HARD, "a & b", ["c_d"])]
     for table in tables.tables_of(plan_of(PAPER), tidy()).values():
-        parts.append(formats.latex(table.title, shapes.view(table), shapes.note(table)))
+        parts.append(
+            formats.latex(table.title, table_columns.view(table), table_columns.note(table))
+        )
     (tmp_path / "all.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
         + "\n".join(parts)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ijepa.cores import usable_cores
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import ROOT, writable
 from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
@@ -307,7 +307,7 @@ def tell_of_failure(console: Console, view: View) -> None:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m workflow.reproduce",
+        prog=program("workflow.reproduce"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Words after -- go to Snakemake as they are.",

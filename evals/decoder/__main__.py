@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 ABOUT = """Draw what an encoder tells of an image, by a trained decoder (docs/decoder.md).
 
@@ -17,7 +17,7 @@ patches of the encoder's grid, from 0: 2,2,4,4 of 8x8 patches is the middle.
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(
-        prog="python -m evals.decoder",
+        prog=program("evals.decoder"),
         description=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from evals.decoder.settings import PRESETS, Config
 from evals.protocol import configure
 from ijepa.architecture import SIZES
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 from ijepa.strict import strict
 
 ABOUT = """FLOPs and parameters of each preset of the decoder, counted by torch on the meta device.
@@ -53,7 +53,7 @@ def cost(config: Config, vit: Any) -> Cost:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.decoder.cost", description=ABOUT)
+    parser = argparse.ArgumentParser(prog=program("evals.decoder.cost"), description=ABOUT)
     parser.parse_args()
     from ijepa.architecture import ViTConfig
 

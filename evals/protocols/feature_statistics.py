@@ -19,10 +19,10 @@ from evals.protocol import Uses
 from evals.protocols.logistic_regression import features
 from evals.result import Result
 from evals.subject import Subject
-from ijepa.collapse import rankme
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 from ijepa.ranges import NotNegativeInt
+from ijepa.rankme import rankme
 
 USES: tuple[Uses, ...] = ("features",)
 

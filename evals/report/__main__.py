@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m evals.report", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("evals.report"), description=__doc__)
     options.add_argument("results", type=Path, help="results folder, for example results/mini")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     options.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")

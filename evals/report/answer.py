@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evals.report import costs, noise, shapes
+from evals.report import costs, noise, table_columns
 from evals.report.formats import MARK, number
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
@@ -80,7 +80,9 @@ def answer(tables: Iterable[Table]) -> list[str]:
         [dataclasses.replace(pair, p=corrected.get(id(pair), math.nan)) for pair in family]
         for family in (leads, gains)
     )
-    brief = [shapes.BRIEF.capitalize() + "."] if all(map(shapes.is_brief, tables)) else []
+    brief = (
+        [table_columns.BRIEF.capitalize() + "."] if all(map(table_columns.is_brief, tables)) else []
+    )
     return [
         *_leaders([lead for lead in leads if lead.significant], tables),
         *_ties([lead for lead in leads if not lead.significant]),

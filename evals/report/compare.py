@@ -31,7 +31,7 @@ from rich.table import Table
 from evals.report import noise
 from evals.report.result_set import Results, read_result_set, what_must_agree
 from evals.result import unpacked
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import to_json, write_text
 
 VERDICTS = (
@@ -182,7 +182,7 @@ def show(rows: list[Row], title: str, alpha: float) -> None:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m evals.report.compare",
+        prog=program("evals.report.compare"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

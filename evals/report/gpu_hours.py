@@ -20,7 +20,7 @@ import pandas as pd
 from evals.about import read_about
 from ijepa.cluster import slurm
 from ijepa.cluster.slurm import Start
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 from ijepa.files import read_json, write_text
 from ijepa.result_file import read_result
 
@@ -192,7 +192,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.report.gpu_hours", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("evals.report.gpu_hours"), description=__doc__)
     parser.add_argument("results", type=Path, help="folder of a config's results")
     parser.add_argument("--notes", type=Path, required=True, help="folder of its jobs' notes")
     parser.add_argument("--out", type=Path, required=True, help="CSV file; Markdown beside it")

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from evals.report.results import read_results
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 from ijepa.files import write_json, write_text
 
 
@@ -53,7 +53,7 @@ def losses(logs: list[Path]) -> pd.DataFrame:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evals.report.metrics", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("evals.report.metrics"), description=__doc__)
     parser.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
     parser.add_argument("--logs", type=Path, nargs="*", default=[], help="train.jsonl of the runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json")

@@ -10,7 +10,7 @@ from itables import options
 
 from evals.about import read_about
 from evals.patches import PATCHES_FILE
-from evals.report import costs, figures, gallery, shapes, tables
+from evals.report import costs, figures, gallery, table_columns, tables
 from evals.report.answer import answer
 from evals.report.formats import environment
 from evals.report.plan import ReportPlan
@@ -93,14 +93,14 @@ LONG_TABLE = 12
 
 def _section(name: str, table: Table, is_first: bool) -> dict[str, Any]:
     """A table's part of the page: its rows, its notes, and its accuracy against cost."""
-    has_points, view = bool(costs.points(table)), shapes.view(table)
+    has_points, view = bool(costs.points(table)), table_columns.view(table)
     return {
         "name": name,
         "title": table.title,
         "view": view,
         "folded": len(view.rows) > LONG_TABLE and not is_first,
-        "warnings": shapes.warnings(table),
-        "facts": shapes.facts(table),
+        "warnings": table_columns.warnings(table),
+        "facts": table_columns.facts(table),
         "plots": {scale: figures.accuracy(table, scale) for scale in SCALES if has_points},
         "unit": costs.unit(table),
         "reach": costs.to_reach(table) if has_points else None,

@@ -12,13 +12,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.result_file import read_result
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m evals.report.provenance", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("evals.report.provenance"), description=__doc__)
     options.add_argument("table", type=Path, help="results/NAME/tables/TABLE")
     options.add_argument("row", help="the encoder's name")
     options.add_argument("--json", action="store_true", help="print JSON, for programs")

@@ -29,7 +29,7 @@ from evals.report.compare import differences
 from evals.report.plan import ReportPlan, read_plan
 from evals.report.result_set import REFERENCE, Results, read_result_set
 from evals.report.results import CONTROLS
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 ALPHA = 0.01
 PUBLISHED = (
@@ -222,7 +222,7 @@ def publish(folder: Path) -> None:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m evals.report.reference",
+        prog=program("evals.report.reference"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

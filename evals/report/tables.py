@@ -6,12 +6,12 @@ Some or all results of a config may be missing: a number that is not measured ye
 import argparse
 from pathlib import Path
 
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m evals.report.tables", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("evals.report.tables"), description=__doc__)
     commands = options.add_subparsers(dest="command", required=True)
     show_parser = commands.add_parser("show", help="print the tables of a results folder")
     show_parser.add_argument("folder", type=Path, help="for example results/mini")
@@ -33,7 +33,7 @@ from rich.markdown import Markdown
 from evals.report import formats
 from evals.report.plan import ReportPlan, read_plan
 from evals.report.results import read_external, read_results, to_csv
-from evals.report.shapes import note, view
+from evals.report.table_columns import note, view
 from evals.report.tabulate import Table, tabulate
 from ijepa.files import write_text
 

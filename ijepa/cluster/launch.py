@@ -30,7 +30,7 @@ from ijepa.cluster import slurm
 from ijepa.cluster.jobs import Job, LocalJob, SlurmJob, submit
 from ijepa.cluster.run_files import Launch, deliver, note, progress, submitted_jobs
 from ijepa.cluster.slurm import Request
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json
 from ijepa.lock import held
 
@@ -284,7 +284,7 @@ def cancelled_by_signals(launch: Launch) -> Iterator[Current]:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m ijepa.cluster.launch",
+        prog=program("ijepa.cluster.launch"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

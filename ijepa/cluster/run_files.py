@@ -51,6 +51,11 @@ class Launch:
 
         It is computed once, so later changes of the files do not change it. The token cache that a
         recipe names is part of it, because the tokenizer's settings are not in the run.
+
+        The training names its folder in ``state`` by another hash of the same run, and the two
+        cannot be one. A launcher has the run as the config spells it: to fill in the defaults it
+        would import every method, and torch, on the login node. The training has every value. One
+        name for both would also change the names of folders and of queued jobs.
         """
         return self._named(run_identity(self._config).encode())
 

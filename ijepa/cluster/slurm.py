@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 LIVE = {
     "PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "RESIZING", "CONFIGURING",
@@ -335,7 +335,7 @@ def main() -> None:
     SIGUSR1 kills them at once. SIGTERM would let the inner Snakemake clean up, that is, delete
     outputs that this run has already planned with.
     """
-    parser = argparse.ArgumentParser(prog="python -m ijepa.cluster.slurm", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("ijepa.cluster.slurm"), description=main.__doc__)
     parser.add_argument("folder", help="folder in which Snakemake was started")
     parser.add_argument("--again", action="store_true", help="only earlier jobs like this one")
     options = parser.parse_args()

@@ -8,13 +8,13 @@ from ijepa.data import register
 from ijepa.data.build import build_shards, missing
 from ijepa.data.shards import check_limit, verify
 from ijepa.data.source import Source, load_source
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 from ijepa.files import read_yaml
 
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ijepa.data", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("ijepa.data"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in (
         ("missing", "list the missing raw files that you must bring yourself"),

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.cores import usable_cores
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line; an option left out has the tokenizer's default."""
-    options = argparse.ArgumentParser(prog="python -m ijepa.data.tokens", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("ijepa.data.tokens"), description=__doc__)
     options.add_argument("tokenizer", help="one of ijepa/data/tokenizers, such as small")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
     left_out: Any = argparse.SUPPRESS

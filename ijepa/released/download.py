@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ijepa.data.addresses import unsigned
 from ijepa.data.download import download
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import digest
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def bring(address: str, path: Path, sha256: str, licence: str) -> None:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m ijepa.released.download",
+        prog=program("ijepa.released.download"),
         description="Fetch a file and check it; the same command continues an interrupted one.",
     )
     parser.add_argument("address", help="http://, https:// or file:// address, or a path")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from workflow.plan.benchmark import Benchmark, read_files, schema
 from workflow.plan.grid import Grid
 
@@ -143,7 +143,7 @@ def write_tables(benchmark: Benchmark) -> str:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.plan", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("workflow.plan"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="runs, evaluations and tables, or every value of a run")
     show.add_argument("config", type=Path)

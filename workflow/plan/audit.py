@@ -7,7 +7,6 @@ its protocol and the hash of its encoder, an index has the hash of its shards.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,9 +18,9 @@ from evals.pooling import resolved
 from evals.protocol import configure
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import encoder_digest, read_header
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json
-from ijepa.identity import HOW_IT_RUNS
+from ijepa.identity import learned, start_digest
 from ijepa.result_file import read_result
 from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
@@ -92,14 +91,17 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
     for path, raw in expected.items():
         header = read_header(Path(path))
         run = config.as_plain(config.parse_run(raw, path))
-        learned = {key: value for key, value in run.items() if key not in HOW_IT_RUNS}
-        yield from _differences(path, _plain(learned), header["run"])
+        wanted = {"start": None, **learned(run)}  # a file that began from weights says so
+        yield from _differences(path, wanted, learned(header["run"]))
         data = f"data/shards/{run['dataset']}"
         facts = {"data_version": _version(data)}
-        # Tokens are made only where a run needs them: a clone that only pulled results has none.
+        # A clone that only pulled results has neither tokens nor published weights.
         tokens = Path(data, "tokens", f"{run['recipe'].get('tokenizer')}.json")
         if tokens.exists():
             facts["tokens_sha256"] = read_json(tokens)["sha256"]
+        weights = run.get("start", {}).get("from")
+        if weights and Path(weights).exists():
+            facts["start_sha256"] = start_digest(weights)
         yield from _differences(path, facts, header["facts"])
 
 
@@ -167,11 +169,6 @@ def _differences(path: str, wanted: dict[str, Any], recorded: dict[str, Any]) ->
             yield f"{path} has {key} {has!r}, not {value!r}"
 
 
-def _plain(value: Any) -> Any:
-    """The value after a round trip through JSON."""
-    return json.loads(json.dumps(value))
-
-
 @cache
 def _version(data: str) -> str:
     return read_index(Path(data)).version()
@@ -185,7 +182,7 @@ def encoder_hash(encoder: str | None) -> str:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.plan.audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("workflow.plan.audit"), description=__doc__)
     parser.add_argument("stage", choices=["encoders", "tables"])
     parser.add_argument("config", type=Path, help="for example config/mini.yaml")
     options = parser.parse_args()

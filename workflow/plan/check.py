@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
-    options = argparse.ArgumentParser(prog="python -m workflow.plan.check", description=__doc__)
+    options = argparse.ArgumentParser(prog=program("workflow.plan.check"), description=__doc__)
     options.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
     return options
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import ijepa.cost
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION, GPUS, UTILISATION
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import write_text
 from workflow.plan.benchmark import read_files
 
@@ -15,7 +15,7 @@ from workflow.plan.benchmark import read_files
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(
-        prog="python -m workflow.plan.cost",
+        prog=program("workflow.plan.cost"),
         description=ijepa.cost.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
 from workflow.plan.grid import Grid
 from workflow.plan.paths import Group
@@ -222,7 +222,7 @@ def _sizes(grid: Grid, dataset: str) -> dict[str, int]:
 
 def main() -> None:
     """Entry point of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.plan.estimate", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("workflow.plan.estimate"), description=__doc__)
     parser.add_argument("config", type=Path, help="for example config/mini.yaml")
     parser.add_argument("--cores", type=int, default=usable_cores())
     parser.add_argument("--json", action="store_true", help="every job, for another program")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 from ijepa.files import write_text
 from workflow.plan.benchmark import UNTRAINED, read_files
 from workflow.plan.grid import Grid
@@ -136,7 +136,7 @@ def text_of(paths: list[Path]) -> str:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m workflow.scripts.dvc_stages", description=__doc__
+        prog=program("workflow.scripts.dvc_stages"), description=__doc__
     )
     parser.add_argument("configs", type=Path, nargs="+", help="config/mini.yaml, …")
     parser.add_argument("--out", type=Path, default=Path("dvc.yaml"))

@@ -26,7 +26,7 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
 from ijepa.data.shards import verify
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json, read_yaml, to_json, write_text
 from workflow.scripts.dvc_stages import stages_of
 
@@ -179,7 +179,7 @@ def read(path: Path) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m workflow.scripts.versioned",
+        prog=program("workflow.scripts.versioned"),
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )

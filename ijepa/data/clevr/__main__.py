@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ijepa.data.clevr.format import FOLDER
 from ijepa.data.clevr.generate import Settings, contact_sheet, generate
-from ijepa.errors import run_command
+from ijepa.errors import program, run_command
 from ijepa.strict import strict
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     """Entry point of the command line."""
     defaults = Settings()
     parser = argparse.ArgumentParser(
-        prog="python -m ijepa.data.clevr",
+        prog=program("ijepa.data.clevr"),
         description="Generate CLEVR-like images; the same command continues an interrupted one.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
