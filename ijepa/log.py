@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ijepa import distributed
 from ijepa.config import RunConfig
 from ijepa.data.loader import Item
 from ijepa.distributed import World
-from ijepa.errors import UserError
+from ijepa.failure import NotFinite
 from ijepa.files import write_text
 from ijepa.meter import Meter
 from ijepa.method import Method
 from ijepa.monitors import Monitored, measure, warning
+
+REMEDY = "the last checkpoint is whole: lower recipe.optim.lr, or set precision: float32"
 
 
 class Log:
@@ -136,17 +138,27 @@ class Log:
         return done % self.run.log_every == 0 or done == self.num_steps
 
     def check(self) -> None:
-        """Raise UserError if a loss since the last call is not finite on any process."""
+        """Raise NotFinite if a loss since the last call is not finite on any process."""
         if not self.losses:
             return
         means = distributed.mean({str(step): loss.mean() for step, loss in self.losses})
         self.losses.clear()
         for step, loss in means.items():
             if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} at step {step}; the last checkpoint is whole: lower "
-                    "recipe.optim.lr, or set precision: float32"
-                )
+                raise NotFinite(f"the loss is {loss} at step {step}; {REMEDY}", int(step))
+
+    def check_weights(self, done: int, method: Method) -> None:
+        """Raise NotFinite if a loss, or a weight or average after ``done`` updates, is not finite.
+
+        A finite loss may have gradients that are not, and the update then spoils the weights.
+        """
+        self.check()
+        state = [value for value in method.state_dict().values() if value.is_floating_point()]
+        largest = nn.utils.get_total_norm(state, math.inf)
+        if not math.isfinite(distributed.mean({"largest": largest})["largest"]):
+            raise NotFinite(
+                f"the update of step {done - 1} made weights not finite; {REMEDY}", done - 1
+            )
 
     def flush(self) -> None:
         """Write buffered lines to the file, before a checkpoint that relies on them."""

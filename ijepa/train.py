@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ijepa.errors import UserError, program, run_command
@@ -41,7 +42,7 @@ if __name__ == "__main__":
 import torch
 from numpy.typing import NDArray
 
-from ijepa import distributed
+from ijepa import distributed, failure
 from ijepa.allocator import keep_freed_memory
 from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, as_plain, read_run
@@ -50,6 +51,7 @@ from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
 from ijepa.data.transforms import normalise
 from ijepa.distributed import World
+from ijepa.failure import Failure, NotFinite
 from ijepa.files import writable, write_json, write_text, write_yaml
 from ijepa.identity import start_digest
 from ijepa.lock import held
@@ -65,6 +67,8 @@ from ijepa.update import gradient_norm, gradients, update
 from ijepa.vit import ViT
 from ijepa.whole import save_whole
 
+HASHES = ("data_version", "tokens_sha256", "start_sha256")
+"""Facts of inputs whose first digits are in the name of a run's folder."""
 PATIENCE = 120
 """Seconds that a run of several processes waits for an earlier one in its folder to end."""
 
@@ -98,7 +102,10 @@ def train(
     """Pretrain an encoder; ABOUT describes outputs, resumption and errors."""
     here()  # caches the commit now: the running code is that of the start
     keep_freed_memory()
-    with prepared(run, data, work, out, world) as (folder, inputs):
+    with (
+        prepared(run, data, work, out, world) as (folder, inputs),
+        failure_recorded(run, data, inputs, folder, world),
+    ):
         method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name("epochs"))
         if world.rank == 0:
             deliver(run, inputs, method, optimizer, folder, out)
@@ -119,7 +126,7 @@ def learn(
     Encoders of the epochs that are kept go to the folder ``epochs``. ``build`` makes the networks
     at initialisation, by default those of the run's method. Returns the networks and the optimizer.
 
-    Raises Stopped, and UserError for a loss that is not finite.
+    Raises Stopped, and NotFinite for a loss or a weight that is not finite.
     """
     recipe, optim = run.recipe, run.recipe.optim
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -171,15 +178,15 @@ def learn(
             stop = distributed.any_of(stopping()) and done < num_steps
             log.step(done, scalars, method, stop, lr=lr, weight_decay=decay, grad_norm=norm)
             epoch, rest = divmod(done, len(inputs.images) // optim.batch_size)
-            if not rest and run.keep.due(epoch):
-                log.check()
-                if world.rank == 0:
-                    keep_epoch(epochs, epoch, run, inputs, method)
-            if done % run.checkpoint_every == 0 or stop:
-                log.check()
-                if world.rank == 0:
-                    log.flush()
-                    save(folder / "checkpoint.pt", method, optimizer, done)
+            is_kept = not rest and run.keep.due(epoch)
+            is_saved = done % run.checkpoint_every == 0 or stop
+            if is_kept or is_saved or done == num_steps:
+                log.check_weights(done, method)
+            if is_kept and world.rank == 0:
+                keep_epoch(epochs, epoch, run, inputs, method)
+            if is_saved and world.rank == 0:
+                log.flush()
+                save(folder / "checkpoint.pt", method, optimizer, done)
             if stop:
                 raise Stopped(f"stopped after step {done} of {num_steps}, which is saved")
     return method, optimizer
@@ -242,7 +249,8 @@ def deliver(
         num_steps = optim.num_steps(len(inputs.images))
         save(out.with_name("optimiser.pt"), method, optimizer, num_steps)
     save_encoder(out, method.encoder, run, facts)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    for name in ("checkpoint.pt", failure.NAME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def masks_of(run: RunConfig) -> dict[str, Any]:
@@ -260,22 +268,10 @@ def prepared(
 
     Raises UserError if data and run do not fit each other, or if a folder cannot be written.
     """
-    index = verify(data) if world.rank == 0 else read_index(data)
-    if index.dataset != run.dataset:
-        raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
-    tokens = token_cache(run, data, index)
-    images = Images(data, "train")
-    check_batches(run, images, data, world)
-    facts = {"data_version": index.version()}
-    versions = [index.version()]
-    if tokens:
-        facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
-        versions.append(tokens.sha256[:12])
-    if run.start:
-        facts["start_sha256"] = start_digest(run.start.weights)
-        versions.append(facts["start_sha256"][:12])
-    folder = work / "-".join([run.identity(), *versions])
-    inputs = Inputs(images, tokens.ids if tokens else None, facts)
+    inputs = read_inputs(run, data, world)
+    check_batches(run, inputs.images, data, world)
+    hashes = [inputs.facts[name][:12] for name in HASHES if name in inputs.facts]
+    folder = work / "-".join([run.identity(), *hashes])
     if world.rank > 0:
         distributed.wait()
         yield folder, inputs
@@ -284,11 +280,43 @@ def prepared(
     writable(folder.parent)
     message = f"{folder} is being trained by process {{process}}"
     patience = None if world.size == 1 else PATIENCE
-    earlier = work / "-".join([run.earlier_identity(), *versions])
+    earlier = work / "-".join([run.earlier_identity(), *hashes])
     adopt(folder, earlier, message, patience)
     with held(folder / "lock", message, patience):
         distributed.wait()
         yield folder, inputs
+
+
+def read_inputs(run: RunConfig, data: Path, world: World = distributed.ALONE) -> Inputs:
+    """Images and token ids of a run, and their versions; the first process verifies the shards.
+
+    Raises UserError if data and run do not fit each other.
+    """
+    index = verify(data) if world.rank == 0 else read_index(data)
+    if index.dataset != run.dataset:
+        raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
+    facts = {"data_version": index.version()}
+    if tokens := token_cache(run, data, index):
+        facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
+    if run.start:
+        facts["start_sha256"] = start_digest(run.start.weights)
+    return Inputs(Images(data, "train"), tokens.ids if tokens else None, facts)
+
+
+@contextmanager
+def failure_recorded(
+    run: RunConfig, data: Path, inputs: Inputs, folder: Path, world: World
+) -> Iterator[None]:
+    """Record the step at which a training is not finite, and name the command that replays it."""
+    try:
+        yield
+    except NotFinite as error:
+        if world.rank == 0:
+            record = (as_plain(run), str(data.resolve()), inputs.facts, world.size)
+            Failure(error.step, *record, torch.get_num_threads()).write(folder)
+        raise UserError(
+            f"{error}; to see which tensor it began with: ijepa-bench replay {quote(str(folder))}"
+        ) from None
 
 
 def adopt(folder: Path, earlier: Path, message: str, patience: float | None) -> None:

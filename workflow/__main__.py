@@ -19,6 +19,7 @@ COMMANDS = {
     "download": ("ijepa.released.download", "fetch published weights and check their SHA-256"),
     "weights": ("ijepa.checkpoint", "inspect, import and export encoders, push them to a hub"),
     "train": ("ijepa.train", "pretrain one encoder in this process"),
+    "replay": ("ijepa.replay", "name the first tensor that was not finite in a training"),
     "watch": ("ijepa.watch", "follow trainings in the terminal, with curves"),
     "track": ("ijepa.track", "send logs to TensorBoard, Weights & Biases, MLflow or trackio"),
     "launch": ("ijepa.cluster.launch", "pretrain one encoder as a job, on Slurm or this machine"),

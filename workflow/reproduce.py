@@ -287,7 +287,8 @@ def show_estimate(estimating: subprocess.Popen[str], view: View) -> None:
     view.expected = {tuple(key): seconds for key, seconds in estimate["jobs"]}
     view.console.print(
         f"about {estimate['wall'] / 60:.1f} minutes from scratch on this machine "
-        f"({view.at_once} jobs at a time, {estimate['speed'] / 1e9:.0f} GFLOP/s each)",
+        f"({view.at_once} jobs at a time, {estimate['speed'] / 1e9:.0f} GFLOP/s each); it keeps "
+        f"{estimate['bytes'] / 1e9:.2g} GB of encoders and networks",
         highlight=False,
     )
 

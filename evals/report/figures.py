@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -64,6 +64,40 @@ def loss_curves(logs: dict[str, Path]) -> str:
             axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.xaxis.set_major_formatter("{x:,.0f}")
         axes[0].legend()
+    return file.getvalue()
+
+
+class Panel(NamedTuple):
+    """One evaluation against epochs: points of each run's curve, and the controls' values."""
+
+    title: str
+    unit: str
+    curves: dict[str, list[tuple[float, float]]]
+    controls: dict[str, float]
+
+
+def epoch_curves(panels: list[Panel]) -> str:
+    """Values of kept epochs against the epoch, a panel for each evaluation."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    runs = list(dict.fromkeys(run for panel in panels for run in panel.curves))
+    with figure(2.2 + 3 * columns, 0.6 + 2.6 * rows, "kept epochs") as (drawing, file):
+        axes = drawing.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        keys: dict[str, Any] = {}
+        for panel, axis in zip(panels, axes.flat, strict=False):
+            for run, points in panel.curves.items():
+                x, y = zip(*points, strict=True)
+                look = line(runs.index(run))
+                (keys[run],) = axis.plot(x, y, **look, label=run, marker="o", markersize=4)
+            for (control, value), style in zip(panel.controls.items(), (":", "--"), strict=False):
+                keys[control] = axis.axhline(value, color=GREY, linestyle=style, label=control)
+            axis.set(xlabel="epochs", ylabel=panel.unit)
+            axis.set_title(_plain(panel.title))
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.grid(alpha=0.3)
+        drawing.legend(handles=list(keys.values()), loc="outside right upper")
     return file.getvalue()
 
 

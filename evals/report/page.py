@@ -12,9 +12,10 @@ from evals.about import read_about
 from evals.patches import PATCHES_FILE
 from evals.report import costs, figures, gallery, table_columns, tables
 from evals.report.answer import answer
+from evals.report.figures import Panel
 from evals.report.formats import environment
 from evals.report.plan import ReportPlan
-from evals.report.results import CONTROLS, external
+from evals.report.results import CONTROLS, UNITS, external
 from evals.report.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
@@ -56,6 +57,7 @@ def report(
     tables_by_name = tables.tables_of(plan, tidy)
     all_pictures = [
         *pictures_of_classes(plan, chosen),
+        *pictures_of_epochs(plan, tidy[~external(tidy)]),
         *pictures(plan, results, tidy[~external(tidy)], data),
     ]
     for picture in all_pictures:
@@ -155,7 +157,8 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     for evaluation in plan.evaluations:
         counts: dict[str, dict[str, Any]] = {}
         for _, path, result in results:
-            if path.stem == evaluation and "classes" in result:
+            of_epoch = "@" in path.parts[-3]  # of a run's epochs only the last
+            if path.stem == evaluation and "classes" in result and not of_epoch:
                 counts.setdefault(path.parts[-3], result["classes"])
                 kind = (result["dataset"], result["label"])
         if not counts or kind in pictures_by_kind:
@@ -178,6 +181,46 @@ def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
                 figures.confusions(counts),
             )
     return list(pictures_by_kind.values())
+
+
+def pictures_of_epochs(plan: ReportPlan, tidy: pd.DataFrame) -> list[Picture]:
+    """Every evaluation against epochs, if runs keep encoders of some; else nothing."""
+    if not (panels := panels_of_epochs(plan, tidy)):
+        return []
+    return [
+        Picture(
+            "epochs",
+            "Kept epochs",
+            "Each evaluation of the encoders that runs kept on their way, against the epoch; the "
+            "last point is the finished run's. Values are means over seeds. Horizontal lines are "
+            "the controls.",
+            figures.epoch_curves(panels),
+        )
+    ]
+
+
+def panels_of_epochs(plan: ReportPlan, tidy: pd.DataFrame) -> list[Panel]:
+    """Curves of all runs that keep epochs, a panel for each evaluation that their encoders have."""
+    tidy = tidy.assign(base=tidy["run"].str.replace("@.*", "", regex=True))
+    bases = set(tidy[tidy["run"].str.contains("@")]["base"])
+    panels = []
+    for evaluation in plan.evaluations:
+        rows = tidy[tidy["evaluation"] == evaluation]
+        kept = rows[rows["base"].isin(bases)]
+        if not kept["run"].str.contains("@").any():
+            continue
+        means = kept.groupby(["base", "epochs"])["value"].mean()
+        runs = sorted(set(kept["base"]), key=lambda run: _position(plan, run))
+        controls = rows[rows["run"].isin(CONTROLS)].groupby("run")["value"].mean()
+        panels.append(
+            Panel(
+                plan.title(evaluation),
+                UNITS[str(kept["metric"].iloc[0])],
+                {run: list(means[run].items()) for run in runs},
+                {run: controls[run] for run in CONTROLS if run in controls.index},
+            )
+        )
+    return panels
 
 
 def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:

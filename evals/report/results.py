@@ -63,7 +63,8 @@ def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFra
             "low": scale * _number(result["interval"][0]),
             "high": scale * _number(result["interval"][1]),
             "n": result["n"],
-            "epochs": run.get("recipe", {}).get("optim", {}).get("epochs"),
+            # An encoder that was kept on the way has an epoch of its own.
+            "epochs": facts.get("epoch", run.get("recipe", {}).get("optim", {}).get("epochs")),
             "images_seen": facts.get("images_seen", None if facts else 0),
             "train_minutes": minutes,
             "gpu_hours": hours_of_run.get((name, seed), no_gpu),

@@ -140,7 +140,7 @@ def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
 def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
     # A network with one block in each part, the pilot, quickly shows how the draws of masks differ.
     depths = _depths(run)
-    pilot = _on_meta(_of_depths(run, dict.fromkeys(depths, 1)))
+    pilot = on_meta(_of_depths(run, dict.fromkeys(depths, 1)))
     draws: list[int] = []
     while len(draws) < NUM_DRAWS and not _settled(draws):
         with torch.no_grad(), Autocast(pilot, bfloat16) as watched:
@@ -151,7 +151,7 @@ def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
 
     def counted(depths: dict[str, int]) -> list[float]:
         shallow = _of_depths(run, depths)
-        method = _on_meta(shallow)
+        method = on_meta(shallow)
         flops, saved = _count(method, shallow, images, bfloat16, step)
         parameters = list(method.parameters())
         trained = [p.numel() for p in parameters if p.requires_grad]
@@ -174,7 +174,7 @@ def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
 def has_class_token(run: RunConfig) -> bool:
     """True if the encoder of a run has [cls]; told by a network of one block without weights."""
     shallow = _of_depths(run, dict.fromkeys(_depths(run), 1))
-    return _on_meta(shallow).encoder.variant.class_token
+    return on_meta(shallow).encoder.variant.class_token
 
 
 def _settled(draws: list[int]) -> bool:
@@ -198,7 +198,8 @@ def _of_depths(run: RunConfig, depths: dict[str, int]) -> RunConfig:
     return dataclasses.replace(run, vit=vit, recipe=dataclasses.replace(run.recipe, **parts))  # type: ignore[type-var]
 
 
-def _on_meta(run: RunConfig) -> Method:
+def on_meta(run: RunConfig) -> Method:
+    """Networks of a run on the meta device, which have shapes and no weights."""
     with torch.device("meta"):
         method = load_method(run.method).Method(run.recipe, run.vit)
     for network in method.modules():

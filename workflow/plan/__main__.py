@@ -30,6 +30,16 @@ def show_benchmark(benchmark: Benchmark) -> Iterator[str]:
     for table in benchmark.tables:
         yield f"  {table.name}: {', '.join(table.evaluations)}"
     yield f"{len(grid.trained)} pretrainings, {len(grid.cells)} results"
+    if not grid.trained:
+        return
+    # Not at the top: torch takes seconds, and the lines above need none of it.
+    from ijepa.cost.disk import in_words
+    from workflow.plan.estimate import disk_of_runs, kept_bytes
+
+    yield "kept on disk, of each seed (keep: of a run changes it)"
+    for name, disk in disk_of_runs(grid).items():
+        yield f"  {name}: {disk}"
+    yield f"  {in_words(kept_bytes(grid))} in all"
 
 
 def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
@@ -42,6 +52,7 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
         raise UserError(f"{name!r} is no run of {benchmark.name}: it has {', '.join(runs)}")
     # Not at the top: torch takes seconds, and the other commands need none of it.
     from ijepa.config import as_plain, parse_run
+    from ijepa.cost.disk import disk
 
     given = runs[name].config(benchmark.seeds[0])
     preset = {key: given["recipe"][key] for key in ["preset"] if key in given.get("recipe", {})}
@@ -56,7 +67,9 @@ def show_run(benchmark: Benchmark, name: str) -> Iterator[str]:
     ]
     source = f"preset {preset['preset']}" if preset else "the published recipe"
     yield f"# {name} of {benchmark.name}; a comment has the value of {source} where it is another"
-    yield from lines_of(as_plain(parse_run(given, name)), defaults)
+    run = parse_run(given, name)
+    yield f"# kept on disk, of each seed: {disk(run)}"
+    yield from lines_of(as_plain(run), defaults)
 
 
 def lines_of(values: dict[str, Any], defaults: Any, indent: str = "") -> Iterator[str]:
@@ -162,7 +175,8 @@ def main() -> None:
     else:
         _, benchmark = read_files([options.config])
         lines = show_run(benchmark, options.run) if options.run else show_benchmark(benchmark)
-        print("\n".join(lines))
+        for line in lines:
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ machine. The estimate says nothing of a cluster, where queues decide.
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
@@ -16,6 +16,9 @@ from ijepa.errors import UserError, program, run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
 from workflow.plan.grid import Grid
 from workflow.plan.paths import Group
+
+if TYPE_CHECKING:
+    from ijepa.cost.disk import Disk
 
 Seconds = dict[tuple[str, ...], float]
 """Seconds of each job, by its rule and its wildcards."""
@@ -196,6 +199,20 @@ def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     return seconds, wall_seconds(grid, seconds), speed
 
 
+def disk_of_runs(grid: Grid) -> dict[str, "Disk"]:
+    """Bytes that every run which is trained keeps of a seed, the control's among them."""
+    from ijepa.cost.disk import disk
+    from workflow.plan.check import planned
+
+    return {name: disk(planned(grid.runs[name]).run) for name in dict(grid.trained)}
+
+
+def kept_bytes(grid: Grid) -> int:
+    """Bytes that all runs of a config keep together."""
+    of_run = disk_of_runs(grid)
+    return sum(of_run[run].total for run, _ in grid.trained)
+
+
 def _sizes(grid: Grid, dataset: str) -> dict[str, int]:
     """Images by split, of the shards if they are there, else of the register.
 
@@ -229,14 +246,16 @@ def main() -> None:
     options = parser.parse_args()
     _, benchmark = read_files([options.config])
     seconds, wall, speed = estimate(benchmark, options.cores)
+    kept = kept_bytes(Grid(benchmark))
     if options.json:
         jobs = [[list(key), value] for key, value in seconds.items()]
-        print(json.dumps({"jobs": jobs, "wall": wall, "speed": speed}))
+        print(json.dumps({"jobs": jobs, "wall": wall, "speed": speed, "bytes": kept}))
         return
     for key, value in seconds.items():
         print(f"{' '.join(key):50} {value:6.0f} s")
     print(f"{len(seconds)} jobs, {wall / 60:.1f} minutes on {options.cores} cores")
     print(f"({speed / 1e9:.0f} GFLOP/s in a matrix product of one job)")
+    print(f"{kept / 1e9:.3g} GB of encoders and networks on disk at the end")
 
 
 if __name__ == "__main__":
