@@ -60,6 +60,14 @@ class Facts:
                 "name one of them, or put the official list beside the raw files"
             )
 
+    def check_per_class(self, per_class: int | None) -> None:
+        """Raise ValueError if some class has fewer images than are asked for of each."""
+        if self.rarest is not None and (per_class or 0) > self.rarest:
+            raise ValueError(
+                f"per_class is {per_class}, but a class has {self.rarest} training images at most: "
+                "make it smaller, or use more images"
+            )
+
 
 class Evaluation(Protocol):
     """A module of evals/protocols."""

@@ -88,6 +88,7 @@ def _averages_equal(tensors: Weights, method: Method) -> Weights:
     copies = {
         f"{average}.{name.partition('.')[2]}": value
         for average, own in method.averages.items()
+        if hasattr(method, average)  # an I-JEPA with SIGReg has no moving average
         for name, value in others.items()
         if name.startswith(f"{own}.")
     }

@@ -195,6 +195,7 @@ def test_a_mistake_in_an_evaluation_is_refused(evaluation: dict[str, Any], messa
             "whiten is true, but there are no stored features",
         ),
         ({"name": "low_shot", "config": {"per_class": 801}}, "per_class is 801, but .* has 800"),
+        ({"name": "few_shot", "config": {"per_class": 801}}, "per_class is 801, but .* has 800"),
         ({"name": "low_shot"}, r"subset is '1pct', but the data set has no lists: name one of"),
         (
             {"name": "finetune", "uses": "images", "config": {"subset": "2pct"}},

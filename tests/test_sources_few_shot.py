@@ -389,7 +389,7 @@ def copy_of(name: str, address: str) -> Dataset:
     return entry.model_copy(update={"labels": {"class": 2}, "options": options})
 
 
-HUB = ["dtd", "aircraft", "cars", "cifar10", "cifar100", "flowers102", "pets"]
+HUB = ["dtd", "aircraft", "cars", "cifar10", "cifar100", "flowers102", "food101", "pets"]
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -403,12 +403,14 @@ def test_the_register_names_copies_on_the_hub(name: str) -> None:
         assert address.endswith(f"/resolve/main/{split}/")
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_all_shards_that_a_copy_counts_are_read(remote: bool, server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "remote"), [("dtd", True), *((name, False) for name in HUB)])
+def test_all_shards_that_a_copy_counts_are_read(
+    name: str, remote: bool, server: str, tmp_path: Path
+) -> None:
     folder = hub(tmp_path / "served" / "copy", {"train": [3, 1], "test": [2]})
     raw = tmp_path / "raw"
     raw.mkdir()
-    dataset = copy_of("dtd", f"{server}/copy" if remote else str(folder))
+    dataset = copy_of(name, f"{server}/copy" if remote else str(folder))
     source = load_source("webdataset")
     assert source.missing(dataset, raw) == []
     source.fetch(dataset, raw)

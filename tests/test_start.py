@@ -24,7 +24,7 @@ from workflow.plan.grid import Grid
 def started(name: str, weights: Path, **more: Any) -> tuple[Method, str]:
     """A method's networks after a start, and the sentence about it."""
     vit = more.pop("vit", {})
-    raw = raw_run_of(name)
+    raw = raw_run_of(name, **more.pop("recipe", {}))
     raw["vit"] |= vit
     run = parse_run({**raw, "start": {"from": str(weights), **more}}, checked=not vit)
     torch.manual_seed(1)
@@ -103,6 +103,16 @@ def test_a_second_stage_begins_with_the_average_equal_to_the_student(
     first = load_whole(whole_of(trained, name))[0].state_dict()
     (own,) = method.averages.values()
     assert all(v.equal(first[k]) for k, v in state.items() if k.startswith(f"{own}."))
+
+
+def test_an_ijepa_without_a_moving_average_begins_with_the_student_of_one_with_it(
+    trained: Trained,
+) -> None:
+    sigreg = {"anticollapse": "sigreg"}
+    method, note = started("ijepa", whole_of(trained, "ijepa"), parts="student", recipe=sigreg)
+    assert "fresh are none" in note
+    first = load_whole(whole_of(trained, "ijepa"))[0].state_dict()
+    assert all(value.equal(first[key]) for key, value in method.state_dict().items())
 
 
 @pytest.mark.parametrize("name", method_names())

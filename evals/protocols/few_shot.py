@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from evals.draws import draw
 from evals.pooling import Pooled
-from evals.protocol import Uses
+from evals.protocol import Facts, Uses
 from evals.protocols.logistic_regression import Config as LogisticRegression
 from evals.protocols.logistic_regression import check_memory, features, fit
 from evals.protocols.low_shot import outside
@@ -101,6 +101,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 Predict = Callable[[Tensor], Tensor]
 """Class numbers, [N] int64, from features [N, D]."""
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Raise ValueError for classes that are too small."""
+    facts.check_per_class(config.per_class)
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

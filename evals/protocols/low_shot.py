@@ -86,11 +86,7 @@ def check(config: Config, facts: Facts) -> None:
     ``finetune.pool`` is not among the settings that evals.pooling checks.
     """
     facts.check_subset(config.subset)
-    if facts.rarest is not None and (config.per_class or 0) > facts.rarest:
-        raise ValueError(
-            f"per_class is {config.per_class}, but a class has {facts.rarest} training images at "
-            "most: make it smaller, or use more images"
-        )
+    facts.check_per_class(config.per_class)
     tuned = facts.uses == "both" and config.finetune.pool != "patches"
     if tuned and facts.class_token is False:
         raise ValueError(
