@@ -377,7 +377,9 @@ def _answer(*command: str) -> list[list[str]]:
 
 
 def _rows(*command: str) -> list[list[str]]:
-    return _split(_run(*command).stdout)
+    """Rows of a command that may be absent or forbidden, as accounting is on some clusters."""
+    done = _run(*command)
+    return [] if done.returncode else _split(done.stdout)
 
 
 def _split(text: str, most: int = -1) -> list[list[str]]:
@@ -385,8 +387,12 @@ def _split(text: str, most: int = -1) -> list[list[str]]:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """A command's answer; of one that is not installed, or forbidden, its absence."""
     env = {**os.environ, **EVERYTHING, "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    except (FileNotFoundError, PermissionError) as error:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":
