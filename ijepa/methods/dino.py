@@ -28,9 +28,12 @@ from ijepa.vit import ViT
 NUM_GLOBAL = 2
 
 RELEASED = {
-    f"{tower}.{released}": f"{tower}.{ours}"
-    for tower in ("student", "teacher")
-    for released, ours in {"backbone.": "encoder.", "head.": "head."}.items()
+    **{
+        f"{tower}.{released}": f"{tower}.{ours}"
+        for tower in ("student", "teacher")
+        for released, ours in {"backbone.": "encoder.", "head.": "head."}.items()
+    },
+    "dino_loss.center": "centre",
 }
 
 

@@ -91,7 +91,7 @@ SELF_DISTILLED = {
     "teacher": Tower(rf"{IN}teacher\.(module\.)?(backbone\.)?", "teacher", "backbone."),
     "student": Tower(rf"{IN}student\.(module\.)?(backbone\.)?", "student", "module.backbone."),
 }
-PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)?head\.(mlp|last_layer)\d?\..*"
+PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)?head\.(mlp|last_layer|last_norm)\d?\..*"
 
 LAYOUTS = {
     "ijepa": Layout(
@@ -104,13 +104,13 @@ LAYOUTS = {
     ),
     "mae": Layout(
         {"": Tower(ONE, "model")},
-        r"mask_token|decoder_.*",
+        r"mask_token|decoder_.*|head\.\d\..*",
         Variant(class_token=True, init="xavier"),
     ),
     "data2vec": Layout(
         {
-            "model": Tower(ONE, "model"),
-            "ema": Tower(r"model_ema\.((module|state_dict|model)\.)*", "model_ema"),
+            "model": Tower(rf"{ONE}|student\.", "model"),
+            "ema": Tower(r"model_ema\.((module|state_dict|model)\.)*|teacher\.", "model_ema"),
         },
         r"mask_token|lm_head\..*",
         Variant(
