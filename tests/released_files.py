@@ -191,6 +191,22 @@ def transformers_dinov2(w: Weights, other: Weights) -> Any:
     return {**weights, "embeddings.mask_token": torch.zeros(1, 48)}
 
 
+def state_of_transformers(w: Weights, other: Weights) -> Any:
+    """Weights as ``torch.save(model.state_dict())`` writes a ViTModel of transformers 5."""
+    theirs = {f"attention.attention.{name}.": f"attention.{name[0]}_proj." for name in PARTS}
+    theirs |= {"attention.output.dense.": "attention.o_proj.", "encoder.layer.": "layers."}
+    theirs |= {".intermediate.dense.": ".mlp.fc1.", ".output.dense.": ".mlp.fc2."}
+    weights = {}
+    for name, value in hugging_face(w).items():
+        for old, new in theirs.items():
+            name = name.replace(old, new)
+        weights[name] = value
+    return {**weights, **layers("pooler.dense")}
+
+
+PARTS = ("query", "key", "value")
+
+
 def hugging_face(w: Weights) -> Weights:
     embedding = {"patch_embed.proj": "patch_embeddings.projection", "cls_token": "cls_token"}
     inner = {
@@ -209,7 +225,7 @@ def hugging_face(w: Weights) -> Weights:
             part, _, kind = rest.rpartition(".")
             prefix = f"encoder.layer.{number}."
             if part == "attn.qkv":
-                for third, which in enumerate(("query", "key", "value")):
+                for third, which in enumerate(PARTS):
                     rows = value[third * 48 : third * 48 + 48]
                     out[f"{prefix}attention.attention.{which}.{kind}"] = rows
             elif rest in inner:
@@ -251,6 +267,7 @@ FILES: dict[str, tuple[str, Variant, Callable[[Weights, Weights], Any]]] = {
         Variant(),
         lambda w, _: under("ijepa.", hugging_face(w)),
     ),
+    "transformers, ViT in memory": ("transformers", PLAIN, state_of_transformers),
     "transformers, Dinov2": ("transformers", SCALED, transformers_dinov2),
 }
 
