@@ -1,5 +1,6 @@
 """Requests of a job, and questions to Slurm, without a cluster (with one: tests/slurm)."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import submitit
 
 from ijepa import distributed
 from ijepa.cluster import job, jobs, launch, slurm
+from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.slurm import Request
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
@@ -73,12 +75,32 @@ def test_memory_is_asked_for_a_node_or_a_core_or_not_at_all(
         ("--mem=0", "gb_per_gpu"),
         ("--partition=gpu", "slurm_partition"),
         ("--time=60", "runtime"),
+        ("--tres-per-task=gres/gpu:1", "gpus_per_node and gpu_model"),
     ],
 )
 def test_an_option_that_the_job_has_already_is_refused_with_its_key(option: str, key: str) -> None:
     """Slurm takes either of two lines with one option, depending on the option."""
     with pytest.raises(UserError, match=rf"slurm_extra: '{option}': .* from {key} in the profile"):
         replace(ONE, extra=f"--reservation=r {option}").extras()
+
+
+@pytest.mark.parametrize("option", ["--comment=mine", "--no-requeue", "--job-name=a", "--signal=9"])
+def test_an_option_by_which_a_job_is_found_again_is_refused(option: str) -> None:
+    """With another comment the job would look lost, and a second one would be submitted."""
+    with pytest.raises(UserError, match=rf"slurm_extra: '{option}': the launcher sets this option"):
+        replace(ONE, extra=f"--exclude=n1 {option}").extras()
+
+
+def test_variables_of_other_jobs_and_defaults_that_the_profile_decides_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sbatch prefers its variables to a script; srun refuses memory of two kinds."""
+    kept = {"SBATCH_ACCOUNT": "site", "SBATCH_RESERVATION": "r", "SLURM_CONF": "/etc/slurm.conf"}
+    forgotten = {"SLURM_MEM_PER_CPU": "4000", "SBATCH_PARTITION": "cpu", "SBATCH_TIMELIMIT": "5"}
+    monkeypatch.setattr(os, "environ", {**kept, **forgotten})
+    forget_other_jobs(replace(ONE, partition="gpu", account=None))
+    assert os.environ == kept
+    assert "SBATCH_PARTITION is not used here: the profile" in capsys.readouterr().out
 
 
 def test_what_the_job_does_not_ask_for_may_stand_in_the_extra() -> None:
