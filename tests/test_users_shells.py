@@ -6,11 +6,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numba.core.caching
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ijepa.data.clevr import geometry
 from ijepa.errors import UserError
 from ijepa.files import ROOT, written_whole
 from workflow import reproduce
@@ -95,3 +98,15 @@ def test_the_door_to_all_commands_keeps_it_out_too(tmp_path: Path) -> None:
     env = {**os.environ, **FOREIGN}
     done = subprocess.run(["sh", door], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == f":{tmp_path}\n"
+
+
+def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout that cannot be written, and a HOME that cannot, either."""
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+
+    def twice(number: float) -> float:
+        return 2 * number
+
+    compiled: Any = geometry.compiled(twice)
+    assert compiled(2.0) == 4
+    assert type(compiled).__name__ == "CPUDispatcher"
