@@ -5,6 +5,8 @@ DATASET ?= cifar10
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SHELL := /bin/bash
+# A cluster's module of Python may set them: another Python's packages would come before those of .venv.
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint docs lock bench shards clean
 

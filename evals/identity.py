@@ -11,15 +11,23 @@ from typing import Any
 from ijepa.errors import UserError
 from ijepa.result_file import read_result
 
+LATER = ("view_interpolation",)
+"""Settings that earlier versions did not have; None changes nothing, and a result leaves it out."""
+
+
+def protocol_of(config: Any) -> dict[str, Any]:
+    """Plain data of a protocol, as a result's JSON has it."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {k: value for k, value in plain.items() if value is not None or k not in LATER}
+
 
 def identity_of(
     evaluation: str, config: Any, label: str, limit: dict[str, int], about: dict[str, Any]
 ) -> dict[str, Any]:
     """Facts that decide a result: evaluation, protocol, label, images, encoder, data."""
-    protocol = json.loads(json.dumps(dataclasses.asdict(config)))
     return {
         "evaluation": evaluation,
-        "protocol": protocol,
+        "protocol": protocol_of(config),
         "label": label,
         "images": limit,
         "encoder": about["encoder"],

@@ -33,7 +33,8 @@ class Pooled:
 
     ``pool``: the average over ``patches``, [cls], or both one after the other (``cls_patches``); by
     default the method's own, which is [cls] if the encoder has one. ``layers`` is the number of
-    last layers that are concatenated; a network with fewer gives all of them.
+    last layers that are concatenated; of a network with fewer than the default they are all, any
+    other number is refused.
     """
 
     pool: Pool | None = None

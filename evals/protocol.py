@@ -113,21 +113,22 @@ def check(name: str, config: Any, facts: Facts, where: str) -> None:
     module = load_evaluation(name)
     try:
         if isinstance(config, Pooled):
-            _check_layers(config.layers, facts, "images" in module.USES)
+            _check_layers(config, facts, "images" in module.USES)
         getattr(module, "check", lambda *_: None)(config, facts)
     except ValueError as error:
         raise UserError(f"{where}.{error}") from None
 
 
-def _check_layers(layers: int, facts: Facts, may_use_images: bool) -> None:
-    """Raise ValueError for more layers than can be had; the four of the paper always can."""
+def _check_layers(config: Pooled, facts: Facts, may_use_images: bool) -> None:
+    """Raise ValueError for more layers than can be had, unless their number is the default."""
+    layers, default = config.layers, type(config).layers
     if facts.uses != "images" and layers > NUM_LAYERS:
         remedy = ", or set uses: images" if may_use_images else ""
         raise ValueError(
             f"layers is {layers}, but features of the last {NUM_LAYERS} layers are stored: ask for "
             f"{NUM_LAYERS} at most{remedy}"
         )
-    if layers > max(NUM_LAYERS, facts.depth or layers):
+    if layers > (facts.depth or layers) and layers != default:
         raise ValueError(
             f"layers is {layers}, but the encoder has {facts.depth}: ask for {facts.depth} at most"
         )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from evals.features import extract
-from evals.identity import identity_of, is_same
+from evals.identity import identity_of, is_same, protocol_of
 from evals.pooling import kinds, resolved
 from evals.protocol import Facts, Uses, check, configure, load_evaluation
 from evals.subject import Subject, checked_labels
@@ -86,7 +86,7 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             "value": result.value,
             "n": result.n,
             "interval": [round(end, 5) for end in result.interval],
-            "protocol": dataclasses.asdict(config),
+            "protocol": protocol_of(config),
             "images": subject.limit,
             "chosen": result.chosen,
             "seconds": round(seconds, 2),

@@ -161,11 +161,12 @@ class Encoded:
         crop: Crop,
         seed: int,
         num_workers: int,
+        interpolation: str | None = None,
     ) -> None:
         self.subject, self.device, self.num_workers = subject, device, num_workers
         self.network = subject.network().to(device).eval()
         self.num_layers = min(layers, len(self.network.blocks))
-        self.pool, self.interpolation = pool, crop.interpolation
+        self.pool, self.interpolation = pool, interpolation or crop.interpolation
         self.dim = self.network.config.dim * len(parts(pool))
         self.size = self.network.config.image_size
         self.views = TrainingViews(subject.images("train"), [View(self.size, crop)], seed)

@@ -1,4 +1,4 @@
-"""Cores that this process may use."""
+"""Cores and memory that this process may use."""
 
 import math
 import os
@@ -17,19 +17,30 @@ def usable_cores() -> int:
     return max(1, math.floor(min(cores, quota())))
 
 
+def usable_memory() -> float:
+    """Bytes of memory of this machine, or of its container or job if that is limited to less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine, *(_limit(folder) for folder in groups("memory")), math.inf)
+
+
 def quota() -> float:
     """Cores of the smallest quota of this process's cgroup and those above, or infinite."""
+    return min((_quota(folder) for folder in groups("cpu")), default=math.inf)
+
+
+def groups(kind: str) -> list[Path]:
+    """Folders of this process's cgroup, of version 2 and of 1 for a kind, and of those above it."""
     own = Path("/proc/self/cgroup")
-    quotas = [math.inf]
+    folders: list[Path] = []
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else []:
         _, kinds, group = line.split(":", 2)
-        if not kinds or "cpu" in kinds.split(","):
-            top = GROUPS / "cpu" if kinds else GROUPS
+        if not kinds or kind in kinds.split(","):
+            # Version 1 has cpu and cpuacct in one folder, and in most containers links to it.
+            named = [GROUPS / name for name in (kind, kinds) if (GROUPS / name).is_dir()]
+            top = GROUPS if not kinds or not named else named[0]
             folder = top / group.strip("/")
-            quotas += [
-                _quota(path) for path in (folder, *folder.parents) if top in (path, *path.parents)
-            ]
-    return min(quotas)
+            folders += [path for path in (folder, *folder.parents) if top in (path, *path.parents)]
+    return folders
 
 
 def _quota(folder: Path) -> float:
@@ -45,3 +56,14 @@ def _quota(folder: Path) -> float:
     except OSError:
         return math.inf
     return math.inf if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def _limit(folder: Path) -> float:
+    """Bytes of one cgroup's memory, of version 2 or 1."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            text = (folder / name).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        return math.inf if text == "max" else int(text)
+    return math.inf

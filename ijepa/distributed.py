@@ -36,17 +36,12 @@ ALONE = World()
 def joined() -> Iterator[World]:
     """Join the processes that ``torchrun`` started, if any: GPUs by NCCL, CPUs by gloo.
 
-    Each process takes the GPU with the number of its local rank.
+    Each process takes the GPU with the number of its local rank, or the only one that it sees.
     """
     world = World(*(int(os.environ.get(k, d)) for k, d in zip(VARIABLES, ALONE, strict=True)))
     device = None
     if torch.cuda.is_available():
-        if world.local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"process {world.local_rank} of this machine has no GPU: there are "
-                f"{torch.cuda.device_count()}; start no more processes than that"
-            )
-        device = torch.device("cuda", world.local_rank)
+        device = torch.device("cuda", gpu_of(world.local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     if world.size == 1:
         yield world
@@ -66,6 +61,21 @@ def joined() -> Iterator[World]:
         yield world
     finally:
         distributed.destroy_process_group()
+
+
+def gpu_of(local_rank: int, visible: int) -> int:
+    """Number of a process's GPU among those that it sees; raises UserError if there is none.
+
+    Some clusters bind one GPU to each task of a job (--gpu-bind, --gpus-per-task): it is the only
+    one that the task sees, and its number is 0.
+    """
+    bound = visible == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank)
+    if local_rank >= visible and not bound:
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU: there are {visible}; start no more "
+            "processes than that"
+        )
+    return 0 if bound else local_rank
 
 
 def wait() -> None:

@@ -25,6 +25,13 @@ from ijepa.whole import load_whole, own_name, read_about
 
 CONTAINERS = {"data2vec": {"model_ema.": "teacher.", "model.": "student."}}
 """Beginnings of names in a release's checkpoint that name one of two networks, by method."""
+COPIES = {
+    "cae": {"alignment_encoder.": "encoder.", "teacher.": "encoder."},
+    "ibot": {f"{t}.head.last_layer2.": f"{t}.head.last_layer." for t in ("student", "teacher")},
+}
+"""Beginnings of names under which a release writes tensors a second time, by method."""
+UNUSED = {"ibot": {"teacher.mask_token"}}
+"""Parameters that no network uses, and that a release's file lacks, by method."""
 WRAPPING = re.compile(r"^(model|state_dict)\.|\bmodule\.")
 POSITIONS = ("pos_embed", released.TABLE)
 Weights = dict[str, Tensor]
@@ -68,7 +75,7 @@ def _parts(method: Method, name: str, start: Start) -> Weights:
     if start.parts == "towers":
         return taken
     wanted = {n: v for n, v in method.state_dict().items() if n not in taken}
-    fixed = _fixed(method)
+    fixed = _fixed(method) | UNUSED.get(name, set())
     others = {n: v for n, v in tensors.items() if not n.startswith(tuple(towers))}
     others = {n: v for n, v in others.items() if n not in fixed or _same(v, wanted.get(n))}
     missing = [name for name in wanted if name not in others and name not in fixed]
@@ -126,13 +133,26 @@ def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:
             )
         yield from ((own_name(name, method), value) for name, value in load_file(path).items())
         return
+    tensors: Weights = {}
     for name, value in read_tensors(path).items():
         if re.fullmatch(released.TRAINING, name) or name.endswith(released.CONSTANTS):
             continue
         for old, new in CONTAINERS.get(method, {}).items():
             if name.startswith(old):
                 name = new + name.removeprefix(old)
-        yield own_name(WRAPPING.sub("", name), method), value
+        tensors[WRAPPING.sub("", name)] = value
+    for name, value in tensors.items():
+        if not _is_copy(name, tensors, method):
+            yield own_name(name, method), value
+
+
+def _is_copy(name: str, tensors: Weights, method: str) -> bool:
+    """True if a release writes a tensor under this name too, and it is the same there."""
+    for again, first in COPIES.get(method, {}).items():
+        if name.startswith(again):
+            original = tensors.get(first + name.removeprefix(again))
+            return original is not None and original.equal(tensors[name])
+    return False
 
 
 def _fitted(weights: Weights, tower: ViT, path: Path, start: Start) -> Weights:

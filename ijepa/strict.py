@@ -6,6 +6,7 @@ takes seconds.
 
 import dataclasses
 import difflib
+import types
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -116,4 +117,6 @@ def _type_at(kind: Any, loc: tuple[Any, ...]) -> Any:
     """Dataclass at a location within ``kind``."""
     for part in loc:
         kind = get_type_hints(kind)[part] if dataclasses.is_dataclass(kind) else get_args(kind)[-1]
+        if types.NoneType in get_args(kind):  # an optional part
+            kind = get_args(kind)[0]
     return kind

@@ -64,6 +64,13 @@ def full_mae(w: Weights, other: Weights) -> Any:
     return {**whole, "scaler": {"scale": 65536.0}, "args": ARGS}
 
 
+def linear_probe_of_mae(w: Weights, other: Weights) -> Any:
+    """The head is BatchNorm without weights, and a linear layer (main_linprobe)."""
+    running = {f"head.0.running_{part}": torch.ones(48) for part in ("mean", "var")}
+    head = {**running, "head.0.num_batches_tracked": torch.tensor(3), **layers("head.1")}
+    return {"model": {**w, **head}, "optimizer": OPTIMIZER, "epoch": 89, "args": ARGS}
+
+
 def full_data2vec(w: Weights, other: Weights) -> Any:
     index = {"rel_pos_bias.relative_position_index": torch.zeros(65, 65, dtype=torch.int64)}
     head = {"mask_token": torch.ones(1, 1, 48), **layers("lm_head")}
@@ -137,12 +144,29 @@ def full_ibot(w: Weights, other: Weights) -> Any:
     return whole
 
 
+def ibot_with_norms(w: Weights, other: Weights) -> Any:
+    """Heads of --norm_in_head syncbn --act_in_head gelu: a norm after each last layer, too."""
+    whole = full_ibot(w, other)
+    for tower, prefix in (("student", "module."), ("teacher", "")):
+        for norm in ("mlp.1", "last_norm", "last_norm2"):
+            whole[tower][f"{prefix}head.{norm}.running_mean"] = torch.ones(48)
+    return whole
+
+
 def bare(w: Weights, other: Weights) -> Any:
     return w
 
 
 def timm_file(w: Weights, other: Weights) -> Any:
     return {**w, "head.weight": torch.ones(10, 48), "head.bias": torch.ones(10)}
+
+
+def timm_training(w: Weights, other: Weights) -> Any:
+    """A checkpoint of timm's train.py."""
+    scaler = {"scale": torch.tensor(65536.0), "_growth_tracker": torch.tensor(0)}
+    whole = {"epoch": 3, "arch": "vit_tiny_patch16_224", "state_dict": timm_file(w, other)}
+    whole |= {"optimizer": OPTIMIZER, "args": ARGS, "amp_scaler": scaler, "metric": 71.2}
+    return {**whole, "state_dict_ema": timm_file(other, w)}
 
 
 def dinov2_file(w: Weights, other: Weights) -> Any:
@@ -167,6 +191,22 @@ def transformers_dinov2(w: Weights, other: Weights) -> Any:
     return {**weights, "embeddings.mask_token": torch.zeros(1, 48)}
 
 
+def state_of_transformers(w: Weights, other: Weights) -> Any:
+    """Weights as ``torch.save(model.state_dict())`` writes a ViTModel of transformers 5."""
+    theirs = {f"attention.attention.{name}.": f"attention.{name[0]}_proj." for name in PARTS}
+    theirs |= {"attention.output.dense.": "attention.o_proj.", "encoder.layer.": "layers."}
+    theirs |= {".intermediate.dense.": ".mlp.fc1.", ".output.dense.": ".mlp.fc2."}
+    weights = {}
+    for name, value in hugging_face(w).items():
+        for old, new in theirs.items():
+            name = name.replace(old, new)
+        weights[name] = value
+    return {**weights, **layers("pooler.dense")}
+
+
+PARTS = ("query", "key", "value")
+
+
 def hugging_face(w: Weights) -> Weights:
     embedding = {"patch_embed.proj": "patch_embeddings.projection", "cls_token": "cls_token"}
     inner = {
@@ -185,7 +225,7 @@ def hugging_face(w: Weights) -> Weights:
             part, _, kind = rest.rpartition(".")
             prefix = f"encoder.layer.{number}."
             if part == "attn.qkv":
-                for third, which in enumerate(("query", "key", "value")):
+                for third, which in enumerate(PARTS):
                     rows = value[third * 48 : third * 48 + 48]
                     out[f"{prefix}attention.attention.{which}.{kind}"] = rows
             elif rest in inner:
@@ -209,13 +249,16 @@ FILES: dict[str, tuple[str, Variant, Callable[[Weights, Weights], Any]]] = {
     "ijepa": ("ijepa", Variant(), full_ijepa),
     "mae": ("mae", Variant(class_token=True), lambda w, _: {"model": w}),
     "mae, full": ("mae", Variant(class_token=True), full_mae),
+    "mae, linear probe": ("mae", Variant(class_token=True), linear_probe_of_mae),
     "data2vec": ("data2vec", data2vec.variant(data2vec.Config()), full_data2vec),
     "cae": ("cae", cae.variant(cae.Config()), full_cae),
     "dino, backbone": ("dino", PLAIN, bare),
     "dino, full": ("dino", PLAIN, full_dino),
     "ibot, teacher": ("ibot", PLAIN, lambda w, _: {"state_dict": w}),
     "ibot, full": ("ibot", PLAIN, full_ibot),
+    "ibot, norms in heads": ("ibot", PLAIN, ibot_with_norms),
     "timm": ("timm", PLAIN, timm_file),
+    "timm, training": ("timm", PLAIN, timm_training),
     "timm, I-JEPA": ("timm", Variant(), bare),
     "timm, DINOv2": ("timm", SCALED, dinov2_file),
     "transformers, ViTMAE": ("transformers", Variant(class_token=True), transformers_vit),
@@ -224,6 +267,7 @@ FILES: dict[str, tuple[str, Variant, Callable[[Weights, Weights], Any]]] = {
         Variant(),
         lambda w, _: under("ijepa.", hugging_face(w)),
     ),
+    "transformers, ViT in memory": ("transformers", PLAIN, state_of_transformers),
     "transformers, Dinov2": ("transformers", SCALED, transformers_dinov2),
 }
 

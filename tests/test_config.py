@@ -181,6 +181,7 @@ def test_a_mistake_in_an_evaluation_is_refused(evaluation: dict[str, Any], messa
             {"name": "linear_probe", "uses": "images", "config": {"layers": 5}},
             r"layers is 5, but the encoder has 3: ask for 3 at most \(ijepa\)",
         ),
+        ({"name": "knn", "config": {"layers": 4}}, "layers is 4, but the encoder has 3: ask for 3"),
         (
             {"name": "linear_probe", "config": {"layers": 9}},
             "4 at most, or set uses: images",

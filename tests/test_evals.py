@@ -232,7 +232,7 @@ def test_one_class_is_not_enough() -> None:
 
 
 def test_a_fit_that_memory_cannot_hold_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logistic_regression, "physical_memory", lambda: 10_000)
+    monkeypatch.setattr(logistic_regression, "usable_memory", lambda: 10_000)
     with pytest.raises(UserError, match="use linear_probe"):
         logistic_regression.evaluate(logistic_regression.Config(), clouds())
 

@@ -220,11 +220,21 @@ def test_presets_are_the_papers_rows() -> None:
     configs = {name: strict(Config, preset, name) for name, preset in PRESETS.items()}
     assert {name: (c.weight_decay, c.batch_size, c.base_lr) for name, c in configs.items()} == {
         "in1k_full": (0.04, 528, 1e-4),
+        "mae_base": (0.05, 1024, 5e-4),
+        "mae_large": (0.05, 1024, 1e-3),
+        "mae_huge": (0.05, 1024, 1e-3),
         "low_shot_l16": (0.05, 512, 3e-5),
         "low_shot_h14": (0.4, 512, 3e-5),
         "low_shot_h16_448": (0.4, 512, 3e-5),
     }
-    assert not any(c.mixes or c.random_erase for n, c in configs.items() if n != "in1k_full")
+    by_mae = [configs[f"mae_{size}"] for size in ("base", "large", "huge")]
+    assert [c.drop_path for c in by_mae] == [0.1, 0.2, 0.3]
+    assert [c.layer_decay for c in by_mae] == [0.65, 0.75, 0.75]
+    assert [c.epochs for c in by_mae] == [100, 50, 50]
+    all_labels = ("in1k_full", "mae_base", "mae_large", "mae_huge")
+    for name, c in configs.items():
+        mixing = (c.mixup, c.cutmix, c.random_erase)
+        assert mixing == ((0.8, 1.0, 0.25) if name in all_labels else (0, 0, 0)), name
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_rates_fall_by_tens_or_along_a_cosine_and_rise_with_the_batch() -> None:
 VISSL: dict[str, Any] = {
     **{"optimiser": "sgd", "batch_size": 256, "learning_rates": (0.01,)},
     **{"weight_decays": (5e-4,), "norms": ("none", "batch"), "layers": 4, "init_std": None},
-    **{"pool": None, "chosen_on": "held_out"},
+    **{"pool": None, "chosen_on": "held_out", "view_interpolation": None},
 }
 LINPROBE: dict[str, Any] = {
     **{
@@ -58,7 +58,7 @@ LINPROBE: dict[str, Any] = {
 OF_DINO: dict[str, Any] = {
     **{"optimiser": "plain_sgd", "batch_size": 1024, "weight_decays": (0.0,), "epochs": 100},
     **{"norms": ("none",), "init_std": 0.01, "schedule": "cosine", "final_lr": 0.0},
-    **{"warmup_epochs": 0},
+    **{"warmup_epochs": 0, "view_interpolation": "bicubic"},
 }
 BY_CLS_AND_AVERAGE: dict[str, Any] = {"pool": "cls_patches", "layers": 1}
 PROTOCOLS: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from evals.protocol import Facts
 from evals.protocols import low_shot
 from evals.protocols.finetune import Config as FineTuning
 from evals.protocols.low_shot import Config
@@ -98,6 +99,7 @@ def test_a_class_with_too_few_images_is_named() -> None:
         ({"per_class": 2, "share": 0.1}, "per_class 2 and share 0.1 are given: give one of them"),
         ({"per_class": 0}, "per_class is 0"),
         ({"share": 1.5}, "share is 1.5"),
+        ({"finetune": {"epoch": 9}}, r"finetune\.epoch: unknown key \(did you mean epochs"),
     ],
 )
 def test_a_bad_size_is_refused(raw: dict[str, Any], message: str) -> None:
@@ -144,6 +146,18 @@ def test_features_alone_get_a_linear_head_alone() -> None:
     result = low_shot.evaluate(Config(per_class=5), clouds())
     assert result.chosen["head"] == result.chosen["best_on_test"] == "logistic"
     assert list(result.chosen["heads"]) == ["logistic"]
+
+
+def test_fine_tuning_is_left_out_where_the_config_says_null(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DINO's and iBOT's numbers in the paper's Table 2 are those of a linear head."""
+    calls = fake_fine_tuning(monkeypatch, 1.0, 1.0)
+    config = strict(Config, {"per_class": 5, "finetune": None}, "evaluations.low_shot")
+    subject = dataclasses.replace(clouds(), encoder=ENCODER)
+    assert list(low_shot.evaluate(config, subject).chosen["heads"]) == ["logistic"]
+    assert not calls
+    low_shot.check(config, Facts("both", class_token=False))
 
 
 @pytest.mark.parametrize(

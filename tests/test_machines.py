@@ -36,6 +36,11 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/", {"cpu.max": "9900000 100000"}, 8),
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
         ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": 400, "cpu/a/cpu.cfs_period_us": 100}, 4),
+        (
+            "4:cpu,cpuacct:/a",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": 400, "cpu,cpuacct/a/cpu.cfs_period_us": 100},
+            4,
+        ),
         ("4:cpu,cpuacct:/gone", {"cpu/cpu.cfs_quota_us": 400, "cpu/cpu.cfs_period_us": 100}, 4),
         ("4:cpu:/", {"cpu/cpu.cfs_quota_us": -1, "cpu/cpu.cfs_period_us": 100}, 8),
         ("4:memory:/a", {"cpu/a/cpu.cfs_quota_us": 400, "cpu/a/cpu.cfs_period_us": 100}, 8),
@@ -52,6 +57,34 @@ def test_a_container_s_quota_limits_the_cores(
     monkeypatch.setattr(cores, "GROUPS", tmp_path)
     monkeypatch.setattr(cores, "Path", lambda _proc_self_cgroup: tmp_path / "own")
     assert cores.usable_cores() == usable
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "usable"),
+    [
+        ("0::/", {}, 8e9),
+        ("0::/a", {"a/memory.max": "max"}, 8e9),
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": 3_000_000_000}, 3e9),
+        ("7:memory:/a", {"memory/a/memory.limit_in_bytes": 9223372036854771712}, 8e9),
+        ("7:memory:/gone", {"memory/memory.limit_in_bytes": 2_000_000_000}, 2e9),
+    ],
+)
+def test_a_container_s_limit_is_its_memory(
+    group: str,
+    files: dict[str, Any],
+    usable: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fit that the machine could hold would be killed there without a word."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    (tmp_path / "own").write_text(f"{group}\n")
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "Path", lambda _proc_self_cgroup: tmp_path / "own")
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4000, "SC_PHYS_PAGES": 2_000_000}.get)
+    assert cores.usable_memory() == usable
 
 
 def test_a_system_without_affinity_has_its_machine_s_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Promises of every method to the loop; methods are found by listing their folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,7 @@ def test_the_presets_are_what_the_sources_say() -> None:
     vanilla = recipe("dino", "vanilla")
     assert (vanilla.optim.epochs, vanilla.optim.lr) == (100, 1e-3)
     assert vanilla.temperature(0.99) == 0.04
+    assert replace(recipe("dino", "base8"), temperature_warmup_epochs=0).temperature(0) == 0.07
     readme, minimal = recipe("lejepa", "readme"), recipe("lejepa", "minimal")
     assert readme.sigreg.lamb == 0.05
     assert (minimal.sigreg.lamb, minimal.optim.lr, minimal.optim.epochs) == (0.02, 2e-3, 800)

@@ -1,5 +1,6 @@
 """Inputs of users that are odd but sound, or unsound: they work, or one line says what to do."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from ijepa.checkpoint import import_encoder, load_encoder
@@ -100,6 +102,34 @@ def png_of_16_bits() -> bytes:
 
 def test_a_colour_image_of_16_bits_a_channel_is_refused_not_blackened() -> None:
     assert "choose a range" in str(inspect(png_of_16_bits())[1])
+
+
+def tiff_of_16_bits() -> bytes:
+    """One of colours, made of one of 8 bits by its header; Pillow writes none."""
+    tags = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 150), (262, 3, 1, 2), (273, 4, 1, 160)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, 24)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    head += b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
+    return head.ljust(150, b"\0") + struct.pack("<HHH", 16, 16, 16).ljust(10, b"\0") + bytes(24)
+
+
+def test_a_tiff_of_16_bits_a_channel_is_refused_not_darkened() -> None:
+    assert "choose a range" in str(inspect(tiff_of_16_bits())[1])
+    for mode in ("RGB", "LAB", "L", "1", "CMYK", "P", "RGBA"):
+        file = io.BytesIO()
+        Image.new(mode, (4, 4)).save(file, "tiff")
+        assert inspect(file.getvalue()) == ("tif", None), mode
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.AVIF", "x.jp2"])
+def test_an_image_of_a_format_that_is_not_taken_is_named_not_left_out(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / name).touch()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=rf"{name}: .* is no format for shards: convert it"):
+        list(image_folder.images(tmp_path))
 
 
 def test_a_recipe_whose_optim_is_no_mapping_is_refused_at_the_door() -> None:

@@ -51,6 +51,16 @@ def test_every_tensor_that_is_missing_or_unknown_is_named(kind: str, tmp_path: P
         released.encoder(whole | {last: torch.ones(1)}, "file", layout)
 
 
+def test_a_fine_tuned_file_says_what_it_lacks(tmp_path: Path) -> None:
+    """MAE's fine-tuned files: the norm stands after the average of the patches."""
+    fabricate("mae", tmp_path / "file.pth")
+    tensors = read_tensors(tmp_path / "file.pth")
+    tuned = {k.replace("model.norm.", "model.fc_norm."): v for k, v in tensors.items()}
+    head = {f"model.head.{part}": torch.ones(10) for part in ("weight", "bias")}
+    with pytest.raises(UserError, match=r"is fine-tuned, .* \(fc_norm\) .*get the pretrained file"):
+        released.encoder(tuned | head, "file")
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_of_another_kind_than_its_layout_is_refused(kind: str, tmp_path: Path) -> None:
     fabricate(kind, tmp_path / "file.pth")

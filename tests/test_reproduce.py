@@ -1,7 +1,9 @@
 """Text that a person sees of a run: its time, each finished job, why one failed, the end."""
 
+import ast
 import io
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -134,6 +136,10 @@ def test_minutes_and_seconds() -> None:
             "there is no Python 3.11 here",
         ),
         ({"network": lambda: False}, "the package index cannot be reached"),
+        ({"libc": lambda: (2, 17)}, "this Linux has glibc 2.17, PyTorch's packages ask for 2.28"),
+        ({"libc": lambda: (0,)}, "this Linux has no glibc, "),
+        ({"machine": lambda: "ppc64le"}, "no packages for processors of the kind ppc64le"),
+        ({"platform": "cygwin"}, "this is cygwin: use Linux, on Windows that of WSL"),
     ],
 )
 def test_what_a_machine_lacks_is_one_line_with_the_remedy(
@@ -146,12 +152,19 @@ def test_what_a_machine_lacks_is_one_line_with_the_remedy(
         "network": lambda: True,
     }
     for name, value in (enough | lacking).items():
-        monkeypatch.setattr(shutil if hasattr(shutil, name) else preflight, name, value)
+        owners = (shutil, platform, preflight) if name != "platform" else (sys,)
+        monkeypatch.setattr(next(o for o in owners if hasattr(o, name)), name, value)
     line = preflight.fault("install")
     assert line is not None
     assert message in line
     assert "\n" not in line
     assert ":" in line
+
+
+def test_the_first_look_at_a_machine_needs_no_newer_python_than_rhel_8_has() -> None:
+    source = Path(preflight.__file__).read_text()
+    ast.parse(source, feature_version=(3, 6))
+    assert "capture_output=" not in source
 
 
 @pytest.mark.processes

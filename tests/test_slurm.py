@@ -1,8 +1,11 @@
 """Requests of a job, and questions to Slurm, without a cluster (with one: tests/slurm)."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,9 @@ from typing import Any
 import pytest
 import submitit
 
-from ijepa.cluster import jobs, launch, slurm
+from ijepa import distributed
+from ijepa.cluster import job, jobs, launch, slurm
+from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.slurm import Request, minutes
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
@@ -70,12 +75,32 @@ def test_memory_is_asked_for_a_node_or_a_core_or_not_at_all(
         ("--mem=0", "gb_per_gpu"),
         ("--partition=gpu", "slurm_partition"),
         ("--time=60", "runtime"),
+        ("--tres-per-task=gres/gpu:1", "gpus_per_node and gpu_model"),
     ],
 )
 def test_an_option_that_the_job_has_already_is_refused_with_its_key(option: str, key: str) -> None:
     """Slurm takes either of two lines with one option, depending on the option."""
     with pytest.raises(UserError, match=rf"slurm_extra: '{option}': .* from {key} in the profile"):
         replace(ONE, extra=f"--reservation=r {option}").extras()
+
+
+@pytest.mark.parametrize("option", ["--comment=mine", "--no-requeue", "--job-name=a", "--signal=9"])
+def test_an_option_by_which_a_job_is_found_again_is_refused(option: str) -> None:
+    """With another comment the job would look lost, and a second one would be submitted."""
+    with pytest.raises(UserError, match=rf"slurm_extra: '{option}': the launcher sets this option"):
+        replace(ONE, extra=f"--exclude=n1 {option}").extras()
+
+
+def test_variables_of_other_jobs_and_defaults_that_the_profile_decides_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sbatch prefers its variables to a script; srun refuses memory of two kinds."""
+    kept = {"SBATCH_ACCOUNT": "site", "SBATCH_RESERVATION": "r", "SLURM_CONF": "/etc/slurm.conf"}
+    forgotten = {"SLURM_MEM_PER_CPU": "4000", "SBATCH_PARTITION": "cpu", "SBATCH_TIMELIMIT": "5"}
+    monkeypatch.setattr(os, "environ", {**kept, **forgotten})
+    forget_other_jobs(replace(ONE, partition="gpu", account=None))
+    assert os.environ == kept
+    assert "SBATCH_PARTITION is not used here: the profile" in capsys.readouterr().out
 
 
 def test_what_the_job_does_not_ask_for_may_stand_in_the_extra() -> None:
@@ -266,3 +291,73 @@ def test_a_controller_that_does_not_answer_is_no_leave_for_a_second_job(
     with pytest.raises(slurm.Busy, match=r"Slurm does not answer \(Unable to contact"):
         replace(ONE, partition="gpu")._check_partition()
     assert slurm.state("1") == slurm.State("")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_a_cluster_without_accounting_or_scontrol_is_asked_by_squeue_alone(
+    error: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not installed on its login nodes, or forbidden to its users."""
+
+    def answer(command: tuple[str, ...], **_named: Any) -> subprocess.CompletedProcess[str]:
+        if command[0] != "squeue":
+            raise error(2, "No such file or directory", command[0])
+        return subprocess.CompletedProcess(command, 1, "", "slurm_load_jobs: Invalid job id")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert slurm.state("1").name == slurm.FORGOTTEN
+    assert slurm.starts(["1"]) == {}
+    assert slurm.address("n1") == "n1"
+    replace(ONE, account="lab")._check_account()
+    with pytest.raises(UserError, match=r"Slurm does not answer \(sinfo: No such file"):
+        replace(ONE, partition="gpu")._check_partition()
+
+
+def test_words_of_a_command_that_fails_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = subprocess.CompletedProcess([], 1, "Access to sacctmgr is denied\n", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_given, **_named: refusal)
+    replace(ONE, account="lab")._check_account()
+
+
+def test_a_saved_job_that_cannot_ask_for_its_requeue_waits_for_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be FAILED, and nothing would go on; its launcher submits it again."""
+
+    class Ended(Exception):
+        """The cluster ends the job."""
+
+    def requeue(_count: int) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "scontrol")
+
+    def end(_seconds: float) -> None:
+        raise Ended
+
+    monkeypatch.setattr(time, "sleep", end)
+    environment = SimpleNamespace(cluster="slurm", global_rank=0, _requeue=requeue)
+    signals: Any = SimpleNamespace(requeue=True, end=False)
+    with pytest.raises(Ended):
+        job.leave(environment, signals)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "task", "number"),
+    [(0, 4, "0", 0), (3, 4, "3", 3), (3, 1, "3", 0), (0, 1, None, 0), (1, 1, None, None)],
+)
+def test_a_task_takes_the_gpu_of_its_number_or_the_one_that_it_is_bound_to(
+    local_rank: int,
+    visible: int,
+    task: str | None,
+    number: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    if task is not None:
+        monkeypatch.setenv("SLURM_LOCALID", task)
+    if number is None:
+        with pytest.raises(UserError, match=r"process 1 .* has no GPU: there are 1"):
+            distributed.gpu_of(local_rank, visible)
+    else:
+        assert distributed.gpu_of(local_rank, visible) == number

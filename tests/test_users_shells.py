@@ -1,15 +1,19 @@
 """Shells, homes and modes as users have them."""
 
+import os
 import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numba.core.caching
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ijepa.data.clevr import geometry
 from ijepa.errors import UserError
 from ijepa.files import ROOT, written_whole
 from workflow import reproduce
@@ -69,3 +73,40 @@ def test_a_home_that_cannot_be_written_is_one_line(
     monkeypatch.setenv(variable, str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file.* cannot be written .*HOME, or XDG_CACHE_HOME"):
         reproduce.check_cache()
+
+
+FOREIGN = {"PYTHONHOME": "/opt/python3.6", "PYTHONPATH": "/opt/python3.6", "PYTHONSAFEPATH": "1"}
+SHOW = "$PYTHONHOME:$PYTHONPATH"
+
+
+def test_make_keeps_a_cluster_s_python_out_of_the_environment() -> None:
+    """A module of Python sets these; numpy of another version would be imported, or nothing."""
+    show = f"show: ; @echo {SHOW}:$PYTHONSAFEPATH".replace("$", "$$")
+    command = ["make", "--no-print-directory", "--eval", show, "show"]
+    env = {**os.environ, **FOREIGN}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "::\n"
+
+
+def test_the_door_to_all_commands_keeps_it_out_too(tmp_path: Path) -> None:
+    door, python = tmp_path / "workflow/scripts/ijepa-bench", tmp_path / ".venv/bin/python"
+    for path in (door, python):
+        path.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "workflow/scripts/ijepa-bench", door)
+    python.write_text(f"#!/bin/sh\necho {SHOW}\n")
+    python.chmod(0o755)
+    env = {**os.environ, **FOREIGN}
+    done = subprocess.run(["sh", door], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f":{tmp_path}\n"
+
+
+def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout that cannot be written, and a HOME that cannot, either."""
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+
+    def twice(number: float) -> float:
+        return 2 * number
+
+    compiled: Any = geometry.compiled(twice)
+    assert compiled(2.0) == 4
+    assert type(compiled).__name__ == "CPUDispatcher"

@@ -42,7 +42,17 @@ def test_its_names_are_those_of_the_recorded_steps(name: str, trained: Trained) 
     assert {key for key in names - ours if not key.endswith(tuple(own_tables))} == set()
 
 
-@pytest.mark.parametrize(("name", "tower"), [("ijepa", "target"), ("mae", None), ("cae", None)])
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [
+        ("ijepa", "target"),
+        ("mae", None),
+        ("cae", None),
+        ("data2vec", None),
+        ("dino", "teacher"),
+        ("ibot", "teacher"),
+    ],
+)
 def test_it_is_taken_in_like_a_file_of_the_release(
     name: str, tower: str | None, trained: Trained, tmp_path: Path
 ) -> None:

@@ -75,8 +75,14 @@ LOW_SHOT: dict[str, Any] = {
 }
 """Settings of Tables 13 and 14; weight decay differs by encoder."""
 
+MAE: dict[str, Any] = {"batch_size": 1024, "base_lr": 1e-3, "weight_decay": 0.05}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "in1k_full": {},
+    # MAE's own for each size (FINETUNE.md); with all else as above.
+    "mae_base": {**MAE, "epochs": 100, "base_lr": 5e-4, "layer_decay": 0.65, "drop_path": 0.1},
+    "mae_large": {**MAE, "drop_path": 0.2},
+    "mae_huge": {**MAE, "drop_path": 0.3},
     "low_shot_l16": {**LOW_SHOT, "weight_decay": 0.05},
     "low_shot_h14": {**LOW_SHOT, "weight_decay": 0.4},
     "low_shot_h16_448": {**LOW_SHOT, "weight_decay": 0.4},

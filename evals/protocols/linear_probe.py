@@ -59,11 +59,11 @@ class Config(Pooled):
     ill-conditioned for the other heads. For stored features only.
 
     ``crop`` is for images only: stored features have no augmented views. Evaluation views are
-    resized by its interpolation, too. ``held_out`` is the share of the training images,
-    ``max_held_out`` at most, on which the head is chosen. ``chosen_on: test`` trains on all
-    training images and takes the head that does best on the test images, as the papers do; tables
-    mark such numbers, unless there is one head and so no choice. The papers also report the best
-    epoch on the test images; here it is the last one.
+    resized by ``view_interpolation``, by default the crop's. ``held_out`` is the share of the
+    training images, ``max_held_out`` at most, on which the head is chosen. ``chosen_on: test``
+    trains on all training images and takes the head that does best on the test images, as the
+    papers do; tables mark such numbers, unless there is one head and so no choice. The papers also
+    report the best epoch on the test images; here it is the last one.
     """
 
     optimiser: Literal["lars", "sgd", "plain_sgd"] = "lars"
@@ -88,6 +88,7 @@ class Config(Pooled):
     crop: Crop = field(
         default_factory=lambda: Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
     )
+    view_interpolation: Literal["bilinear", "bicubic"] | None = None
     seed: NotNegativeInt = 0
     num_workers: NotNegativeInt = 1
 
@@ -145,6 +146,7 @@ DINO = {
     "norms": ("none",),
     "init_std": 0.01,
     "crop": BILINEAR,
+    "view_interpolation": "bicubic",
     "chosen_on": "test",
 }
 
@@ -166,7 +168,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mae_large": {**MAE, "epochs": 50},
     "cae": {**MAE, "epochs": 90},
     # DINO's own for ViT-B (eval_linear): [cls] and the average of the last block. For ViT-S [cls]
-    # of the last four blocks.
+    # of the last four blocks. Crops are bilinear, evaluation views bicubic.
     "dino": DINO,
     "dino_small": {**DINO, "pool": "cls", "layers": 4},
     # iBOT's own (eval_linear_multi, --sweep_lr_only): DINO's at 45 rates, of which the best counts.
@@ -214,7 +216,14 @@ def evaluate(config: Config, subject: Subject) -> Result:
             moments = source.moments(numbers)
     else:
         source = Encoded(
-            subject, config.layers, pool, device, config.crop, config.seed, config.num_workers
+            subject,
+            config.layers,
+            pool,
+            device,
+            config.crop,
+            config.seed,
+            config.num_workers,
+            config.view_interpolation,
         )
     heads = Heads(
         config.learning_rates,

@@ -17,7 +17,6 @@ test image does not depend on the other test images.
 Shape suffixes: N images, D features.
 """
 
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -34,6 +33,7 @@ from evals.pooling import Pooled
 from evals.protocol import Uses
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels, finite
+from ijepa.cores import usable_memory
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 from ijepa.ranges import Count, Positive
@@ -89,23 +89,18 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
 
 def check_memory(dim: int, y: Tensor, num_classes: int) -> None:
-    """Raise UserError if the machine has less memory than a fit takes.
+    """Raise UserError if the machine, or its container, has less memory than a fit takes.
 
     A fit takes three times the features and three times the logits, in float32 (measured on
     scikit-learn 1.9: twice the features and 2.4 times the logits beside the features given).
     """
     needed = 3 * 4 * len(y) * (dim + num_classes)
-    if needed > (memory := physical_memory()):
+    if needed > (memory := usable_memory()):
         raise UserError(
             f"logistic_regression on {len(y)} images takes {needed / 1e9:.0f} GB of memory, this "
             f"machine has {memory / 1e9:.0f}: use linear_probe, which goes batch by batch, or give "
             "fewer training images"
         )
-
-
-def physical_memory() -> int:
-    """Memory of this machine, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def features(config: Pooled, subject: Subject, split: str, numbers: Tensor | None = None) -> Tensor:

@@ -50,7 +50,7 @@ class Config(Pooled):
             and not its own. The paper gives no hyper-parameters, and few images
             need stronger penalties than many.
         finetune: Fine-tuning. Defaults are the paper's for ViT-H (Table 14); ViT-L has less weight
-            decay (Table 13): ``PRESETS`` has both.
+            decay (Table 13): ``PRESETS`` has both. Null leaves the linear head alone.
     """
 
     subset: str | None = None
@@ -62,7 +62,9 @@ class Config(Pooled):
             penalties=(1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
         )
     )
-    finetune: FineTuning = field(default_factory=lambda: FineTuning(**FINE_TUNING["low_shot_h14"]))
+    finetune: FineTuning | None = field(
+        default_factory=lambda: FineTuning(**FINE_TUNING["low_shot_h14"])
+    )
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("subset", "per_class", "share")}
@@ -87,10 +89,10 @@ def check(config: Config, facts: Facts) -> None:
     """
     facts.check_subset(config.subset)
     facts.check_per_class(config.per_class)
-    tuned = facts.uses == "both" and config.finetune.pool != "patches"
-    if tuned and facts.class_token is False:
+    pool = config.finetune.pool if config.finetune and facts.uses == "both" else "patches"
+    if pool != "patches" and facts.class_token is False:
         raise ValueError(
-            f"finetune.pool is {config.finetune.pool}, but the encoder has no [cls]: set it to "
+            f"finetune.pool is {pool}, but the encoder has no [cls]: set it to "
             "patches (config_of), or leave it out"
         )
 
@@ -114,7 +116,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
             for name, (split, indices) in queries.items()
         }
     }
-    if subject.encoder is not None:
+    if subject.encoder is not None and config.finetune is not None:
         predicted["finetune"] = fine_tune(config.finetune, subject, numbers, queries)
     correct = {
         name: {

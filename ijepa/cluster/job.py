@@ -158,7 +158,7 @@ def leave(environment: Any, signals: Signals) -> None:
     # because the controller may not answer at once.
     while True:
         if signals.requeue and not signals.end and environment.global_rank == 0:
-            with contextlib.suppress(subprocess.SubprocessError):
+            with contextlib.suppress(subprocess.SubprocessError, OSError):  # no scontrol here
                 environment._requeue(0)
         time.sleep(5)
 

@@ -20,6 +20,7 @@ import psutil
 import submitit
 
 from ijepa.cluster import slurm
+from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.job import Pretraining
 from ijepa.cluster.run_files import Launch, note
 from ijepa.errors import UserError
@@ -112,6 +113,8 @@ class LocalJob(Job):
 def submit(launch: Launch) -> Job:
     """Submit a job for the run."""
     request = launch.request
+    if launch.cluster == "slurm":
+        forget_other_jobs(request)
     gpus = request.gpus if launch.cluster == "slurm" else min(request.gpus, visible_gpus())
     if launch.cluster != "slurm" and 0 < gpus < request.gpus:
         print(f"this machine has {gpus} of the {request.gpus} GPUs requested", flush=True)

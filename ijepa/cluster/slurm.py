@@ -38,10 +38,12 @@ OF_THE_PROFILE = {
     "--nodes": "gpus_per_node",
     "--ntasks": "gpus_per_node",
     "--ntasks-per-node": "gpus_per_node",
+    "--ntasks-per-gpu": "gpus_per_node",
     "--gpus": "gpus_per_node and gpu_model",
     "--gpus-per-node": "gpus_per_node and gpu_model",
     "--gpus-per-task": "gpus_per_node and gpu_model",
     "--gres": "gpus_per_node and gpu_model",
+    "--tres-per-task": "gpus_per_node and gpu_model",
     "--cpus-per-task": "cpus_per_gpu",
     "--cpus-per-gpu": "cpus_per_gpu",
     "--mem": "gb_per_gpu",
@@ -54,6 +56,12 @@ OF_THE_PROFILE = {
     "--constraint": "constraint",
 }
 """Options of a job that stand in it already, and the keys of the profile that decide them."""
+
+OF_THE_LAUNCHER = (
+    "--comment", "--job-name", "--signal", "--requeue", "--no-requeue", "--output", "--error",
+    "--open-mode", "--array", "--wait", "--chdir", "--test-only",
+)  # fmt: skip
+"""Options by which the launcher finds its job again, and the job goes on."""
 
 EVERYTHING = {"SQUEUE_ALL": "1", "SINFO_ALL": "1"}
 """Variables by which squeue and sinfo show hidden partitions too, and the jobs there."""
@@ -118,6 +126,11 @@ class Request:
         """Number of processes on each node."""
         return max(1, self.gpus // self.nodes)
 
+    @property
+    def memory(self) -> int:
+        """Memory that is asked for, in whichever unit; 0 if it is not."""
+        return self.gb_per_gpu or self.mem_mb_per_cpu
+
     def extras(self) -> dict[str, str | bool]:
         """Names and values of the options in ``extra``; True without a value. Raises UserError."""
         options: dict[str, str | bool] = {}
@@ -125,14 +138,19 @@ class Request:
             words = shlex.split(self.extra or "")
         except ValueError as error:
             raise UserError(f"slurm_extra: {self.extra!r}: {error}: close it") from None
-        memory = self.gb_per_gpu or self.mem_mb_per_cpu
         for word in words:
             name, _, value = word.partition("=")
             if not name.startswith("--"):
                 raise UserError(
                     f"slurm_extra: {word!r} in {self.extra!r}: write each option as --name=value"
                 )
-            of_the_job = {"--gres": "gpu" in value, "--mem": memory}.get(name, True)
+            if name in OF_THE_LAUNCHER:
+                raise UserError(
+                    f"slurm_extra: {word!r}: the launcher sets this option itself: leave it out"
+                )
+            of_gpus = "gpu" in value
+            ours = {"--gres": of_gpus, "--tres-per-task": of_gpus, "--mem": self.memory}
+            of_the_job = ours.get(name, True)
             if of_the_job and (key := OF_THE_PROFILE.get(name)):
                 raise UserError(
                     f"slurm_extra: {word!r}: the job has this option from {key} in the profile: "
@@ -377,7 +395,9 @@ def _answer(*command: str) -> list[list[str]]:
 
 
 def _rows(*command: str) -> list[list[str]]:
-    return _split(_run(*command).stdout)
+    """Rows of a command that may be absent or forbidden, as accounting is on some clusters."""
+    done = _run(*command)
+    return [] if done.returncode else _split(done.stdout)
 
 
 def _split(text: str, most: int = -1) -> list[list[str]]:
@@ -385,8 +405,12 @@ def _split(text: str, most: int = -1) -> list[list[str]]:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """A command's answer; of one that is not installed, or forbidden, its absence."""
     env = {**os.environ, **EVERYTHING, "SLURM_TIME_FORMAT": "%s"}  # seconds since 1970
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    except (FileNotFoundError, PermissionError) as error:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":

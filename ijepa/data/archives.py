@@ -33,7 +33,7 @@ COMPRESSED = {
 }  # fmt: skip
 """Commands that unpack a file, by its first bytes."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png"})
+IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 
 
 def verify_once(path: Path, checksum: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
 from ijepa.cores import usable_cores
@@ -306,8 +307,7 @@ def inspect(content: bytes) -> tuple[str, str | None]:
             ending = ENDINGS.get(image.format or "", "")
             if not ending:
                 return "", f"{image.format} is no format for shards: convert it, to PNG for example"
-            # Pillow reads a PNG of 16 bits a channel as one of 8, the upper ones.
-            if image.mode.startswith(DEEP) or (ending == "png" and content[24] == 16):
+            if is_deep(image, content):
                 return "", (
                     f"it has more than 8 bits a pixel (mode {image.mode}), of which the user must "
                     "choose a range: convert it to 8 bits"
@@ -317,10 +317,22 @@ def inspect(content: bytes) -> tuple[str, str | None]:
             elif ending != "jpg" or content[-2:] != b"\xff\xd9":
                 image.load()
     except UnidentifiedImageError:  # its text has an address in memory, which changes
-        return "", "no image, or one without its head"
+        return "", "no image, one without its head, or of a format that Pillow lacks (HEIC?)"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", str(error) or type(error).__name__
     return ending, None
+
+
+BITS_PER_SAMPLE = 258
+"""Tag of a TIFF: the bits of each channel."""
+
+
+def is_deep(image: Image.Image, content: bytes) -> bool:
+    """True for more than 8 bits a channel: of colours Pillow reads the upper 8, without a word."""
+    bits = (content[24],) if image.format == "PNG" else (8,)
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, bits)
+    return image.mode.startswith(DEEP) or max(bits) > 8
 
 
 def shrunk(content: bytes, resize: Resize) -> bytes:

@@ -40,10 +40,10 @@ class Config(method.MaskedRecipe):
     paths at 0.25 and attention at 0.05 (preset ``repository``, which has no attention dropout).
     ViT-L is trained twice for 800 epochs in batches of 8192 (4096 in the repository) with a
     learning rate of 1e-3, 80 epochs of warm-up, momentum 0.9998 and then 0.9999, layer scale 1e-5,
-    and in the repository's command attention dropout of 0.15, which is missing here, too. Of the
-    two stages only the first can be run: the second starts from the weights of the first, the
-    teacher's set to the student's (the release's ``--seed_model`` loads the student), with 40
-    epochs of warm-up.
+    and in the repository's command attention dropout of 0.15, which is missing here, too. Preset
+    ``large`` is the first of the two stages. The second is a run that starts from the student of
+    the first, to which the teacher is set (the release's ``--seed_model`` loads the student), with
+    40 epochs of warm-up: ``start: {from: RUN, parts: student}``, as config/paper.yaml has it.
 
     Initial weights are the release's (BEiT's): normal, cut at one deviation, and rescaled by depth.
     [cls] is not decayed, as in the release.

@@ -28,9 +28,12 @@ from ijepa.vit import ViT
 NUM_GLOBAL = 2
 
 RELEASED = {
-    f"{tower}.{released}": f"{tower}.{ours}"
-    for tower in ("student", "teacher")
-    for released, ours in {"backbone.": "encoder.", "head.": "head."}.items()
+    **{
+        f"{tower}.{released}": f"{tower}.{ours}"
+        for tower in ("student", "teacher")
+        for released, ours in {"backbone.": "encoder.", "head.": "head."}.items()
+    },
+    "dino_loss.center": "centre",
 }
 
 
@@ -93,6 +96,8 @@ class Config(method.Recipe):
     def temperature(self, progress: float) -> float:
         """Teacher's temperature, which changes from epoch to epoch and then stays."""
         start, end = self.teacher_temperature
+        if not self.temperature_warmup_epochs:
+            return end
         epoch = int(progress * self.optim.epochs + 1e-6)
         return start + (end - start) * min(1.0, epoch / max(1, self.temperature_warmup_epochs - 1))
 

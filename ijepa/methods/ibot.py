@@ -24,7 +24,9 @@ from ijepa.vit import Hidden
 
 RELEASED = {
     **{f"{tower}.backbone.masked_embed": f"{tower}.mask_token" for tower in ("student", "teacher")},
-    **dino.RELEASED,
+    **{theirs: ours for theirs, ours in dino.RELEASED.items() if ours != "centre"},
+    "ibot_loss.center": "centre",
+    "ibot_loss.center2": "patch_centre",
 }
 
 

@@ -28,8 +28,8 @@ CONSTANTS = ("relative_position_index", "rd_pos_embed")
 """Endings of the names of constants that a release stores and we compute."""
 
 TRAINING = (
-    r"(opt|optimizer(_states?)?|(fp16_|grad_)?scaler|amp|(lr_)?schedulers?|args|config|callbacks|"
-    r"loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?)(\..*)?"
+    r"(opt|optimizer(_states?)?|((fp16|grad|amp)_)?scaler|amp|(lr_)?schedulers?|args|config|"
+    r"callbacks|loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?)(\..*)?"
 )
 """State of a training loop, which holds tensors in some files."""
 
@@ -86,6 +86,11 @@ def encoder(
     if matching[0].problems:
         other = f"say --layout {fits[0]}" if fits else "say another --layout or --tower"
         remedy = f"{other}, or get the whole file"
+        if any("fc_norm." in name for name in matching[0].unexpected):
+            remedy = (
+                "it is fine-tuned, with a norm after the average (fc_norm) in place of the "
+                "encoder's: get the pretrained file"
+            )
         complaint = matching[0].complaint()
         raise UserError(f"{where}, read as {matching[0].layout}: {complaint}: {remedy}")
     return matching[0]

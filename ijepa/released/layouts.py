@@ -73,6 +73,18 @@ DINOV2_NAMES = {
     "encoder.layer.{}.layer_scale2.lambda1": "blocks.{}.ls2.gamma",
 }
 
+STATE_NAMES = {
+    f"{block}.attention.{theirs}_proj.": f"blocks.{{}}.attn.{ours}."
+    for block in ("layers.{}", "encoder.layer.{}")
+    for theirs, ours in {"q": "q", "k": "k", "v": "v", "o": "proj"}.items()
+} | {
+    "layers.{}.layernorm_before.": "blocks.{}.norm1.",
+    "layers.{}.layernorm_after.": "blocks.{}.norm2.",
+    "layers.{}.mlp.": "blocks.{}.mlp.",
+}
+"""Names that transformers 5 has in memory (``state_dict``); its ``save_pretrained`` writes those
+above."""
+
 BEIT_NAMES = {
     **VIT_NAMES,
     "encoder.relative_position_bias.": "rel_pos_bias.",
@@ -91,7 +103,7 @@ SELF_DISTILLED = {
     "teacher": Tower(rf"{IN}teacher\.(module\.)?(backbone\.)?", "teacher", "backbone."),
     "student": Tower(rf"{IN}student\.(module\.)?(backbone\.)?", "student", "module.backbone."),
 }
-PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)?head\.(mlp|last_layer)\d?\..*"
+PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)?head\.(mlp|last_layer|last_norm)\d?\..*"
 
 LAYOUTS = {
     "ijepa": Layout(
@@ -104,13 +116,13 @@ LAYOUTS = {
     ),
     "mae": Layout(
         {"": Tower(ONE, "model")},
-        r"mask_token|decoder_.*",
+        r"mask_token|decoder_.*|head\.\d\..*",
         Variant(class_token=True, init="xavier"),
     ),
     "data2vec": Layout(
         {
-            "model": Tower(ONE, "model"),
-            "ema": Tower(r"model_ema\.((module|state_dict|model)\.)*", "model_ema"),
+            "model": Tower(rf"{ONE}|student\.", "model"),
+            "ema": Tower(r"model_ema\.((module|state_dict|model)\.)*|teacher\.", "model_ema"),
         },
         r"mask_token|lm_head\..*",
         Variant(
@@ -156,7 +168,7 @@ LAYOUTS = {
     "transformers": Layout(
         {"": Tower(r"((vit|ijepa|dinov2)\.)?")},
         r"(embeddings\.mask_token|pooler\..*|classifier\..*|decoder\..*)",
-        names={**VIT_NAMES, **DINOV2_NAMES},
+        names={**STATE_NAMES, **VIT_NAMES, **DINOV2_NAMES},
         patch="embeddings.patch_embeddings.projection.weight",
     ),
 }

@@ -145,7 +145,7 @@ def _images_seconds(
     item = grid.evaluations[evaluation]
     config = item.settings(run)
     counts, forward = _evaluated(grid, item.dataset, splits), forward_flops(vits[run])
-    tuned = config.get("finetune", config)
+    tuned = config.get("finetune", config) or {"epochs": 0}  # null: the linear head alone
     images = float(counts["train"])
     if item.evaluation == "low_shot":
         classes = 10 if config.get("per_class") else 1

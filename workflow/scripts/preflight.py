@@ -5,6 +5,7 @@ installed. ``make setup`` and ``make reproduce`` run it.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,9 @@ GB = 10**9
 LEAST_DISK = {"install": 12 * GB, "run": 3 * GB}
 """Bytes: the environment takes 6 GB and as much again while it is installed, data and results 1."""
 LEAST_MEMORY = 4 * GB
+LEAST_LIBC = (2, 28)
+"""Version of glibc that PyTorch's packages ask for: of RHEL 8, Debian 10, Ubuntu 20.04."""
+PROCESSORS = ("x86_64", "aarch64", "arm64")
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -28,6 +32,33 @@ def memory() -> float:
         if text.isdigit():
             available = min(available, float(text))
     return available
+
+
+def libc() -> "tuple[int, ...]":
+    """Version of glibc; (0,) on a Linux with another library, as Alpine's musl."""
+    try:
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+    except (ValueError, OSError):
+        return (0,)
+    return tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else (0,)
+
+
+def wrong_system() -> "str | None":
+    """A reason why PyTorch has no packages for this system, with the remedy; or None."""
+    if sys.platform not in ("linux", "darwin"):
+        return f"this is {sys.platform}: use Linux, on Windows that of WSL (wsl --install)"
+    if platform.machine() not in PROCESSORS:
+        return (
+            f"PyTorch has no packages for processors of the kind {platform.machine()}: take a "
+            f"machine with one of {', '.join(PROCESSORS)}"
+        )
+    if sys.platform == "linux" and libc() < LEAST_LIBC:
+        name = "glibc " + ".".join(map(str, libc())) if libc() > (0,) else "no glibc"
+        return (
+            f"this Linux has {name}, PyTorch's packages ask for 2.28: use a newer one, or the "
+            "container (workflow/container)"
+        )
+    return None
 
 
 def uv() -> "str | None":
@@ -57,9 +88,12 @@ def network() -> bool:
             folder,
         ]
         command += ["--retries", "0", "--timeout", "8", "--disable-pip-version-check", "six"]
-        done = subprocess.run(command, capture_output=True, check=False)
+        # Not by capture_output, which the python3 of RHEL 8, 3.6, lacks.
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
     # Without pip the index cannot be asked; the installer will report that pip is missing.
-    return done.returncode == 0 or b"No module named pip" in done.stderr
+    return done.returncode == 0 or b"No module named pip" in done.stdout
 
 
 def fault(task: str, folder: str = ".") -> "str | None":
@@ -86,6 +120,9 @@ def fault(task: str, folder: str = ".") -> "str | None":
         )
     if task == "run":
         return None
+    wrong = wrong_system()
+    if wrong is not None:
+        return wrong
     if not uv() and not right_python():
         return (
             f"there is no Python {PYTHON} here: install it (python{PYTHON}, with venv), or uv, "

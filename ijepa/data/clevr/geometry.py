@@ -81,8 +81,12 @@ def inlined(function: Function) -> Function:
 
 
 def _machine_code(function: Function, inline: bool) -> Function:
-    compile_it: Any = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=inline)
-    machine_code: Function = compile_it(function)
+    options: Any = {"nogil": True, "error_model": "numpy", "forceinline": inline}
+    machine_code: Function
+    try:
+        machine_code = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's own can be written: no cache
+        machine_code = numba.njit(**options)(function)
     return machine_code
 
 

@@ -21,6 +21,11 @@ ENDINGS = {
     ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
+OTHERS = {
+    ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".dng", ".exr", ".dcm",
+    ".svg",
+}  # fmt: skip
+"""Endings of images that shards do not take. Without a word they would be left out."""
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
@@ -94,6 +99,11 @@ def images(folder: Path) -> Iterator[Path]:
             if item.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
             yield from images(path)
+        elif path.suffix.lower() in OTHERS:
+            raise UserError(
+                f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
+                "or remove it"
+            )
         elif path.suffix.lower() in ENDINGS:
             if not path.is_file():
                 kind = "a link to nothing" if item.is_symlink() else "no file"
