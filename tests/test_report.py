@@ -207,7 +207,10 @@ def test_the_page_opens_from_disk_at_every_width_without_console_errors(
     ]
     assert files == ["classes_linear_probe", "masks_ijepa", *of_runs, "pretraining"]
     assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 40)")
-    assert page.locator("figure img:visible").evaluate_all("i => i.map(x => x.naturalWidth)") == [70, 70]
+    assert page.locator("figure img:visible").evaluate_all("i => i.map(x => x.naturalWidth)") == [
+        70,
+        70,
+    ]
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits), "something is wider than the page"
     page.emulate_media(media="print")
@@ -302,21 +305,21 @@ def test_only_long_tables_are_folded_and_never_the_first(
     assert text.count("<summary>Show 3 rows</summary>") == 1
     assert text.index("<summary>") > text.index('id="table-second"')
 
+
 def test_pictures_that_evaluations_or_users_made_are_in_the_gallery_and_open_like_the_others(
     page_file: Path,
 ) -> None:
     text = page_file.read_text()
-    gallery = text[text.index("<div class=\"gallery\">") :]
+    gallery = text[text.index('<div class="gallery">') :]
     assert gallery.count("<img ") == 2
-    assert gallery.count("src=") == gallery.count("src=\"data:image/png;base64,")
+    assert gallery.count("src=") == gallery.count('src="data:image/png;base64,')
     for name, title, reading in (
         ("left_knn_ijepa", "knn: ijepa", "What all samples share is in the features."),
         ("drawn_0", "Samples: cats", "A colour means the same."),
     ):
-        assert f"popovertarget=\"picture-{name}\">{title}</button>" in gallery
-        assert f"<figure popover id=\"picture-{name}\">" in gallery
+        assert f'popovertarget="picture-{name}">{title}</button>' in gallery
+        assert f'<figure popover id="picture-{name}">' in gallery
         assert f"<figcaption>{title}. {reading}</figcaption>" in gallery
-
 
 
 def encoders(page: Page) -> list[str]:

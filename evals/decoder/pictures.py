@@ -81,8 +81,8 @@ def description(row: Row) -> str:
     if row.reconstruction_CHW is not None:
         parts.append("Its own: what the method itself draws in the framed block from the context. ")
     parts.append(
-        "What all samples share is in the features; what differs between them is not. Spread: their "
-        f"standard deviation, white for none, orange for {SPREAD_MAX} of black to white and more."
+        "What all samples share is in the features; what differs between them is not. Spread: "
+        f"their standard deviation, white for none, orange for {SPREAD_MAX} of black to white and more."
     )
     return "".join(parts)
 
