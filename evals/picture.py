@@ -68,8 +68,8 @@ READING = {
     "blue, with one basis for all images: a colour means the same in each.",
     "similarity": "The cosine similarity of the patch framed in orange to every patch; framed in "
     "blue is the nearest patch of each other image.",
-    "nearest": "A patch of the first image, framed in orange; then those whose features are nearest "
-    "to it, framed in blue, the nearest first.",
+    "nearest": "A patch of the first image, framed in orange; then those whose features are "
+    "nearest to it, framed in blue, the nearest first.",
 }
 """How each picture is read, by its name."""
 
