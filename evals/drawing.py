@@ -4,10 +4,12 @@ Shape suffixes: B images, N patches of the grid (row-major).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from evals import patches
@@ -26,10 +28,29 @@ AROUND = 2
 """Patches on each side of a nearest patch that are shown with it."""
 
 
-def show(axis: Axes, pixels: NDArray[np.uint8]) -> None:
-    """Draw an image without axes."""
-    axis.imshow(pixels, interpolation="nearest")
+GAP = 0.06
+"""Share of a board's cell that stays free beside an image."""
+
+
+def board(drawing: Figure, rows: dict[float, str], columns: int) -> Axes:
+    """Axes with a cell of side 1 for each image, from the top left; ``rows`` has names by height.
+
+    One for all images: Matplotlib takes 40 ms to make axes, draw them and find them room.
+    """
+    axis = drawing.subplots()
     bare(axis)
+    axis.set(xlim=(-GAP, columns), ylim=(max(rows) + 1, -GAP), aspect="equal")
+    axis.set_yticks([row + (1 - GAP) / 2 for row in rows], list(rows.values()))
+    axis.tick_params(length=0)
+    return axis
+
+
+def show(axis: Axes, row: float, column: float, pixels: NDArray[Any], **colours: Any) -> AxesImage:
+    """Draw an image into a cell, its longer side as wide as the cell."""
+    height, width = pixels.shape[:2]
+    scale = (1 - GAP) / max(height, width)
+    extent = (column, column + width * scale, row + height * scale, row)
+    return axis.imshow(pixels, interpolation="nearest", extent=extent, **colours)
 
 
 def bare(axis: Axes) -> None:
@@ -38,13 +59,10 @@ def bare(axis: Axes) -> None:
     axis.spines[:].set_visible(False)
 
 
-def frame(axis: Axes, patch: int, grid: Grid, side: float, colour: str) -> None:
-    """Draw a frame around a patch on an image ``side`` pixels wide."""
-    row, column = divmod(patch, grid[1])
-    step = side / grid[1]
-    left, top = column * step - 0.5, row * step - 0.5
-    x = [left, left + step, left + step, left, left]
-    y = [top, top, top + step, top + step, top]
+def frame(axis: Axes, left: float, top: float, side: float, colour: str) -> None:
+    """Draw a square frame."""
+    x = [left, left + side, left + side, left, left]
+    y = [top, top, top + side, top + side, top]
     # A light line below the dark one: visible on any image.
     axis.plot(x, y, color="white", linewidth=3.4, solid_joinstyle="miter")
     axis.plot(x, y, color=colour, linewidth=1.8, solid_joinstyle="miter")
@@ -62,33 +80,25 @@ def sheet(
     Framed are patches of the images, the first of them as the chosen one.
     """
     columns = min(COLUMNS, len(pixels))
-    height = 1 + len(maps)
+    names = ["", *maps]
     blocks = -(-len(pixels) // columns)
-    axes = drawing.subplots(blocks * height, columns, squeeze=False)
-    for axis in axes.flat:
-        bare(axis)
+    axis = board(drawing, dict(enumerate(names * blocks)), columns)
+    step = (1 - GAP) / max(grid)
     for number, image in enumerate(pixels):
-        top, column = number // columns * height, number % columns
-        show(axes[top, column], image)
+        top, column = number // columns * len(names), number % columns
+        show(axis, top, column, image)
         for line, values in enumerate(maps.values(), start=1):
-            axis = axes[top + line, column]
-            axis.imshow(
-                values[number].reshape(*grid, *values.shape[2:]),
-                interpolation="nearest",
-                cmap="viridis",
-                vmin=values.min(),
-                vmax=values.max(),
-            )
+            by_place = values[number].reshape(*grid, *values.shape[2:])
+            limits = {"cmap": "viridis", "vmin": values.min(), "vmax": values.max()}
+            drawn = show(axis, top + line, column, by_place, **limits)
         for order, (of_image, patch) in enumerate(frames):
             if of_image == number:
-                frame(axes[top, column], patch, grid, image.shape[1], FRAMES[order > 0])
-    for block in range(blocks):
-        for line, (name, values) in enumerate(maps.items(), start=1):
-            row = axes[block * height + line]
-            row[0].set_ylabel(name)
-            if values.ndim == 2:
-                bar = drawing.colorbar(row[0].images[0], ax=list(row), fraction=0.03, pad=0.01)
-                bar.outline.set_visible(False)
+                row_of_patch, column_of_patch = divmod(patch, grid[1])
+                left, high = column + column_of_patch * step, top + row_of_patch * step
+                frame(axis, left, high, step, FRAMES[order > 0])
+    if values.ndim == 2:
+        bar = drawing.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01, aspect=30)
+        bar.outline.set_visible(False)
 
 
 def nearest_sheet(
@@ -109,9 +119,9 @@ def nearest_sheet(
     side, (_, num_columns) = pixels[0].shape[1], grid
     step, width = side / num_columns, min(2 * AROUND + 1, num_columns)
     for order, (axis, (image, patch)) in enumerate(zip(axes.flat, shown, strict=False)):
-        show(axis, pixels[image])
-        frame(axis, patch, grid, side, FRAMES[order > 0])
+        axis.imshow(pixels[image], interpolation="nearest")
         row, column = divmod(patch, num_columns)
+        frame(axis, column * step - 0.5, row * step - 0.5, step, FRAMES[order > 0])
         left, top = (
             min(max(middle - AROUND, 0), num_columns - width) * step - 0.5
             for middle in (column, row)

@@ -424,5 +424,5 @@ def test_classes_are_told_one_by_one_and_counts_by_what_they_are_taken_for(tmp_p
     made = pictures_of_classes(ReportPlan("any", "any", [spec]), paths)
     assert [picture.name for picture in made] == ["classes_knn", "confusion_clevr_count"]
     runs = ("zeta", "alpha", "random_init", "pixels")  # the config's order, controls last
-    order = [made[1].svg.index(f"<!-- {run} -->") for run in runs]
+    order = [made[1].html.index(f"<!-- {run} -->") for run in runs]
     assert order == sorted(order)

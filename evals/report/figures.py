@@ -266,6 +266,7 @@ INK = "#010203"
 """Placeholder of the text colour until the file is written; nothing else has this colour."""
 STYLE: Any = {
     "svg.fonttype": "path",
+    "image.composite_image": False,  # images of a board keep their own pixels
     "legend.frameon": False,
     **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], "none"),
     **dict.fromkeys(

@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from evals import patches
-from evals.drawing import sheet, show
+from evals.drawing import GAP, board, frame, sheet, show
 from evals.protocols.knn import neighbours
 from evals.report.figures import COLOURS, figure
 from evals.subject import stored
 from ijepa.data.loader import Images
 from ijepa.data.transforms import WHOLE_VIEWS, centre_crop
 from ijepa.files import read_json
+
+HEIGHT = 1.18
+"""Height of a row of neighbours, in cells: an image and the words below it."""
 
 
 def masks(shown: dict[str, Any], images: Images) -> str:
@@ -24,18 +27,17 @@ def masks(shown: dict[str, Any], images: Images) -> str:
     side = size // patch
     rows = {name: np.array(row, bool) for name, row in shown["masks"].items()}
     count = len(next(iter(rows.values())))
-    with figure(1.5 * count, 1.7 * (1 + len(rows))) as (drawing, file):
-        axes = drawing.subplots(1 + len(rows), count, squeeze=False)
+    names = dict(enumerate(["image", *rows]))
+    with figure(1.0 + 1.5 * count, 1.55 * len(names)) as (drawing, file):
+        axis = board(drawing, names, count)
         for column in range(count):
             pixels = np.asarray(centre_crop(images[column], size))
-            show(axes[0, column], pixels)
+            show(axis, 0, column, pixels)
             for row, visible in enumerate(rows.values(), start=1):
                 by_patch = visible[column].reshape(side, side)
                 by_pixel = by_patch.repeat(patch, 0).repeat(patch, 1)
                 faded = (pixels * 0.12 + 255 * 0.80).astype(np.uint8)
-                show(axes[row, column], np.where(by_pixel[..., None], pixels, faded))
-        for row, name in enumerate(["image", *rows]):
-            axes[row, 0].set_ylabel(name)
+                show(axis, row, column, np.where(by_pixel[..., None], pixels, faded))
     return file.getvalue()
 
 
@@ -67,16 +69,17 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
     neighbourhoods, count = neighbours(train_features, test_features[queries], k), len(queries)
     labels = list(train.labels)
     indices = torch.cat([index for _, index in neighbourhoods]).tolist()
-    with figure(1.1 * (k + 1), 1.15 * count) as (drawing, file):
-        axes = drawing.subplots(count, k + 1, squeeze=False)
-        for row, (query, nearest) in enumerate(zip(queries, indices, strict=True)):
-            show(axes[row, 0], np.asarray(test[query]))
-            for spine in axes[row, 0].spines.values():
-                spine.set(visible=True, color=COLOURS[1], linewidth=2.5)
+    with figure(1.1 * (k + 1), 1.3 * count) as (drawing, file):
+        axis = board(drawing, {row * HEIGHT: "" for row in range(count)}, k + 1)
+        for number, (query, nearest) in enumerate(zip(queries, indices, strict=True)):
+            row = number * HEIGHT
+            show(axis, row, 0, np.asarray(test[query]))
+            frame(axis, 0, row, 1 - GAP, COLOURS[1])
             for column, index in enumerate(nearest, start=1):
-                show(axes[row, column], np.asarray(train[index]))
+                show(axis, row, column, np.asarray(train[index]))
                 if labels and train.labels[labels[0]][index] == test.labels[labels[0]][query]:
-                    axes[row, column].set_xlabel("same class", fontsize=7, labelpad=1)
-        axes[0, 0].set_title("test image", fontsize=8)
-        axes[0, 1].set_title("nearest", fontsize=8)
+                    middle = column + (1 - GAP) / 2
+                    axis.text(middle, row + 1, "same class", fontsize=7, ha="center", va="top")
+        for column, name in enumerate(("test image", "nearest")):
+            axis.text(column + (1 - GAP) / 2, -2 * GAP, name, fontsize=8, ha="center")
     return file.getvalue()
