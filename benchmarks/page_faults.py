@@ -8,6 +8,7 @@ import argparse
 import resource
 import statistics
 import time
+from functools import partial
 
 import torch
 
@@ -43,7 +44,7 @@ def main() -> None:
             before = resource.getrusage(resource.RUSAGE_SELF)
         batch = batch_of_noise(run, batch_size, step, cpu)
         begun = time.perf_counter()
-        gradients(lambda batch=batch: method(batch), 1.0, run.precision, cpu)
+        gradients(partial(method, batch), 1.0, run.precision, cpu)
         update(method, optimizer, run.recipe.optim)
         method.after_step(step / (WARM_UP + STEPS))
         seconds.append(time.perf_counter() - begun)

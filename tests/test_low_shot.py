@@ -111,6 +111,7 @@ def test_defaults_are_the_papers() -> None:
     config = strict(Config, {}, "evaluations.low_shot")
     assert config.subset == "1pct"
     tuning = config.finetune
+    assert tuning is not None
     assert (tuning.epochs, tuning.batch_size, tuning.base_lr) == (50, 512, 3e-5)
     assert (tuning.layer_decay, tuning.label_smoothing) == (0.75, 0.1)
     assert tuning.auto_augment == "rand-m9-mstd0.5-inc1"

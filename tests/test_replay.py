@@ -12,6 +12,7 @@ from ijepa import replay as replaying
 from ijepa import train
 from ijepa.config import parse_run
 from ijepa.errors import UserError
+from ijepa.failure import Failure
 from ijepa.files import read_json
 from ijepa.method import Batch, load_method
 from ijepa.replay import replay, tensors_in
@@ -117,7 +118,7 @@ def test_a_gradient_that_is_not_finite_is_caught_before_its_weights_are_saved(
 
 def test_parts_of_several_processes_are_parts_of_one() -> None:
     run = raw_run_of("mae")
-    failure = replaying.Failure(4, run, "data", {}, processes=4, threads=1)
+    failure = Failure(4, run, "data", {}, processes=4, threads=1)
     assert replaying.as_it_was(failure).recipe.optim.accumulate == 4
 
 

@@ -52,9 +52,9 @@ def test_a_curve_goes_through_the_kept_epochs_in_order_to_the_finished_run() -> 
     assert (panel.title, panel.unit) == ("k-NN", "top-1 %")
     assert panel.controls == {"random_init": 15, "pixels": 25}
     (picture,) = pictures_of_epochs(PLAN, results)
-    order = [picture.svg.index(f"<!-- {name} -->") for name in ("zeta", "alpha", "random_init")]
+    order = [picture.html.index(f"<!-- {name} -->") for name in ("zeta", "alpha", "random_init")]
     assert order == sorted(order), "the legend has the config's order, controls last"
-    assert "<!-- other -->" not in picture.svg
+    assert "<!-- other -->" not in picture.html
     assert "controls" in picture.caption
 
 

@@ -27,7 +27,7 @@ def masks(shown: dict[str, Any], images: Images) -> str:
     side = size // patch
     rows = {name: np.array(row, bool) for name, row in shown["masks"].items()}
     count = len(next(iter(rows.values())))
-    names = dict(enumerate(["image", *rows]))
+    names: dict[float, str] = dict(enumerate(["image", *rows]))
     with figure(1.0 + 1.5 * count, 1.55 * len(names)) as (drawing, file):
         axis = board(drawing, names, count)
         for column in range(count):
