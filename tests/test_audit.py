@@ -53,7 +53,7 @@ def test_results_that_the_config_has_no_more_are_named(tmp_path: Path) -> None:
 def test_an_encoder_is_the_configs_if_all_that_decides_what_is_learned_is_the_same(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of a version without SIGReg stays valid, one begun from other weights does not."""
+    """A file of a version without SIGReg is valid; one that began from other weights is not."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/shards").mkdir(parents=True)
     (tmp_path / "data/shards/tiny").symlink_to(data)

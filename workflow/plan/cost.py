@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--images", action="append", default=[], metavar="DATASET=NUMBER")
     options.add_argument("--shards", type=Path, help="count images in these, such as data/shards")
     options.add_argument("--published", action="store_true", help="also published times")
-    options.add_argument("--markdown", action="store_true", help="a table for the README instead")
+    options.add_argument("--markdown", action="store_true", help="a table for docs/costs.md")
     options.add_argument("--csv", type=Path, help="file for all numbers")
     return options
 
