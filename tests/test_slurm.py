@@ -99,7 +99,7 @@ def test_variables_of_other_jobs_and_defaults_that_the_profile_decides_are_forgo
     forgotten = {"SLURM_MEM_PER_CPU": "4000", "SBATCH_PARTITION": "cpu", "SBATCH_TIMELIMIT": "5"}
     monkeypatch.setattr(os, "environ", {**kept, **forgotten})
     forget_other_jobs(replace(ONE, partition="gpu", account=None))
-    assert os.environ == kept
+    assert dict(os.environ) == kept
     assert "SBATCH_PARTITION is not used here: the profile" in capsys.readouterr().out
 
 
