@@ -52,7 +52,7 @@ from ijepa.data.transforms import normalise
 from ijepa.distributed import World
 from ijepa.failure import Failure, NotFinite
 from ijepa.files import writable, write_json, write_text, write_yaml
-from ijepa.identity import start_digest
+from ijepa.identity import MEMO, start_digest, start_file
 from ijepa.lock import held
 from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
@@ -266,7 +266,7 @@ def prepared(
 
     Raises UserError if data and run do not fit each other, or if a folder cannot be written.
     """
-    inputs = read_inputs(run, data, world)
+    inputs = read_inputs(run, data, world, work / MEMO)
     check_batches(run, inputs.images, data, world)
     hashes = [inputs.facts[name][:12] for name in HASHES if name in inputs.facts]
     folder = work / "-".join([run.identity(), *hashes])
@@ -285,10 +285,13 @@ def prepared(
         yield folder, inputs
 
 
-def read_inputs(run: RunConfig, data: Path, world: World = distributed.ALONE) -> Inputs:
-    """Images and token ids of a run, and their versions; the first process verifies the shards.
+def read_inputs(
+    run: RunConfig, data: Path, world: World = distributed.ALONE, memo: Path | None = None
+) -> Inputs:
+    """Images and token ids of a run, and their versions.
 
-    Raises UserError if data and run do not fit each other.
+    The first process verifies the shards and the file that the run starts from, whose digest
+    ``memo`` keeps (ijepa.identity). Raises UserError if data and run do not fit each other.
     """
     index = verify(data) if world.rank == 0 else read_index(data)
     if index.dataset != run.dataset:
@@ -297,7 +300,8 @@ def read_inputs(run: RunConfig, data: Path, world: World = distributed.ALONE) ->
     if tokens := token_cache(run, data, index):
         facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
     if run.start:
-        facts["start_sha256"] = start_digest(run.start.weights)
+        weights = str(start_file(run.start.weights))
+        facts["start_sha256"] = distributed.of_first(partial(start_digest, weights, memo))
     return Inputs(Images(data, "train"), tokens.ids if tokens else None, facts)
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ijepa import identity
 from ijepa.config import parse_run
 from ijepa.encoder_file import read_header
 from ijepa.errors import UserError
@@ -230,6 +231,24 @@ def test_a_run_goes_on_from_its_start_and_from_no_other(
     assert moved.identity() == run.identity() != parse_run(raw).identity()
     with pytest.raises(UserError, match=r"moved\.safetensors is no file: name a run"):
         train(moved, data, tmp_path / "work", out)
+
+
+def test_the_bytes_of_a_start_are_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, memo = tmp_path / "weights.pth", tmp_path / "start.json"
+    reads: list[Path] = []
+
+    def counted(path: Path) -> str:
+        reads.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(identity, "digest", counted)
+    for number, content in enumerate((b"a", b"bb"), start=1):
+        weights.write_bytes(content)
+        for _ in range(2):
+            assert identity.start_digest(str(weights), memo) == digest(weights)
+            assert len(reads) == number
 
 
 def test_a_started_run_that_is_cut_off_ends_like_an_undisturbed_one(

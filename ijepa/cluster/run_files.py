@@ -14,7 +14,7 @@ import yaml
 from ijepa.cluster.slurm import Request
 from ijepa.errors import UserError
 from ijepa.files import read_json, read_yaml, write_json, written_whole
-from ijepa.identity import run_identity, start_digest
+from ijepa.identity import MEMO, run_identity, start_digest
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Launch:
                 raise UserError(f"{path} does not exist: make it first")
         text = b"".join([run, *(path.read_bytes() for path in hashed_files)])
         if start := self._config.get("start"):
-            text += start_digest(start["from"]).encode()
+            text += start_digest(start["from"], self.work / MEMO).encode()
         return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
 
     @property
