@@ -144,6 +144,25 @@ def wrapped(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"model": tensors, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}
 
 
+@pytest.mark.parametrize("name", ["ijepa", "mae", "data2vec", "dino", "lejepa"])
+def test_all_parts_are_taken_from_a_checkpoint_of_lightning(
+    name: str, trained: Trained, tmp_path: Path
+) -> None:
+    """Its container is state_dict.model; that of data2vec's average is its own."""
+    tensors = load_file(whole_of(trained, name))
+    if name == "data2vec":
+        content = wrapped(name, tensors)
+        model = {f"model.{key}": value for key, value in content["model"].items()}
+        content = {"state_dict": model, "model_ema": {"module": content["model_ema"]}}
+    else:
+        content = {"state_dict": {f"model.{key}": value for key, value in tensors.items()}}
+    torch.save(content, tmp_path / "released.ckpt")
+    method, note = started(name, tmp_path / "released.ckpt")
+    expected = load_whole(whole_of(trained, name))[0].state_dict()
+    state = method.state_dict()
+    assert all(value.equal(state[key]) for key, value in expected.items()), note
+
+
 @pytest.mark.parametrize("name", ["ijepa", "mae", "data2vec", "cae"])
 def test_all_parts_of_a_released_file_are_taken(
     name: str, trained: Trained, tmp_path: Path
@@ -168,6 +187,12 @@ def test_all_parts_of_a_released_file_are_taken(
             "ijepa/whole",
             {"vit": {"dim": 48}},
             r"encoder is \[.*32.*\], the run's is \[.*48.*\]",
+        ),
+        (
+            "ijepa",
+            "ijepa/whole",
+            {"vit": {"num_heads": 4}},
+            "encoder with 2 attention heads, the run's has 4: set vit.num_heads",
         ),
         ("ijepa", "ijepa/whole", {"vit": {"depth": 3}}, r"missing are blocks\.2\."),
         (
