@@ -50,6 +50,7 @@ from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
 from ijepa.data.transforms import normalise
 from ijepa.distributed import World
+from ijepa.encoder_file import EPOCHS
 from ijepa.failure import Failure, NotFinite
 from ijepa.files import writable, write_json, write_text, write_yaml
 from ijepa.identity import MEMO, start_digest, start_file
@@ -104,7 +105,7 @@ def train(
         prepared(run, data, work, out, world) as (folder, inputs),
         failure_recorded(run, data, inputs, folder, world),
     ):
-        method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name("epochs"))
+        method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name(EPOCHS))
         if world.rank == 0:
             deliver(run, inputs, method, optimizer, folder, out)
         distributed.wait()

@@ -97,9 +97,13 @@ def test_logs_go_to_tensorboard_if_it_is_installed(
 
     vars(module)["SummaryWriter"] = opened
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    earlier = tmp_path / "out" / "mae/seed0" / "events.out.tfevents.1"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()  # both would be drawn as one curve that goes back
     assert track(tmp_path, "tensorboard", "any", tmp_path / "out") == 1
     assert sent[0] == str(tmp_path / "out" / "mae/seed0")
     assert ("loss", 0.5, 2) in sent
+    assert not earlier.exists()
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

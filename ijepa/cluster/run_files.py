@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ijepa.cluster.slurm import Request
+from ijepa.encoder_file import EPOCHS
 from ijepa.errors import UserError
 from ijepa.files import read_json, read_yaml, write_json, written_whole
 from ijepa.identity import MEMO, run_identity, start_digest
@@ -147,8 +148,8 @@ def deliver(launch: Launch) -> None:
     for name in ("masks.json", "whole.safetensors", "optimiser.pt"):
         if (path := launch.state / name).exists():
             made[name] = path
-    for path in (launch.state / "epochs").glob("*.safetensors"):
-        made[f"epochs/{path.name}"] = path
+    for path in (launch.state / EPOCHS).glob("*.safetensors"):
+        made[f"{EPOCHS}/{path.name}"] = path
     for name, path in [*made.items(), (launch.out.name, launch.encoder)]:
         target = launch.out.parent / name
         target.parent.mkdir(parents=True, exist_ok=True)
