@@ -37,6 +37,15 @@ def begin_from(start: Start, method: Method, name: str) -> str:
     _check_heads(Path(start.weights), method.encoder.config)
     taken = _encoder(method, start) if start.parts == "encoder" else _parts(method, name, start)
     state = method.state_dict()
+    for key, value in taken.items():
+        if (
+            value.is_floating_point() != state[key].is_floating_point()
+            or not value.isfinite().all()
+        ):
+            raise UserError(
+                f"{start.weights}: {key} has values that are no numbers, or whole ones "
+                f"({value.dtype}): get the file again, or weights that are not quantised"
+            )
     with torch.no_grad():
         for key, value in taken.items():
             state[key].copy_(value)

@@ -221,6 +221,18 @@ def test_a_start_that_cannot_be_is_one_clear_error(
         started(name, path, **more)
 
 
+@pytest.mark.parametrize("fault", [float("nan"), "whole"])
+def test_weights_that_are_no_numbers_are_refused_before_training(
+    fault: Any, trained: Trained, tmp_path: Path
+) -> None:
+    tensors = load_file(whole_of(trained, "mae"))
+    bad = tensors["decoder_pred.weight"]
+    tensors["decoder_pred.weight"] = bad.to(torch.int8) if fault == "whole" else bad * fault
+    torch.save({"model": tensors}, tmp_path / "released.pth")
+    with pytest.raises(UserError, match=r"decoder\.pred\.weight has values that are no numbers"):
+        started("mae", tmp_path / "released.pth")
+
+
 def test_a_file_without_the_predictor_names_what_is_missing(
     trained: Trained, tmp_path: Path
 ) -> None:
