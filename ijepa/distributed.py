@@ -3,15 +3,17 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.errors import UserError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
 """Longest wait for other processes; one may be copying or verifying 150 GB of shards."""
@@ -153,6 +155,16 @@ def any_of(fact: bool) -> bool:
     if not distributed.is_initialized():
         return fact
     return bool(total(torch.tensor(float(fact))))
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """Object that the first process makes, on every process."""
+    if not distributed.is_initialized():
+        return make()
+    objects: list[Any] = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(objects)
+    made: T = objects[0]
+    return made
 
 
 def same(number: int) -> bool:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from ijepa.errors import UserError
 from ijepa.files import digest
 
+EPOCHS = "epochs"
+"""Folder, beside a run's encoder, of the encoders that it kept on its way."""
 PIXELS = "pixels"
 """Name in place of an encoder's digest for the control without an encoder."""
 
@@ -23,6 +25,12 @@ def read_header(path: Path) -> dict[str, Any]:
             header: dict[str, Any] = json.loads(file.metadata()["ijepa"])
             return header
     except FileNotFoundError:
+        if path.parent.name == EPOCHS:
+            raise UserError(
+                f"{path} does not exist: keep.epochs asked for this epoch only after it was over, "
+                "or after the run had ended: leave it out, or delete the run's folders in work/ "
+                "and results/ to train it again"
+            ) from None
         raise UserError(f"{path} does not exist: pretrain it first") from None
     except (SafetensorError, KeyError, TypeError) as error:
         raise UserError(

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.errors import UserError
-from ijepa.files import digest
+from ijepa.files import digest, read_json, write_json
 
+MEMO = "start.json"
+"""Name of the file in a run's folder of work that keeps the digest of its start."""
 HOW_IT_RUNS = (
     "num_workers",
     "log_every",
@@ -52,11 +54,30 @@ def earlier_identity(run: dict[str, Any]) -> str:
     return _hash({key: value for key, value in _without_later(run).items() if key not in later})
 
 
-def start_digest(weights: str) -> str:
-    """SHA-256 of the file that a run starts from; raises UserError if there is none."""
-    if not Path(weights).is_file():
+def start_file(weights: str) -> Path:
+    """File that a run starts from; raises UserError if there is none."""
+    if not (path := Path(weights)).is_file():
         raise UserError(f"start.from: {weights} is no file: name a run, released weights or a path")
-    return digest(Path(weights))
+    return path
+
+
+def start_digest(weights: str, memo: Path | None = None) -> str:
+    """SHA-256 of the file that a run starts from; raises UserError if there is none.
+
+    The JSON file ``memo`` keeps it, because a large file takes a minute to read: one with the same
+    path, size and time is not read again.
+    """
+    path = start_file(weights)
+    status = path.stat()
+    facts = {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    if memo is not None and memo.exists():
+        sha256 = (record := read_json(memo)).pop("sha256")
+        if record == facts:
+            return str(sha256)
+    sha256 = digest(path)
+    if memo is not None:
+        write_json(memo, {**facts, "sha256": sha256})
+    return sha256
 
 
 def _without_later(run: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from ijepa.vit import ViT
 
 NUM_MONITORED = 512
 """Images whose features are watched."""
+AT_ONCE = 64
+"""Images in one pass: all at once would take 20 GB of a ViT-H at 448 pixels, beside training."""
 HELD_OUT = 4
 """One of so many watched images is held out, and the others classify it."""
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -68,7 +70,8 @@ def measure(encoder: ViT, watched: Monitored, setting: str) -> dict[str, float]:
     mode = encoder.training
     encoder.eval()
     with precision(setting, watched.images_BCHW.device):
-        pooled_BD = encoder.patches(encoder(watched.images_BCHW)).float().mean(1)
+        parts = watched.images_BCHW.split(AT_ONCE)
+        pooled_BD = torch.cat([encoder.patches(encoder(part)).float().mean(1) for part in parts])
     encoder.train(mode)
     names = ["feature_std", "rankme"]
     if not pooled_BD.isfinite().all():  # the check of the next step's loss reports it

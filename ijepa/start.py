@@ -19,12 +19,11 @@ from ijepa.checkpoint import load_encoder, ours, read_tensors
 from ijepa.errors import UserError
 from ijepa.method import Method
 from ijepa.released import convert as released
+from ijepa.released.layouts import unwrapped
 from ijepa.stages import Start
 from ijepa.vit import ViT
 from ijepa.whole import load_whole, own_name, read_about
 
-CONTAINERS = {"data2vec": {"model_ema.": "teacher.", "model.": "student."}}
-"""Beginnings of names in a release's checkpoint that name one of two networks, by method."""
 COPIES = {
     "cae": {"alignment_encoder.": "encoder.", "teacher.": "encoder."},
     "ibot": {f"{t}.head.last_layer2.": f"{t}.head.last_layer." for t in ("student", "teacher")},
@@ -32,7 +31,6 @@ COPIES = {
 """Beginnings of names under which a release writes tensors a second time, by method."""
 UNUSED = {"ibot": {"teacher.mask_token"}}
 """Parameters that no network uses, and that a release's file lacks, by method."""
-WRAPPING = re.compile(r"^(model|state_dict)\.|\bmodule\.")
 POSITIONS = ("pos_embed", released.TABLE)
 Weights = dict[str, Tensor]
 
@@ -43,8 +41,18 @@ def begin_from(start: Start, method: Method, name: str) -> str:
     Returns a sentence that lists what is not in the file and starts fresh. Raises UserError if the
     file lacks what is asked for, or holds another architecture.
     """
+    _check_heads(Path(start.weights), method.encoder.config)
     taken = _encoder(method, start) if start.parts == "encoder" else _parts(method, name, start)
     state = method.state_dict()
+    for key, value in taken.items():
+        if (
+            value.is_floating_point() != state[key].is_floating_point()
+            or not value.isfinite().all()
+        ):
+            raise UserError(
+                f"{start.weights}: {key} has values that are no numbers, or whole ones "
+                f"({value.dtype}): get the file again, or weights that are not quantised"
+            )
     with torch.no_grad():
         for key, value in taken.items():
             state[key].copy_(value)
@@ -54,6 +62,17 @@ def begin_from(start: Start, method: Method, name: str) -> str:
         f"start: {len(taken)} of {len(state)} tensors are from {start.weights}; fresh are "
         f"{fresh or 'none'}"
     )
+
+
+def _check_heads(path: Path, vit: ViTConfig) -> None:
+    """Raise UserError for a file of ours with other attention heads, which no shape shows."""
+    about = ours(path) or read_about(path)
+    heads = about["run"]["vit"]["num_heads"] if about else vit.num_heads
+    if heads != vit.num_heads:
+        raise UserError(
+            f"{path} is of an encoder with {heads} attention heads, the run's has "
+            f"{vit.num_heads}: set vit.num_heads to that"
+        )
 
 
 def _parts(method: Method, name: str, start: Start) -> Weights:
@@ -137,10 +156,7 @@ def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:
     for name, value in read_tensors(path).items():
         if re.fullmatch(released.TRAINING, name) or name.endswith(released.CONSTANTS):
             continue
-        for old, new in CONTAINERS.get(method, {}).items():
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-        tensors[WRAPPING.sub("", name)] = value
+        tensors[unwrapped(name, method)] = value
     for name, value in tensors.items():
         if not _is_copy(name, tensors, method):
             yield own_name(name, method), value

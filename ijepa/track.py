@@ -20,7 +20,9 @@ STEP = "step"
 
 
 def to_tensorboard(tracker: ModuleType, project: str, name: str, config: Any, out: Path) -> Any:
-    """Event files below a folder, one folder a run."""
+    """Event files below a folder, one folder a run; those of an earlier time are replaced."""
+    for earlier in (out / name).glob("events.out.tfevents.*"):
+        earlier.unlink()
     writer = tracker.SummaryWriter(str(out / name))
 
     def log(values: dict[str, float], step: int) -> None:

@@ -51,9 +51,10 @@ from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
 from ijepa.data.transforms import normalise
 from ijepa.distributed import World
+from ijepa.encoder_file import EPOCHS
 from ijepa.failure import Failure, NotFinite
 from ijepa.files import writable, write_json, write_text, write_yaml
-from ijepa.identity import start_digest
+from ijepa.identity import MEMO, start_digest, start_file
 from ijepa.lock import held
 from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
@@ -106,7 +107,7 @@ def train(
         prepared(run, data, work, out, world) as (folder, inputs),
         failure_recorded(run, data, inputs, folder, world),
     ):
-        method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name("epochs"))
+        method, optimizer = learn(run, inputs, folder, world, stopping, out.with_name(EPOCHS))
         if world.rank == 0:
             deliver(run, inputs, method, optimizer, folder, out)
         distributed.wait()
@@ -268,7 +269,7 @@ def prepared(
 
     Raises UserError if data and run do not fit each other, or if a folder cannot be written.
     """
-    inputs = read_inputs(run, data, world)
+    inputs = read_inputs(run, data, world, work / MEMO)
     check_batches(run, inputs.images, data, world)
     hashes = [inputs.facts[name][:12] for name in HASHES if name in inputs.facts]
     folder = work / "-".join([run.identity(), *hashes])
@@ -287,10 +288,13 @@ def prepared(
         yield folder, inputs
 
 
-def read_inputs(run: RunConfig, data: Path, world: World = distributed.ALONE) -> Inputs:
-    """Images and token ids of a run, and their versions; the first process verifies the shards.
+def read_inputs(
+    run: RunConfig, data: Path, world: World = distributed.ALONE, memo: Path | None = None
+) -> Inputs:
+    """Images and token ids of a run, and their versions.
 
-    Raises UserError if data and run do not fit each other.
+    The first process verifies the shards and the file that the run starts from, whose digest
+    ``memo`` keeps (ijepa.identity). Raises UserError if data and run do not fit each other.
     """
     index = verify(data) if world.rank == 0 else read_index(data)
     if index.dataset != run.dataset:
@@ -299,7 +303,8 @@ def read_inputs(run: RunConfig, data: Path, world: World = distributed.ALONE) ->
     if tokens := token_cache(run, data, index):
         facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
     if run.start:
-        facts["start_sha256"] = start_digest(run.start.weights)
+        weights = str(start_file(run.start.weights))
+        facts["start_sha256"] = distributed.of_first(partial(start_digest, weights, memo))
     return Inputs(Images(data, "train"), tokens.ids if tokens else None, facts)
 
 

@@ -77,6 +77,13 @@ def test_epochs_are_rows_before_their_run_and_need_no_training_of_their_own() ->
     assert Grid(read_benchmark(only)).trained == [("ijepa", 0)]
 
 
+def test_an_epoch_that_was_over_when_it_was_asked_for_is_one_clear_error(tmp_path: Path) -> None:
+    """``keep`` may change in the middle of a run, which goes on."""
+    message = r"2\.safetensors does not exist: keep\.epochs asked for this epoch only after it"
+    with pytest.raises(UserError, match=message):
+        read_header(tmp_path / "epochs" / "2.safetensors")
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [

@@ -20,15 +20,16 @@ import submitit
 import torch
 import yaml
 
-from ijepa import distributed
+from ijepa import distributed, identity
 from ijepa.cluster import jobs, launch, slurm
 from ijepa.cluster.job import SECONDS_FOR_THE_CAUSE, Pretraining
 from ijepa.cluster.launch import pretrain
 from ijepa.cluster.run_files import Launch, note, submitted_jobs
 from ijepa.cluster.slurm import Request
+from ijepa.encoder_file import read_header
 from ijepa.errors import UserError
-from ijepa.files import write_json
-from tests.conftest import raw_run_of, wait_until
+from ijepa.files import digest, write_json
+from tests.conftest import Trained, raw_run_of, wait_until
 from tests.test_train import log_of, run, weights
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,25 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
     assert [job["cluster"] for job in record["jobs"]] == ["debug"]
     (attempt,) = record["attempts"]
     assert attempt["ended"] > attempt["begun"]
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_weights_that_a_job_starts_from_are_hashed_once(
+    data: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the launcher: a file of gigabytes on a shared disk takes a minute in each process."""
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(identity, "digest", counted)
+    weights = trained("mae").with_name("whole.safetensors")
+    task = launched({**raw_run_of("mae"), "start": {"from": str(weights)}}, data, tmp_path, "debug")
+    pretrain(task)
+    assert hashed == [weights]
+    assert read_header(task.out)["facts"]["start_sha256"] == digest(weights)
 
 
 @pytest.fixture

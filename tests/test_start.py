@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ijepa import identity
 from ijepa.config import parse_run
 from ijepa.encoder_file import read_header
 from ijepa.errors import UserError
@@ -173,6 +174,25 @@ def wrapped(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"model": tensors, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}
 
 
+@pytest.mark.parametrize("name", ["ijepa", "mae", "data2vec", "dino", "lejepa"])
+def test_all_parts_are_taken_from_a_checkpoint_of_lightning(
+    name: str, trained: Trained, tmp_path: Path
+) -> None:
+    """Its container is state_dict.model; that of data2vec's average is its own."""
+    tensors = load_file(whole_of(trained, name))
+    if name == "data2vec":
+        content = wrapped(name, tensors)
+        model = {f"model.{key}": value for key, value in content["model"].items()}
+        content = {"state_dict": model, "model_ema": {"module": content["model_ema"]}}
+    else:
+        content = {"state_dict": {f"model.{key}": value for key, value in tensors.items()}}
+    torch.save(content, tmp_path / "released.ckpt")
+    method, note = started(name, tmp_path / "released.ckpt")
+    expected = load_whole(whole_of(trained, name))[0].state_dict()
+    state = method.state_dict()
+    assert all(value.equal(state[key]) for key, value in expected.items()), note
+
+
 @pytest.mark.parametrize("name", ["ijepa", "mae", "data2vec", "cae", "dino", "ibot"])
 def test_all_parts_of_a_released_file_are_taken(
     name: str, trained: Trained, tmp_path: Path
@@ -209,6 +229,12 @@ def test_a_second_head_that_is_no_copy_is_not_left_out(trained: Trained, tmp_pat
             {"vit": {"dim": 48}},
             r"encoder is \[.*32.*\], the run's is \[.*48.*\]",
         ),
+        (
+            "ijepa",
+            "ijepa/whole",
+            {"vit": {"num_heads": 4}},
+            "encoder with 2 attention heads, the run's has 4: set vit.num_heads",
+        ),
         ("ijepa", "ijepa/whole", {"vit": {"depth": 3}}, r"missing are blocks\.2\."),
         (
             "ijepa",
@@ -234,6 +260,18 @@ def test_a_start_that_cannot_be_is_one_clear_error(
         path = trained(method) if kind == "encoder" else whole_of(trained, method)
     with pytest.raises(UserError, match=message):
         started(name, path, **more)
+
+
+@pytest.mark.parametrize("fault", [float("nan"), "whole"])
+def test_weights_that_are_no_numbers_are_refused_before_training(
+    fault: Any, trained: Trained, tmp_path: Path
+) -> None:
+    tensors = load_file(whole_of(trained, "mae"))
+    bad = tensors["decoder_pred.weight"]
+    tensors["decoder_pred.weight"] = bad.to(torch.int8) if fault == "whole" else bad * fault
+    torch.save({"model": tensors}, tmp_path / "released.pth")
+    with pytest.raises(UserError, match=r"decoder\.pred\.weight has values that are no numbers"):
+        started("mae", tmp_path / "released.pth")
 
 
 def test_a_file_without_the_predictor_names_what_is_missing(
@@ -271,6 +309,24 @@ def test_a_run_goes_on_from_its_start_and_from_no_other(
     assert moved.identity() == run.identity() != parse_run(raw).identity()
     with pytest.raises(UserError, match=r"moved\.safetensors is no file: name a run"):
         train(moved, data, tmp_path / "work", out)
+
+
+def test_the_bytes_of_a_start_are_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, memo = tmp_path / "weights.pth", tmp_path / "start.json"
+    reads: list[Path] = []
+
+    def counted(path: Path) -> str:
+        reads.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(identity, "digest", counted)
+    for number, content in enumerate((b"a", b"bb"), start=1):
+        weights.write_bytes(content)
+        for _ in range(2):
+            assert identity.start_digest(str(weights), memo) == digest(weights)
+            assert len(reads) == number
 
 
 def test_a_started_run_that_is_cut_off_ends_like_an_undisturbed_one(

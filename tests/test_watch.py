@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ijepa.errors import UserError
 from ijepa.track import track
-from ijepa.watch import curve, view
+from ijepa.watch import BARS, curve, view
 
 
 def write(path: Path, losses: list[float], end: str = "") -> None:
@@ -39,16 +39,48 @@ def test_a_curve_falls_as_its_values_do() -> None:
 
 
 def test_the_newest_log_of_each_run_is_shown_beside_a_reference(tmp_path: Path) -> None:
-    """Also while a line is being written."""
+    """Also while a line is being written. Both have one scale; one's own is as long as it is."""
     write(tmp_path / "work/mae/seed0/job/a/train.jsonl", [0.9, 0.5], end='{"step": 3, "im')
     write(tmp_path / "reference/runs/mae/seed0/train.jsonl", [0.8, 0.7, 0.3])
     text = shown(tmp_path / "work", tmp_path / "reference")
     assert "mae/seed0: step 2, 128 images" in text
     assert "0.5" in text
-    assert "█▁" in text
-    assert "█▇▁" in text
+    assert "█▃ " in text
+    assert "▇▆▁" in text
     with pytest.raises(UserError, match=r"nothing has no train\.jsonl: name a folder"):
         view(tmp_path / "nothing")
+
+
+def publish(folder: Path, rows: list[str]) -> None:
+    """A config's published logs."""
+    path = folder / "results/reference/mini/plots/loss.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(["run,seed,step,images,loss,rankme", *rows]) + "\n")
+
+
+@pytest.mark.parametrize("folder", ["work/mini", "work/mini/mae", "results/mini"])
+def test_the_published_run_of_the_same_config_is_shown_without_a_word(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 1 has the curve of the run's only seed; half of its images are half of its length."""
+    monkeypatch.chdir(tmp_path)
+    publish(tmp_path, [f"mae,0,{n},{64 * n},{1 - n / 100}," for n in range(1, 81)])
+    losses = [1 - n / 100 for n in range(1, 41)]
+    write(Path("work/mini/mae/seed1/train.jsonl"), losses)
+    write(Path("results/mini/mae/seed1/train.jsonl"), losses)
+    text = shown(Path(folder))
+    assert "published" in text
+    (line,) = [line for line in text.splitlines() if line.strip(" │┃").startswith("loss")]
+    own, published = ("".join(c for c in part if c in BARS) for part in line.split("│")[3:5])
+    assert (len(own), len(published)) == (20, 40)
+    assert published.startswith(own[:5])
+    write(Path("work/other/mae/seed1/train.jsonl"), losses)
+    assert "published" not in shown(Path("work/other"))
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_its_curve(tmp_path: Path) -> None:
+    write(tmp_path / "work/mae/seed0/train.jsonl", [0.9, 0.5, float("nan"), float("inf")])
+    assert "█▁ " in shown(tmp_path / "work")
 
 
 def test_logs_go_to_tensorboard_if_it_is_installed(
@@ -65,9 +97,13 @@ def test_logs_go_to_tensorboard_if_it_is_installed(
 
     vars(module)["SummaryWriter"] = opened
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    earlier = tmp_path / "out" / "mae/seed0" / "events.out.tfevents.1"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()  # both would be drawn as one curve that goes back
     assert track(tmp_path, "tensorboard", "any", tmp_path / "out") == 1
     assert sent[0] == str(tmp_path / "out" / "mae/seed0")
     assert ("loss", 0.5, 2) in sent
+    assert not earlier.exists()
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -6,7 +6,6 @@ light on a dark one.
 """
 
 import io
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,10 @@ from evals.report import costs
 from evals.report.costs import Point
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Table
+from ijepa.logs import Records, read_log
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+GREY = "#7a7a7a"
 STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 
 
@@ -39,8 +40,11 @@ def line(number: int) -> dict[str, Any]:
     }
 
 
-def loss_curves(logs: dict[str, Path]) -> str:
-    """Loss, learning rate and the two collapse monitors against images seen."""
+def loss_curves(logs: dict[str, Path], published: dict[str, Records]) -> str:
+    """Loss, learning rate and the two collapse monitors against images seen.
+
+    Published logs of runs of the same name are broad, pale lines behind.
+    """
     panels = {
         "loss": "training loss",
         "lr": "learning rate",
@@ -50,11 +54,14 @@ def loss_curves(logs: dict[str, Path]) -> str:
     with figure(9, 5.2) as (drawing, file):
         axes = list(drawing.subplots(2, 2, sharex=True).flat)
         for number, (run, path) in enumerate(logs.items()):
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for axis, name in zip(axes, panels, strict=True):
-                points = [(r["images"], r[name]) for r in records if name in r]
-                x, y = zip(*points, strict=True) if points else ((), ())
-                axis.plot(x, y, **line(number), label=run, marker=".", markersize=3)
+                if behind := _points(published.get(run, []), name):
+                    pale = {**line(number), "linestyle": "-", "linewidth": 5, "alpha": 0.25}
+                    axis.plot(*behind, **pale)
+                if points := _points(read_log(path), name):
+                    axis.plot(*points, **line(number), label=run, marker=".", markersize=3)
+        if published:
+            axes[0].plot([], [], color=GREY, linewidth=5, alpha=0.25, label="published")
         for axis, title in zip(axes, panels.values(), strict=True):
             axis.set_title(title)
             axis.grid(alpha=0.3)
@@ -65,6 +72,12 @@ def loss_curves(logs: dict[str, Path]) -> str:
             axis.xaxis.set_major_formatter("{x:,.0f}")
         axes[0].legend()
     return file.getvalue()
+
+
+def _points(records: Records, name: str) -> list[list[float]]:
+    """Images seen and values of a log's key; empty if no line has it."""
+    points = [(record["images"], record[name]) for record in records if name in record]
+    return [list(values) for values in zip(*points, strict=True)]
 
 
 class Panel(NamedTuple):
@@ -101,7 +114,6 @@ def epoch_curves(panels: list[Panel]) -> str:
     return file.getvalue()
 
 
-GREY = "#7a7a7a"
 MARKS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">"]
 
 

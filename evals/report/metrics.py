@@ -41,14 +41,15 @@ def accuracy(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def losses(logs: list[Path]) -> pd.DataFrame:
-    """Rows of every logged step: run, seed, step, images, loss, and the monitors of collapse."""
+    """Rows of every logged step: run, seed, step, images, loss, and the monitors."""
     rows = [
         {"run": log.parts[-3], "seed": log.parts[-2].removeprefix("seed"), **json.loads(line)}
         for log in sorted(logs)
         for line in log.read_text(encoding="utf-8").splitlines()
     ]
-    columns = ["run", "seed", "step", "images", "loss", "lr", "feature_std", "rankme"]
-    return pd.DataFrame(rows, columns=columns)
+    of_step = ["step", "images", "loss", "lr", "grad_norm"]
+    monitors = ["feature_std", "rankme", "knn_top1", "linear_top1"]
+    return pd.DataFrame(rows, columns=["run", "seed", *of_step, *monitors])
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from evals.report.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.files import read_json, write_text
+from ijepa.logs import REFERENCE, published_logs, published_of
 from ijepa.result_file import read_result
 
 TARGETS = " (the context block less the targets); the target blocks, whose features are predicted"
@@ -228,6 +229,26 @@ def panels_of_epochs(plan: ReportPlan, tidy: pd.DataFrame) -> list[Panel]:
     return panels
 
 
+def picture_of_losses(results: Path, trained: dict[str, Path]) -> Picture:
+    """Logs of runs, given by their folders, over those that git has of the same config."""
+    logs = {run: path / "train.jsonl" for run, path in trained.items()}
+    in_git = published_logs(results)
+    published = {
+        run: records
+        for run, path in trained.items()
+        if (records := published_of(f"{run}/{path.name}", in_git))
+    }
+    return Picture(
+        "pretraining",
+        "Pretraining",
+        "Loss of the method's own task (not comparable between methods), and two monitors "
+        "that fall towards 0 and 1 when features collapse."
+        + f" Pale lines are the published runs of this config ({REFERENCE / results.name})."
+        * bool(published),
+        figures.loss_curves(logs, published),
+    )
+
+
 def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
     """Loss curves, masks, patch features and neighbours, of the first seed of every run."""
     tidy = tidy[~tidy["run"].str.contains("@")]  # of a run's epochs only the last
@@ -242,15 +263,7 @@ def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) ->
     train = Images(data, "train")
     all_pictures = []
     if trained:
-        all_pictures.append(
-            Picture(
-                "pretraining",
-                "Pretraining",
-                "Loss of the method's own task (not comparable between methods), and two monitors "
-                "that fall towards 0 and 1 when features collapse.",
-                figures.loss_curves({run: path / "train.jsonl" for run, path in trained.items()}),
-            )
-        )
+        all_pictures.append(picture_of_losses(results, trained))
     for run, path in trained.items():
         file = path / "masks.json"
         if file.exists() and (shown := read_json(file))["masks"]:

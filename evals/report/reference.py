@@ -27,9 +27,10 @@ from rich.table import Table
 from evals.report import noise
 from evals.report.compare import differences
 from evals.report.plan import ReportPlan, read_plan
-from evals.report.result_set import REFERENCE, Results, read_result_set
+from evals.report.result_set import Results, read_result_set
 from evals.report.results import CONTROLS
 from ijepa.errors import UserError, program, run_command
+from ijepa.logs import REFERENCE
 
 ALPHA = 0.01
 PUBLISHED = (

@@ -11,11 +11,10 @@ from typing import Any
 from evals.result import unpacked
 from ijepa.errors import UserError
 from ijepa.files import check_format
+from ijepa.logs import REFERENCE
 from ijepa.result_file import FORMAT
 
 DEFAULT = "results/mini"
-REFERENCE = PurePosixPath("results/reference")
-"""Folder of the results in git, by config; one's own results are in ``results/CONFIG``."""
 
 Results = dict[tuple[str, int, str], dict[str, Any]]
 """Results by run, seed and evaluation."""

@@ -24,6 +24,7 @@ from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.job import Pretraining
 from ijepa.cluster.run_files import Launch, note
 from ijepa.errors import UserError
+from ijepa.identity import MEMO
 
 FOREVER = 60 * 24 * 365
 """Minutes that a job on this machine may take: no limit in practice."""
@@ -130,6 +131,8 @@ def submit(launch: Launch) -> Job:
         None if launch.cluster == "slurm" else os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     launch.attempts.mkdir(parents=True, exist_ok=True)
+    if (memo := launch.work / MEMO).exists():  # the job need not read its start's bytes again
+        shutil.copyfile(memo, launch.state / MEMO)
     executor = submitit.AutoExecutor(launch.state / "submitit", cluster=launch.cluster)
     executor.update_parameters(**parameters(launch, gpus))
     # A terminal's Ctrl-C reaches every process that was started from it. But only the launcher may

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from ijepa.cluster.slurm import Request
+from ijepa.encoder_file import EPOCHS
 from ijepa.errors import UserError
 from ijepa.files import read_json, read_yaml, write_json, written_whole
-from ijepa.identity import run_identity, start_digest
+from ijepa.identity import MEMO, run_identity, start_digest
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Launch:
                 raise UserError(f"{path} does not exist: make it first")
         text = b"".join([run, *(path.read_bytes() for path in hashed_files)])
         if start := self._config.get("start"):
-            text += start_digest(start["from"]).encode()
+            text += start_digest(start["from"], self.work / MEMO).encode()
         return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
 
     @property
@@ -152,8 +153,8 @@ def deliver(launch: Launch) -> None:
     for name in ("masks.json", "whole.safetensors", "optimiser.pt"):
         if (path := launch.state / name).exists():
             made[name] = path
-    for path in (launch.state / "epochs").glob("*.safetensors"):
-        made[f"epochs/{path.name}"] = path
+    for path in (launch.state / EPOCHS).glob("*.safetensors"):
+        made[f"{EPOCHS}/{path.name}"] = path
     for name, path in [*made.items(), (launch.out.name, launch.encoder)]:
         target = launch.out.parent / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -158,6 +158,7 @@ def origin_text(facts: dict[str, Any]) -> str:
         "machine": facts.get("machine"),
         "images seen": facts.get("images_seen"),
         "version of the data": facts.get("data_version"),
+        "SHA-256 of the weights that it started from": facts.get("start_sha256"),
         **{f"published {name}": value for name, value in (facts.get("released") or {}).items()},
     }
     return "\n".join(f"- {name}: {value}" for name, value in words.items() if value is not None)

@@ -8,6 +8,7 @@ Names are those of the public files (see Assran et al., He et al., Baevski et al
 Caron et al., Zhou et al., and the packages timm and transformers); no code was taken from them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -36,7 +37,8 @@ class Layout:
     ``towers``: the first is the one to be evaluated; the tower "" is a file's only encoder.
     ``leftovers`` matches the whole names that are not the encoder's, after the encoder's beginning
     is removed if they have it. ``names`` maps a published beginning to ours; {} stands for a
-    block's number. ``variant`` None means that the tensors decide.
+    block's number. ``variant`` None means that the tensors decide. ``networks`` are the beginnings
+    of a method's own names for towers that only their container tells apart.
     """
 
     towers: Mapping[str, Tower]
@@ -44,6 +46,7 @@ class Layout:
     variant: Variant | None = None
     names: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     patch: str = "patch_embed.proj.weight"
+    networks: Mapping[str, str] = field(default_factory=dict)
 
 
 SHARED_NAMES = {
@@ -128,6 +131,7 @@ LAYOUTS = {
         Variant(
             class_token=True, positions="relative", blocks="beit", layer_scale=1e-4, init="beit"
         ),
+        networks={"ema": "teacher.", "model": "student."},
     ),
     "cae": Layout(
         {"": Tower(rf"{IN}(module\.)?encoder\.", "model", "encoder.")},
@@ -176,5 +180,15 @@ LAYOUTS = {
 
 FOLDERS = ("timm-folder", "transformers-folder")
 """Layouts of export that are a folder, which timm or transformers opens (released/folder.py)."""
+
+
+def unwrapped(name: str, method: str) -> str:
+    """Name of a tensor in its method, without the containers that trainers put around that."""
+    if layout := LAYOUTS.get(method):
+        for tower, network in layout.networks.items():
+            if (match := re.match(layout.towers[tower].pattern, name)) and match.end():
+                return network + name[match.end() :]
+    return re.sub(r"\bmodule\.", "", re.sub(f"^{IN}", "", name))
+
 
 TOWERS = sorted({tower for layout in LAYOUTS.values() for tower in layout.towers if tower})

@@ -1,4 +1,4 @@
-"""The report draws each evaluation of kept epochs as a curve that ends in the finished run."""
+"""The report draws kept epochs as curves, and losses over those of published runs."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from evals.report.figures import epoch_curves
-from evals.report.page import panels_of_epochs, pictures_of_epochs
+from evals.report.page import panels_of_epochs, picture_of_losses, pictures_of_epochs
 from evals.report.plan import ReportPlan, TableSpec
 from evals.report.results import read_results
 
@@ -88,3 +88,23 @@ def test_an_encoder_that_was_kept_on_the_way_has_its_own_number_of_epochs(tmp_pa
         paths[-1].write_text(json.dumps(result))
     read = read_results(paths).set_index("run")["epochs"]
     assert read.to_dict() == {"mae@epoch5": 5, "mae": 20}
+
+
+def test_losses_are_drawn_over_those_of_the_published_run_of_the_same_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = {run: Path(f"results/mini/runs/{run}/seed0") for run in ("mae", "new")}
+    for path in runs.values():
+        path.mkdir(parents=True)
+        (path / "train.jsonl").write_text('{"step": 1, "images": 64, "loss": 0.5, "lr": 0.1}\n')
+    alone = picture_of_losses(Path("results/mini"), runs)
+    assert "<!-- published -->" not in alone.svg
+    assert "Pale" not in alone.caption
+    reference = Path("results/reference/mini/plots/loss.csv")
+    reference.parent.mkdir(parents=True)
+    reference.write_text("run,seed,step,images,loss,lr\nmae,0,1,64,0.7,\nmae,0,2,128,0.6,\n")
+    over = picture_of_losses(Path("results/mini"), runs)
+    assert "<!-- published -->" in over.svg
+    assert over.svg.count("stroke-opacity: 0.25") == 2, "one curve, and its key"
+    assert "published runs of this config (results/reference/mini)" in over.caption
