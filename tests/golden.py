@@ -276,7 +276,7 @@ def replay_lejepa(file: Recorded, meta: dict[str, Any]) -> Iterator[Error]:
     config = lejepa.Config(
         num_global=meta["globals"],
         num_local=meta["locals"],
-        local_size=meta["local"],
+        local_size=meta.get("local", 0),
         projector_dim=width,
         output_dim=output_dim,
         sigreg=SIGReg(meta["lamb"], directions.shape[1], meta["num_points"], meta["t_max"]),

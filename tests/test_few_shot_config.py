@@ -82,3 +82,30 @@ def test_published_numbers_stand_beside_what_is_measured() -> None:
     assert list(table.rows["run"]) == ["", "ijepa_vith14_context", "ijepa_vith14_target"]
     assert table.rows["pets_1_published"].tolist()[:2] == [46.11, 53.38]
     assert "lejepa_1 of results/published/lejepa_few_shot.csv" in note(table)
+
+
+def test_the_measured_rows_are_of_the_published_recipes() -> None:
+    _, benchmark = read_files(PATHS[:1])
+    (spec,) = (t for t in Grid(benchmark).report_plan.tables if t.name == "shots_all")
+    table = tabulate(tidy(), spec).rows
+    assert dict(zip(table["run"], table["arch"], strict=True)) == {
+        "lejepa_vitl14": "ViT-L",
+        "ijepa_vith14": "ViT-H",
+    }
+
+
+def test_minis_encoders_are_measured_by_both_protocols_on_the_data_that_mini_has() -> None:
+    _, benchmark = read_files([FOLDER / "mini.yaml", FOLDER / "fewshot_mini.yaml"])
+    check(benchmark)
+    _, mini = read_files([FOLDER / "mini.yaml"])
+    assert (benchmark.runs, benchmark.vit, benchmark.images) == (mini.runs, mini.vit, mini.images)
+    assert benchmark.name != mini.name
+    grid = Grid(benchmark)
+    assert grid.datasets == ["cifar10"]
+    suite = Grid(read_files(PATHS[:1])[1]).evaluations
+    for item in benchmark.evaluations:
+        of_suite = suite[item.name]
+        assert (item.evaluation, item.config) == (of_suite.evaluation, of_suite.config)
+    assert {name for table in benchmark.tables for name in table.evaluations} == {
+        f"cifar10_{shots}{ours}" for shots in SHOTS for ours in ("", "_ours")
+    }

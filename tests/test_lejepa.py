@@ -20,7 +20,7 @@ from ijepa.methods import lejepa
 from ijepa.sigreg import SIGReg
 from tests.golden import replay
 from workflow.plan.benchmark import read_files
-from workflow.plan.check import planned
+from workflow.plan.check import check, planned
 
 VIT = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
 
@@ -99,6 +99,10 @@ def test_a_step_of_other_sizes_and_views_is_replayed(
     num_global: int, num_local: int, sizes: dict[str, Any]
 ) -> None:
     file = recorded_step(num_global, num_local, {**sizes, "proj": 5, "batch": 7, "slices": 33})
+    if not num_local:  # then a recorder need not say anything of local views
+        del file["local_views"]
+        meta = json.loads(str(file["meta"]))
+        file["meta"] = np.array(json.dumps({k: v for k, v in meta.items() if k != "local"}))
     errors = list(replay(file))
     assert not [error for error in errors if not error.value <= error.limit]
     assert {"loss", "sigreg_of_views", "grad/encoder/pos_embed"} <= {e.name for e in errors}
@@ -224,3 +228,19 @@ def test_the_configs_augment_equally_both_ways(name: str) -> None:
     assert {run.name for run in benchmark.runs} <= {
         run for table in benchmark.tables for run in table.runs or ()
     }
+
+
+@pytest.mark.usefixtures("real_register")
+def test_the_short_config_has_runs_of_the_long_one_with_fewer_epochs() -> None:
+    folder = Path(__file__).parents[1] / "config"
+    paths = [folder / "lejepa.yaml", folder / "lejepa_short.yaml"]
+    _, long = read_files(paths[:1])
+    _, short = read_files(paths)
+    check(short)
+    runs: dict[str, Any] = {run.name: planned(run).run for run in long.runs}
+    for run in short.runs:
+        recipe: Any = planned(run).run.recipe
+        assert recipe.optim.epochs == 0.5
+        same_length = dataclasses.replace(recipe, optim=runs[run.name].recipe.optim)
+        assert same_length == runs[run.name].recipe
+    assert (short.vit, short.evaluations) == (long.vit, long.evaluations)

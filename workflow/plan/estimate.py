@@ -240,11 +240,11 @@ def _sizes(grid: Grid, dataset: str) -> dict[str, int]:
 def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog=program("workflow.plan.estimate"), description=__doc__)
-    parser.add_argument("config", type=Path, help="for example config/mini.yaml")
+    parser.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
     parser.add_argument("--cores", type=int, default=usable_cores())
     parser.add_argument("--json", action="store_true", help="every job, for another program")
     options = parser.parse_args()
-    _, benchmark = read_files([options.config])
+    _, benchmark = read_files(options.config)
     seconds, wall, speed = estimate(benchmark, options.cores)
     kept = kept_bytes(Grid(benchmark))
     if options.json:
