@@ -212,16 +212,16 @@ def panels_of_epochs(plan: ReportPlan, tidy: pd.DataFrame) -> list[Panel]:
     panels = []
     for evaluation in plan.evaluations:
         rows = tidy[tidy["evaluation"] == evaluation]
-        kept = rows[rows["base"].isin(bases)]
-        if not kept["run"].str.contains("@").any():
+        on_curves = rows[rows["base"].isin(bases)]
+        if not on_curves["run"].str.contains("@").any():
             continue
-        means = kept.groupby(["base", "epochs"])["value"].mean()
-        runs = sorted(set(kept["base"]), key=lambda run: _position(plan, run))
+        means = on_curves.groupby(["base", "epochs"])["value"].mean()
+        runs = sorted(set(on_curves["base"]), key=lambda run: _position(plan, run))
         controls = rows[rows["run"].isin(CONTROLS)].groupby("run")["value"].mean()
         panels.append(
             Panel(
                 plan.title(evaluation),
-                UNITS[str(kept["metric"].iloc[0])],
+                UNITS[str(on_curves["metric"].iloc[0])],
                 {run: list(means[run].items()) for run in runs},
                 {run: controls[run] for run in CONTROLS if run in controls.index},
             )

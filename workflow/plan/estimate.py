@@ -246,16 +246,16 @@ def main() -> None:
     options = parser.parse_args()
     _, benchmark = read_files(options.config)
     seconds, wall, speed = estimate(benchmark, options.cores)
-    kept = kept_bytes(Grid(benchmark))
+    size = kept_bytes(Grid(benchmark))
     if options.json:
         jobs = [[list(key), value] for key, value in seconds.items()]
-        print(json.dumps({"jobs": jobs, "wall": wall, "speed": speed, "bytes": kept}))
+        print(json.dumps({"jobs": jobs, "wall": wall, "speed": speed, "bytes": size}))
         return
     for key, value in seconds.items():
         print(f"{' '.join(key):50} {value:6.0f} s")
     print(f"{len(seconds)} jobs, {wall / 60:.1f} minutes on {options.cores} cores")
     print(f"({speed / 1e9:.0f} GFLOP/s in a matrix product of one job)")
-    print(f"{kept / 1e9:.3g} GB of encoders and networks on disk at the end")
+    print(f"{size / 1e9:.3g} GB of encoders and networks on disk at the end")
 
 
 if __name__ == "__main__":
