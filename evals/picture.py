@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from evals import patches
+from evals.described import texts
 from evals.drawing import COLUMNS, LONGEST_NAME, Grid, nearest_sheet, sheet
 from evals.views import patch_features
 from ijepa.architecture import Variant, ViTConfig
@@ -62,6 +63,15 @@ from ijepa.files import written_whole
 DOTS_PER_INCH = 150
 BATCH_SIZE = 8
 """Images per forward pass: large ones have thousands of patches each."""
+READING = {
+    "components": "The first three principal components of the patches' features as red, green and "
+    "blue, with one basis for all images: a colour means the same in each.",
+    "similarity": "The cosine similarity of the patch framed in orange to every patch; framed in "
+    "blue is the nearest patch of each other image.",
+    "nearest": "A patch of the first image, framed in orange; then those whose features are "
+    "nearest to it, framed in blue, the nearest first.",
+}
+"""How each picture is read, by its name."""
 
 
 def read_image(path: Path) -> Image.Image:
@@ -142,11 +152,15 @@ def features(encoder: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float3
 
 @contextmanager
 def png(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Figure of a size in inches, dark on white, written as PNG after the block."""
+    """Figure of a size in inches, dark on white, written as PNG after the block.
+
+    The file says in itself what it shows, by its name (READING).
+    """
     drawing = Figure(figsize=(width, height), layout="constrained")
     yield drawing
     with written_whole(path) as part:
-        drawing.savefig(part, format="png", dpi=DOTS_PER_INCH)
+        about = texts(path.stem, READING[path.stem])
+        drawing.savefig(part, format="png", dpi=DOTS_PER_INCH, metadata=about)
 
 
 def draw(

@@ -25,6 +25,7 @@ from evals.subject import Subject
 from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.train import train
+from tests.described import picture
 
 EVALUATIONS = ["linear_probe", "knn"]
 SPEC = TableSpec("tiny", "Tiny, frozen features", EVALUATIONS, titles={"linear_probe": "linear"})
@@ -160,9 +161,12 @@ def page_file(results: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     folder = Path(shutil.copytree(results, tmp_path_factory.mktemp("page") / "tiny"))
     seeds = folder / "evaluations" / "ijepa"
     shutil.copytree(seeds / "seed0", seeds / "seed1")
+    picture(seeds / "seed0" / "knn.png", "What all samples share is in the features.")
     file = folder / "report.html"
     spec = TableSpec("tiny", SPEC.title, EVALUATIONS, encoders=["ijepa"], seeds=[0, 1])
-    report(folder, result_paths(folder), data, ReportPlan("tiny", "tiny", [spec]), file)
+    drawn = [picture(folder / "pictures" / "cats" / "components.png", "A colour means the same.")]
+    plan = ReportPlan("tiny", "tiny", [spec])
+    report(folder, result_paths(folder), data, plan, file, drawn=drawn)
     return file
 
 
@@ -203,13 +207,15 @@ def test_the_page_opens_from_disk_at_every_width_without_console_errors(
     ]
     assert files == ["classes_linear_probe", "masks_ijepa", *of_runs, "pretraining"]
     assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 40)")
+    embedded = page.locator("figure img:visible")
+    assert embedded.evaluate_all("i => i.map(x => x.naturalWidth)") == [70, 70]
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits), "something is wider than the page"
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 718, "height": 1047})  # A4 within margins of 1 cm
     assert page.evaluate(fits), "something is wider than the sheet"
     assert page.locator("input:visible, nav:visible, .close:visible").count() == 0
-    assert page.locator(".gallery figcaption:visible").count() == 7
+    assert page.locator(".gallery figcaption:visible").count() == 9
 
 
 @pytest.mark.browser
@@ -244,11 +250,20 @@ COVERED = """e => {
 
 
 @pytest.mark.browser
-def test_a_picture_opens_large_and_closes_by_keyboard(page_file: Path, browser: Browser) -> None:
+@pytest.mark.parametrize(
+    ("title", "selector", "reading"),
+    [
+        ("Patch features of ijepa", "#picture-patches_ijepa svg", "principal comp"),
+        ("knn: ijepa", "#picture-left_knn_ijepa img", "all samples share"),
+    ],
+)
+def test_a_picture_opens_large_and_closes_by_keyboard(
+    title: str, selector: str, reading: str, page_file: Path, browser: Browser
+) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.goto(page_file.as_uri())
-    button = page.get_by_role("button", name="Patch features of ijepa")
-    drawing = page.locator("#picture-patches_ijepa svg")
+    button = page.get_by_role("button", name=title)
+    drawing = page.locator(selector)
     button.focus()
     small = drawing.bounding_box()
     assert small is not None
@@ -256,7 +271,7 @@ def test_a_picture_opens_large_and_closes_by_keyboard(page_file: Path, browser: 
     large = drawing.bounding_box()
     assert large is not None
     assert large["width"] > 2 * small["width"]
-    expect(page.locator("#picture-patches_ijepa figcaption")).to_contain_text("principal comp")
+    expect(page.locator(f"{selector.split()[0]} figcaption")).to_contain_text(reading)
     page.keyboard.press("Escape")
     assert drawing.bounding_box() == small
     expect(button).to_be_focused()
@@ -287,6 +302,22 @@ def test_only_long_tables_are_folded_and_never_the_first(
     text = (tmp_path / "report.html").read_text()
     assert text.count("<summary>Show 3 rows</summary>") == 1
     assert text.index("<summary>") > text.index('id="table-second"')
+
+
+def test_pictures_that_evaluations_or_users_made_are_in_the_gallery_and_open_like_the_others(
+    page_file: Path,
+) -> None:
+    text = page_file.read_text()
+    gallery = text[text.index('<div class="gallery">') :]
+    assert gallery.count("<img ") == 2
+    assert gallery.count("src=") == gallery.count('src="data:image/png;base64,')
+    for name, title, reading in (
+        ("left_knn_ijepa", "knn: ijepa", "What all samples share is in the features."),
+        ("drawn_0", "Samples: cats", "A colour means the same."),
+    ):
+        assert f'popovertarget="picture-{name}">{title}</button>' in gallery
+        assert f'<figure popover id="picture-{name}">' in gallery
+        assert f"<figcaption>{title}. {reading}</figcaption>" in gallery
 
 
 def encoders(page: Page) -> list[str]:

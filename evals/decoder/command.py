@@ -42,7 +42,7 @@ def draw(
     view = torch.tensor(to_array(centre_crop(picture, source.size)))
     images = normalise(view[None], vit.mean, vit.std)
     row = user_row(drawing.to(source.device), source, images[0], hidden, samples, seed)
-    pictures.write_picture(out, pictures.grid_of([row], source.grid))
+    pictures.write_picture(out, [row], source.grid)
 
 
 def opened(path: Path) -> Image.Image:

@@ -41,8 +41,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
             write_text(subject.out.with_suffix(".jsonl"), log_of(folder))
             save_decoder(subject.out.with_suffix(".safetensors"), decoder, subject.index.dataset)
             rows = rows_of(config, source, decoded)
-            picture = pictures.grid_of(rows, source.grid)
-            pictures.write_picture(subject.out.with_suffix(".png"), picture)
+            pictures.write_picture(subject.out.with_suffix(".png"), rows, source.grid)
     return result
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from evals.decoder.blocks import Block, Grid
-from ijepa.files import written_whole
+from evals.described import write_described
 
 SIDE, GAP, LABEL = 112, 6, 18
 """Pixels: least side of a picture, gap between two, height of the labels."""
@@ -61,10 +61,31 @@ def grid_of(rows: list[Row], grid: Grid) -> Image.Image:
     return canvas
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG, whole or not at all."""
-    with written_whole(path) as part:
-        picture.save(part, format="PNG", optimize=True)
+def write_picture(path: Path, rows: list[Row], grid: Grid) -> None:
+    """Write all rows as a PNG that says how it is read."""
+    write_described(path, grid_of(rows, grid), "Decoded images", description(rows[0]))
+
+
+def description(row: Row) -> str:
+    """Sentences on how to read a picture whose rows are like this one."""
+    parts = ["Each row is an image. "]
+    if row.context_K is not None and row.reconstruction_CHW is None:
+        parts.append(
+            "Context: the encoder saw no grey patch; the block framed in green was predicted. Each "
+            "sample is that prediction, decoded from other noise. "
+        )
+    else:
+        parts.append(
+            "Each sample is the average feature of the whole image, decoded from other noise. "
+        )
+    if row.reconstruction_CHW is not None:
+        parts.append("Its own: what the method itself draws in the framed block from the context. ")
+    parts.append(
+        "What all samples share is in the features; what differs between them is not. Spread: "
+        f"their standard deviation, white for none, orange for {SPREAD_MAX} of black to white and "
+        "more."
+    )
+    return "".join(parts)
 
 
 def _cells(row: Row, grid: Grid) -> list[tuple[str, Image.Image]]:

@@ -14,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
     options.add_argument("--gpu-hours", type=Path, help="CSV of evals.report.gpu_hours")
     options.add_argument("--predicted", type=Path, help="CSV of workflow.plan.cost")
+    options.add_argument("--drawn", type=Path, nargs="*", default=[], help="PNG files to show too")
     options.add_argument("--out", type=Path, required=True, help="file for the page")
     options.add_argument(
         "--chosen", type=Path, nargs="*", required=True, help="results to show, JSON"
@@ -36,6 +37,7 @@ def main() -> None:
         options.out,
         options.gpu_hours,
         options.predicted,
+        options.drawn,
     )
 
 

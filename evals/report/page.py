@@ -1,6 +1,7 @@
 """Report: one self-contained page of tables and pictures."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import pandas as pd
 from itables import options
 
 from evals.about import read_about
+from evals.described import read_described
 from evals.patches import PATCHES_FILE
 from evals.report import costs, figures, gallery, shapes, tables
 from evals.report.answer import answer
@@ -27,12 +29,12 @@ TARGETS = " (the context block less the targets); the target blocks, whose featu
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the page, which is also the file NAME.svg in ``figures/`` beside the page."""
+    """One figure of the page; ``html`` is its SVG, or an image that has its data in itself."""
 
     name: str
     title: str
     caption: str
-    svg: str
+    html: str
 
 
 def report(
@@ -43,23 +45,26 @@ def report(
     out: Path,
     gpu_hours: Path | None = None,
     predicted: Path | None = None,
+    drawn: Sequence[Path] = (),
 ) -> None:
-    """Write the page, and its figures beside it as files.
+    """Write the page, and the figures that it draws as files NAME.svg in ``figures`` beside it.
 
     The page is self-contained: it needs neither a network nor other files.
 
     ``results`` is the folder of results, ``chosen`` are the results in it that tables and pictures
     show, and ``plan`` describes the tables. ``gpu_hours`` is the CSV of evals.report.gpu_hours,
-    ``predicted`` the CSV of workflow.plan.cost.
+    ``predicted`` the CSV of workflow.plan.cost. ``drawn`` are PNG files to show besides those that
+    evaluations have left.
     """
     tidy = tables.tidy_results(plan, chosen, gpu_hours)
     tables_by_name = tables.tables_of(plan, tidy)
-    all_pictures = [
+    drawings = [
         *pictures_of_classes(plan, chosen),
         *pictures(plan, results, tidy[~external(tidy)], data),
     ]
-    for picture in all_pictures:
-        write_text(out.parent / "figures" / f"{picture.name}.svg", picture.svg)
+    for picture in drawings:
+        write_text(out.parent / "figures" / f"{picture.name}.svg", picture.html)
+    added = [embedded(path, f"drawn_{number}") for number, path in enumerate(drawn)]
     text = (
         environment()
         .get_template("report.html")
@@ -80,7 +85,7 @@ def report(
                 for problem in table.problems
             ],
             datatables=base64.b64encode(Path(options.dt_bundle).read_bytes()).decode(),
-            figures=all_pictures,
+            figures=[*drawings, *pictures_left(plan, chosen), *added],
         )
     )
     write_text(out, text)
@@ -243,3 +248,34 @@ def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) ->
                 )
             )
     return all_pictures
+
+
+def pictures_left(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
+    """Pictures that evaluations have left beside their results, of the first seed of every run."""
+
+    def key(path: Path) -> tuple[Any, ...]:
+        return _position(plan, path.parts[-3]), int(path.parts[-2].removeprefix("seed"))
+
+    files: dict[tuple[str, str], Path] = {}
+    last = [path for path in chosen if "@" not in path.parts[-3]]  # of a run's epochs
+    for evaluation in plan.evaluations:
+        for path in sorted((path for path in last if path.stem == evaluation), key=key):
+            if (file := path.with_suffix(".png")).exists():
+                files.setdefault((evaluation, path.parts[-3]), file)
+    return [
+        embedded(file, f"left_{evaluation}_{run}", f"{plan.title(evaluation)}: {run}")
+        for (evaluation, run), file in files.items()
+    ]
+
+
+def embedded(path: Path, name: str, title: str = "") -> Picture:
+    """Picture of a PNG file, which browsers decode late; its caption is in the file."""
+    about = read_described(path)
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Picture(
+        name,
+        title or f"{about.title}: {path.parent.name}",
+        about.description,
+        f'<img alt="" width="{about.width}" height="{about.height}" loading="lazy" '
+        f'decoding="async" src="data:image/png;base64,{data}">',
+    )

@@ -362,6 +362,11 @@ class Grid(Paths):
         write_yaml(Path(self.tables_plan), asdict(self.report_plan))
         write_yaml(Path(self.config_plan), as_plain(self.benchmark))
 
+    @cached_property
+    def drawn(self) -> list[str]:
+        """PNG files that were put into the results' folder ``pictures``, for the report."""
+        return sorted(map(str, Path(self.results, "pictures").rglob("*.png")))
+
     def missing_raw(self) -> list[str]:
         """``DATASET=FOLDER`` of the data sets whose shards are not made yet."""
         return [

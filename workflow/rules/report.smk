@@ -51,6 +51,8 @@ rule report:
         features=[
             ancient(GRID.features(*cell, GRID.dataset)) for cell in GRID.neighbours
         ],
+        # Made by hand: ijepa-bench picture, ijepa-bench decode.
+        drawn=GRID.drawn,
         data=GRID.index(GRID.dataset),
     output:
         html=report(
@@ -75,7 +77,7 @@ rule report:
         "python -m evals.report {params.results} --data $(dirname {input.data})"
         " --chosen {params.chosen} --gpu-hours {input.gpu_hours} {params.predicted}"
         f" --plan {GRID.tables_plan} "
-        "--out {output.html} 2>&1 | tee {log}"
+        "--drawn {input.drawn:q} --out {output.html} 2>&1 | tee {log}"
 
 
 rule predict_cost:
