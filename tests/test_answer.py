@@ -103,10 +103,10 @@ def test_the_cost_is_in_gpu_hours_where_there_was_a_gpu_and_unknown_costs_are_sa
 def test_minutes_of_training_are_said_to_rank_no_method(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
     plant(tmp_path, "beta", share(1000))
-    frame, warning = tidy(tmp_path), "Minutes of training tell how fast a method begins"
-    assert answer([tabulate(frame, SPEC)])[1].startswith(warning)
+    frame, warning = tidy(tmp_path), "; minutes of training tell how fast a method begins"
+    assert warning in answer([tabulate(frame, SPEC)])[-1]
     days = tabulate(frame.assign(train_minutes=1440.0), SPEC)
-    assert not any(text.startswith(warning) for text in answer([days]))
+    assert not any(warning in text for text in answer([days]))
 
 
 def test_a_tie_is_no_lead(tmp_path: Path) -> None:
@@ -137,13 +137,14 @@ def test_with_one_seed_the_noise_of_pretraining_is_said_to_be_unknown(tmp_path: 
     plant(tmp_path, "alpha", share(1200))
     plant(tmp_path, "beta", share(1000))
     assert (
-        "noise of the test images alone. With one seed, nothing is known"
+        "noise of the test images alone: with one seed, nothing is known"
         in answer([table(tmp_path)])[-1]
     )
     for run, right in (("alpha", 1201), ("beta", 1001)):
         plant(tmp_path, run, share(right), seed=1)
-    assert answer([table(tmp_path)])[-1].endswith(
-        "the noise of the test images and the spread over seeds."
+    assert (
+        "against the noise of the test images and the spread over seeds; minutes"
+        in answer([table(tmp_path)])[-1]
     )
 
 
@@ -165,14 +166,16 @@ def test_encoders_that_gained_nothing_significant_are_named(tmp_path: Path) -> N
     plant(tmp_path, "beta", share(1003))
     plant(tmp_path, "random_init", share(1000))
     plant(tmp_path, "pixels", share(1300))
-    sentences = answer([table(tmp_path)])
-    assert "Not significantly above random_init (the network untrained): beta in k-NN." in sentences
-    assert "Raw pixels score higher than every encoder in k-NN." in sentences
+    assert answer([table(tmp_path)])[1] == (
+        "Not significantly above random_init (the network untrained) is beta in k-NN; raw pixels "
+        "score higher than every encoder in k-NN."
+    )
     plant(tmp_path, "beta", share(1100))
     plant(tmp_path, "pixels", share(900))
-    sentences = answer([table(tmp_path)])
-    assert any(text.startswith("Every encoder is significantly above") for text in sentences)
-    assert not any("Raw pixels" in text for text in sentences)
+    assert answer([table(tmp_path)])[1] == (
+        "Every encoder is significantly above random_init (the network untrained) in every "
+        "evaluation."
+    )
 
 
 def test_many_evaluations_are_counted_and_each_is_judged_once(tmp_path: Path) -> None:
@@ -186,6 +189,30 @@ def test_many_evaluations_are_counted_and_each_is_judged_once(tmp_path: Path) ->
     assert ", e1 (by" in first
     assert ") and 2 more evaluations, at 3.0 minutes" in first
     assert "5 comparisons share an error rate of 5 %" in last
+
+
+def test_the_answer_is_three_sentences_however_many_runs_lead(tmp_path: Path) -> None:
+    leaders = {"e0": "alpha", "e1": "alpha", "e2": "beta", "e3": "gamma", "e4": "delta"}
+    runs = [*dict.fromkeys(leaders.values()), "random_init", "pixels"]
+    for run in runs:
+        for name in [*leaders, "tie"]:
+            plant(tmp_path, run, share(1300 if leaders.get(name) == run else 1000), name)
+    plant(tmp_path, "pixels", share(1400), "e4")
+    made = table(tmp_path, evaluations=[*leaders, "tie"])
+    leads, rest, noise = answer([made])
+    assert re.fullmatch(
+        rf"alpha leads in e0 \(by 15\.0 points {INTERVAL} over \w+\) and e1 \(.*?\), at 3\.0 "
+        r"minutes of pretraining.*?; beta leads in e2 \(by .*?\), at 6\.0 minutes of "
+        r"pretraining.*?; ahead elsewhere: gamma in e3 and delta in e4\.",
+        leads,
+    ), leads
+    assert rest.startswith("Not significant is the lead in tie (")
+    assert (
+        "; not significantly above random_init (the network untrained) is alpha in 4 of 6 "
+        "evaluations, beta in 5 of 6 evaluations, delta in 5 of 6 evaluations and gamma in 5 of 6 "
+        "evaluations; raw pixels score higher than every encoder in e4."
+    ) in rest
+    assert noise.startswith("Brackets are 95 % intervals of differences, and 30 comparisons share")
 
 
 def test_a_lead_that_many_comparisons_explain_is_not_significant(tmp_path: Path) -> None:

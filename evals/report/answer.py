@@ -1,4 +1,4 @@
-"""Sentences that open the report: which encoder leads where, by how much, and what is noise.
+"""Two or three sentences that open the report: who leads where, by how much, and what is noise.
 
 In each evaluation the encoder of the highest accuracy, on average over seeds, is compared with the
 second, and every encoder with the control. A difference is judged against the noise of the test
@@ -29,6 +29,8 @@ from ijepa.result_file import read_result
 ALPHA = 0.05
 NAMED = 3
 """Evaluations that a sentence names; more of them are counted."""
+IN_NUMBERS = 2
+"""Leading runs whose leads and costs are told in numbers; the others are named."""
 
 Judged = tuple[float, float, float]
 """Both ends of an interval, in points, and the p-value of no difference."""
@@ -68,7 +70,10 @@ class Difference:
 
 
 def answer(tables: Iterable[Table]) -> list[str]:
-    """Sentences on all accuracies of the tables; the last says which noise was considered."""
+    """Sentences on all accuracies of the tables: leads, what is no gain, and how it was judged.
+
+    The first two are each left out if there is nothing to tell.
+    """
     tables = list(tables)
     leads, gains, below_pixels = _differences(tables)
     pairs = [*leads, *gains]
@@ -80,18 +85,12 @@ def answer(tables: Iterable[Table]) -> list[str]:
         [dataclasses.replace(pair, p=corrected.get(id(pair), math.nan)) for pair in family]
         for family in (leads, gains)
     )
-    brief = [shapes.BRIEF.capitalize() + "."] if all(map(shapes.is_brief, tables)) else []
-    return [
-        *_leaders([lead for lead in leads if lead.significant], tables),
-        *_ties([lead for lead in leads if not lead.significant]),
-        *brief,
-        *_without_gain(gains),
-        *(
-            [f"Raw pixels score higher than every encoder in {_listed(below_pixels)}."]
-            * bool(below_pixels)
-        ),
+    sentences = [
+        _leaders([lead for lead in leads if lead.significant], tables),
+        _not_significant([lead for lead in leads if not lead.significant], gains, below_pixels),
         _noise(tables, len(judged)),
     ]
+    return [f"{text}." for text in sentences if text]
 
 
 def _differences(tables: list[Table]) -> tuple[list[Difference], list[Difference], list[str]]:
@@ -171,28 +170,39 @@ def _beyond_seeds(a: pd.DataFrame, b: pd.DataFrame) -> Judged:
     return float(low), float(high), float(test.pvalue)
 
 
-def _leaders(leads: list[Difference], tables: list[Table]) -> list[str]:
-    """A sentence for each encoder with significant leads, the one with most of them first."""
+def _leaders(leads: list[Difference], tables: list[Table]) -> str:
+    """Clauses on the runs with significant leads, the one with most of them first."""
     by_run: dict[str, list[Difference]] = {}
     for lead in leads:
         by_run.setdefault(lead.run, []).append(lead)
-    return [
+    ordered = sorted(by_run.items(), key=lambda item: -len(item[1]))
+    clauses = [
         f"{run} leads in {_listed([lead.text('by ') for lead in of_run])}"
-        f"{_cost(run, [lead.other for lead in of_run], tables)}."
-        for run, of_run in sorted(by_run.items(), key=lambda item: -len(item[1]))
+        f"{_cost(run, [lead.other for lead in of_run], tables)}"
+        for run, of_run in ordered[:IN_NUMBERS]
     ]
+    if others := ordered[IN_NUMBERS:]:
+        texts = [f"{run} in {lead.title}" for run, of_run in others for lead in of_run]
+        clauses.append(f"ahead elsewhere: {_listed(texts)}")
+    return "; ".join(clauses)
 
 
-def _ties(leads: list[Difference]) -> list[str]:
-    if not leads:
-        return []
-    texts = [lead.text(f"{lead.run} by ") for lead in leads]
-    subject = "are the leads" if len(leads) > 1 else "is the lead"
-    return [f"Not significant {subject} in {_listed(texts)}."]
+def _not_significant(leads: list[Difference], gains: list[Difference], below: list[str]) -> str:
+    """Clauses on leads within noise, on encoders not above the control, and on raw pixels."""
+    clauses = []
+    if leads:
+        texts = [lead.text(f"{lead.run} by ") for lead in leads]
+        subject = "are the leads" if len(leads) > 1 else "is the lead"
+        clauses.append(f"not significant {subject} in {_listed(texts)}")
+    clauses += _without_gain(gains)
+    if below:
+        clauses.append(f"raw pixels score higher than every encoder in {_listed(below)}")
+    text = "; ".join(clauses)
+    return text[:1].upper() + text[1:]
 
 
 def _without_gain(gains: list[Difference]) -> list[str]:
-    """Sentence on the encoders that are not significantly above the control."""
+    """Clause on the encoders that are not significantly above the control."""
     if not gains:
         return []
     control = f"{gains[0].other} ({CONTROLS[gains[0].other]})"
@@ -200,13 +210,13 @@ def _without_gain(gains: list[Difference]) -> list[str]:
     for run in dict.fromkeys(gain.run for gain in gains):
         of_run = [gain for gain in gains if gain.run == run]
         missing = [gain.title for gain in of_run if not gain.significant]
-        if len(missing) > NAMED:
+        if len(missing) > 1:
             texts.append(f"{run} in {len(missing)} of {len(of_run)} evaluations")
         elif missing:
-            texts.append(f"{run} in {_listed(missing)}")
+            texts.append(f"{run} in {missing[0]}")
     if not texts:
-        return [f"Every encoder is significantly above {control} in every evaluation."]
-    return [f"Not significantly above {control}: {'; '.join(texts)}."]
+        return [f"every encoder is significantly above {control} in every evaluation"]
+    return [f"not significantly above {control} is {_joined(texts)}"]
 
 
 def _cost(run: str, others: list[str], tables: list[Table]) -> str:
@@ -232,12 +242,13 @@ def _noise(tables: list[Table], count: int) -> str:
     noises = (
         "the noise of the test images and the spread over seeds"
         if seeds > 1
-        else "the noise of the test images alone. With one seed, nothing is known of the noise of "
+        else "the noise of the test images alone: with one seed, nothing is known of the noise of "
         "pretraining again"
     )
+    brief = f"; {shapes.BRIEF}" if all(map(shapes.is_brief, tables)) else ""
     return (
-        f"Brackets are 95 % intervals of differences. {count} comparisons share an error rate of "
-        f"{100 * ALPHA:g} % (Holm), against {noises}."
+        f"Brackets are 95 % intervals of differences, and {count} comparisons share an error rate "
+        f"of {100 * ALPHA:g} % (Holm), against {noises}{brief}"
     )
 
 
@@ -249,5 +260,9 @@ def _named(column: Column) -> str:
 def _listed(texts: list[str]) -> str:
     """List in words: the first few, and how many more."""
     more = len(texts) - NAMED
-    parts = [*texts[:NAMED], f"{more} more evaluation{'s' * (more > 1)}"] if more > 0 else texts
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    rest = [f"{more} more evaluation{'s' * (more > 1)}"] if more > 0 else []
+    return _joined([*texts[:NAMED], *rest])
+
+
+def _joined(texts: list[str]) -> str:
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
