@@ -10,6 +10,8 @@ A module has
 - ``check(config, facts)``, if some settings are impossible for some encoders or data sets. It
   raises ValueError that begins with the key. It is called with what is known before the first job,
   and again before an evaluation begins.
+- ``flops(config, vit)``, if it trains more than the encoder and a head: FLOPs of all of it, by
+  which the time of a config is estimated.
 
 A result's value depends on no choice that looked at the test split: all choices are made first,
 then the test split is read once.

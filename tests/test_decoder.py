@@ -19,6 +19,7 @@ from evals.decoder.model import Decoder, Network, load_decoder
 from evals.decoder.settings import PRESETS, Config
 from evals.decoder.source import Source
 from evals.decoder.train import trained as train_decoder
+from evals.described import read_described
 from evals.protocol import configure
 from evals.protocols import decoder as protocol
 from evals.report.results import read_results
@@ -196,6 +197,7 @@ def test_an_evaluation_leaves_a_result_a_picture_and_a_decoder(
     picture = Image.open(out.with_suffix(".png"))
     columns = {"prediction": 5, "image": 4}[condition] + 2 * (method == "mae")
     assert picture.size == (columns * (128 + 6) - 6, 18 + 3 * (128 + 6) - 6)
+    assert "What all samples share is in the features" in read_described(out.with_suffix(".png"))[1]
     assert load_decoder(out.with_suffix(".safetensors")).config.condition == condition
     assert out.with_suffix(".jsonl").exists()
     assert read_results([out])["metric"].tolist() == ["identification"]
@@ -211,7 +213,7 @@ def test_an_encoder_without_its_predictor_is_told_what_is_missing(
 ) -> None:
     alone = tmp_path / "encoder.safetensors"
     alone.write_bytes(trained("ijepa").read_bytes())
-    with pytest.raises(UserError, match=r"whole.safetensors is missing: set condition: image"):
+    with pytest.raises(UserError, match=r"whole.safetensors is missing .*: set condition: image"):
         Source(alone, "prediction")
     (tmp_path / "whole.safetensors").write_bytes(
         trained("mae").with_name("whole.safetensors").read_bytes()
@@ -248,9 +250,7 @@ def test_a_judge_that_is_no_encoder_is_named_before_the_training(
 def test_the_cost_of_a_decoder_is_counted_without_weights() -> None:
     vit = ViTConfig(image_size=32, patch_size=4, dim=32, depth=2, num_heads=2)
     counted = cost(tiny_config(), vit)
-    twice = cost(tiny_config(steps=12), vit)
     assert counted.parameters == sum(x.numel() for x in Network(tiny_config(), 36).parameters())
-    assert twice.total == 2 * counted.total == 2 * counted.image * 16 * 6
     assert counted.image > 3 * counted.forward > 0
 
 
@@ -294,6 +294,19 @@ def test_a_user_decodes_blocks_of_an_own_image(
     sample = picture[18:, 2 * (128 + 6) :]
     assert len(np.unique(sample[20:60, 20:60].reshape(-1, 3), axis=0)) > 50
     assert not (sample[20:60, 20:60] == pictures.HIDDEN).all()
+
+
+def test_a_photograph_is_decoded_as_its_camera_was_held(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    turned = Image.open(drawn / "photograph.png").rotate(90, expand=True)
+    turned.save(tmp_path / "turned.png", exif=exif)
+    options = ("--block", "1,1,3,3")
+    upright = decode(drawn, tmp_path / "a.png", *options, monkeypatch=monkeypatch)
+    options = (*options, "--image", str(tmp_path / "turned.png"))
+    assert decode(drawn, tmp_path / "b.png", *options, monkeypatch=monkeypatch) == upright
 
 
 def test_without_a_block_the_whole_image_is_decoded(

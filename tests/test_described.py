@@ -10,6 +10,9 @@ from evals.report.page import embedded, pictures_left
 from evals.report.plan import ReportPlan, TableSpec
 from ijepa.errors import UserError
 from tests.described import picture
+from tests.test_reproduce import MINI
+from workflow.plan.benchmark import read_benchmark
+from workflow.plan.grid import Grid
 
 SPEC = TableSpec("t", "T", ["decoded", "knn"], titles={"decoded": "whole"}, encoders=["b", "a"])
 
@@ -53,3 +56,12 @@ def test_a_picture_is_within_the_page_and_its_room_is_known_before_it_is_decoded
     assert 'src="data:image/png;base64,iVBOR' in html
     for attribute in ('width="70"', 'height="40"', 'loading="lazy"', 'decoding="async"'):
         assert attribute in html
+
+
+def test_pictures_in_a_results_folder_are_inputs_of_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Grid(read_benchmark(MINI))
+    monkeypatch.chdir(tmp_path)
+    path = picture(Path("results", MINI["name"], "pictures", "cats", "a.png"), "Read it so.")
+    assert grid.drawn == [str(path)]

@@ -207,10 +207,8 @@ def test_the_page_opens_from_disk_at_every_width_without_console_errors(
     ]
     assert files == ["classes_linear_probe", "masks_ijepa", *of_runs, "pretraining"]
     assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 40)")
-    assert page.locator("figure img:visible").evaluate_all("i => i.map(x => x.naturalWidth)") == [
-        70,
-        70,
-    ]
+    embedded = page.locator("figure img:visible")
+    assert embedded.evaluate_all("i => i.map(x => x.naturalWidth)") == [70, 70]
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits), "something is wider than the page"
     page.emulate_media(media="print")

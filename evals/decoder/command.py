@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from evals.decoder import blocks, pictures
 from evals.decoder.model import load_decoder, read_about
 from evals.decoder.sample import user_row
 from evals.decoder.settings import Condition
 from evals.decoder.source import Reconstructs, Source
+from evals.picture import read_image
 from ijepa.data.transforms import centre_crop, normalise, to_array
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
@@ -30,7 +30,7 @@ def draw(
     vit = read_header(encoder)["run"]["vit"]
     side = vit["image_size"] // vit["patch_size"]
     hidden = [blocks.parse(text, (side, side)) for text in block]
-    picture = opened(image)
+    picture = read_image(image)
     path = decoder_of(encoder, block, decoder)
     drawing = load_decoder(path)
     source = Source(encoder, drawing.config.condition)
@@ -43,16 +43,6 @@ def draw(
     images = normalise(view[None], vit.mean, vit.std)
     row = user_row(drawing.to(source.device), source, images[0], hidden, samples, seed)
     pictures.write_picture(out, [row], source.grid)
-
-
-def opened(path: Path) -> Image.Image:
-    """Picture in RGB; raises UserError for a file that is none."""
-    try:
-        return Image.open(path).convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"--image {path} does not exist: name a picture file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"--image {path} is no picture ({error}): name another file") from None
 
 
 def decoder_of(encoder: Path, block: list[str], path: Path | None) -> Path:

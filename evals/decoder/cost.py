@@ -13,17 +13,19 @@ ABOUT = """FLOPs and parameters of each preset of the decoder, counted by torch 
 
 An image's step is the U-Net's forward and backward pass (three forward passes) and one forward pass
 of the frozen encoder on all patches, which is more than the context. The predictor is not counted.
+The total is that of all steps, and of the samples of the test images.
 """
 HOUR = 312e12 * 0.4 * 3600
 """FLOPs of an hour of an A100 at 40 % of its bfloat16 peak."""
 
 
 class Cost(NamedTuple):
-    """Parameters of the U-Net, and FLOPs: its forward pass, one image's step, and all steps."""
+    """Parameters of the U-Net, and FLOPs: its forward pass, one image's step, all samples, all."""
 
     parameters: int
     forward: float
     image: float
+    sampling: float
     total: float
 
 
@@ -48,7 +50,9 @@ def cost(config: Config, vit: Any) -> Cost:
         frozen = flops(encoder, torch.zeros(1, 3, vit.image_size, vit.image_size))
     parameters = sum(x.numel() for x in network.parameters())
     image = 3 * forward + frozen
-    return Cost(parameters, forward, image, image * config.batch_size * config.steps)
+    sampling = forward * config.sampling_steps * config.samples * config.images
+    total = image * config.batch_size * config.steps + sampling
+    return Cost(parameters, forward, image, sampling, total)
 
 
 def main() -> None:
@@ -67,7 +71,7 @@ def main() -> None:
         print(
             f"{name:6} {counted.parameters / 1e6:7.1f} M parameters, "
             f"{counted.forward / 1e9:8.2f} GFLOP forward, {counted.image / 1e9:8.2f} an image, "
-            f"{counted.total / 1e15:10.2f} PFLOP, {counted.total / HOUR:8.1f} A100-hours at 40 %"
+            f"{counted.total / 1e15:10.3f} PFLOP, {counted.total / HOUR:8.1f} A100-hours at 40 %"
         )
 
 

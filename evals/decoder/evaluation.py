@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from evals.decoder import pictures
 from evals.decoder.identification import features, interval, scores, spread
@@ -60,7 +61,10 @@ def decode_all(config: Config, subject: Subject, source: Source, decoder: Decode
             "two images or more each: lower blocks"
         )
     groups = images[: size * config.blocks].split(size)
-    return [decode_group(decoder, source, group, number) for number, group in enumerate(groups)]
+    return [
+        decode_group(decoder, source, group, number)
+        for number, group in enumerate(tqdm(groups, desc="decode", unit="group"))
+    ]
 
 
 def rows_of(config: Config, source: Source, decoded: list[Decoded]) -> list[pictures.Row]:

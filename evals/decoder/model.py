@@ -32,6 +32,7 @@ from ijepa.precision import precision
 from ijepa.provenance import here
 from ijepa.randomness import generator
 from ijepa.strict import strict
+from ijepa.transfer import placed
 from ijepa.vit import ViT
 
 CROP = Crop(scale=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.5)
@@ -98,6 +99,7 @@ class Decoder(method.Method):
 
     mean: Tensor
     std: Tensor
+    signal: Tensor
 
     def __init__(self, config: Config, dim: int, source: Source | None = None) -> None:
         super().__init__()
@@ -113,6 +115,8 @@ class Decoder(method.Method):
             prediction_type=config.prediction_type,
             timestep_spacing="trailing",
         )
+        signal = self.scheduler.alphas_cumprod.view(-1, 1, 1, 1)
+        self.register_buffer("signal", signal, persistent=False)
 
     @property
     def encoder(self) -> ViT:
@@ -142,11 +146,17 @@ class Decoder(method.Method):
         )
         conditions = self.standardised(self.source.conditions(images, regions))
         random = batch.generator("noise")
-        noise = batch.rows(torch.randn(count, *clean.shape[1:], generator=random))
-        steps = batch.rows(torch.randint(self.config.timesteps, (count,), generator=random))
-        noisy = self.scheduler.add_noise(clean, noise, steps)
+        noise, steps = (
+            placed(batch.rows(drawn), images.device)
+            for drawn in (
+                torch.randn(count, *clean.shape[1:], generator=random),
+                torch.randint(self.config.timesteps, (count,), generator=random),
+            )
+        )
+        of_clean, of_noise = self.signal[steps].sqrt(), (1 - self.signal[steps]).sqrt()
         velocity = self.config.prediction_type == "v_prediction"
-        goal = self.scheduler.get_velocity(clean, noise, steps) if velocity else noise
+        goal = of_clean * noise - of_noise * clean if velocity else noise
+        noisy = of_clean * clean + of_noise * noise
         predicted = self.network(noisy, steps, conditions)
         return {"loss": F.mse_loss(predicted.float(), goal)}
 

@@ -82,8 +82,8 @@ def description(row: Row) -> str:
         parts.append("Its own: what the method itself draws in the framed block from the context. ")
     parts.append(
         "What all samples share is in the features; what differs between them is not. Spread: "
-        f"their standard deviation, white for none, orange for {SPREAD_MAX} of black to white "
-        "and more."
+        f"their standard deviation, white for none, orange for {SPREAD_MAX} of black to white and "
+        "more."
     )
     return "".join(parts)
 

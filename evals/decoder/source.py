@@ -19,6 +19,7 @@ from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
 from ijepa.masking import Masks, Sampler
 from ijepa.randomness import generator
+from ijepa.transfer import placed
 from ijepa.vit import ViT
 from ijepa.whole import load_whole
 
@@ -30,6 +31,8 @@ class Predicts(Protocol):
     """A method with a predictor of blocks that its encoder does not see, as I-JEPA."""
 
     masking: Sampler
+    config: Any
+    """Its ``masking.group_size`` is the number of images that share sizes in pretraining."""
 
     def predict(self, images_BCHW: Tensor, masks: Masks) -> Tensor:
         """Predicted features of every patch of every block, [B, M, T, D]."""
@@ -64,7 +67,8 @@ class Source:
         name = self.about["run"]["method"]
         if condition == "prediction" and not isinstance(self.method, Predicts):
             reason = (
-                f"{path.with_name(WHOLE)} is missing"
+                f"{path.with_name(WHOLE)} is missing (keep: whole of published weights, keep.whole "
+                "of a run)"
                 if self.method is None
                 else f"{name} predicts no features of blocks"
             )
@@ -94,14 +98,18 @@ class Source:
     def draw(self, count: int, random: torch.Generator) -> Regions:
         """Regions of ``count`` images: one target block of pretraining, and its context.
 
-        For condition image all of it is seen and decoded.
+        Context is as small as in a group of pretraining, even if ``count`` is less. For condition
+        image all of it is seen and decoded.
         """
         if self.condition == "image":
             patches = torch.arange(self.grid[0] * self.grid[1])
             return Regions([whole(self.grid)] * count, patches.expand(count, -1))
-        masks = self.method.masking.sample(count, random)
-        blocks = [bounding(patches_T, self.grid) for patches_T in masks.targets_GMT[:, 0]]
-        return Regions(blocks, masks.context_GK)
+        # All images of a group have as much context as the one with least: a lone one has more.
+        group = self.method.config.masking.group_size
+        masks = self.method.masking.sample(max(count, group), random)
+        targets_BT = masks.targets_GMT[:count, 0]
+        blocks = [bounding(patches_T, self.grid) for patches_T in targets_BT]
+        return Regions(blocks, masks.context_GK[:count])
 
     @torch.no_grad()
     def features_of(self, images_BCHW: Tensor, regions: Regions) -> Tensor:
@@ -109,14 +117,14 @@ class Source:
         if self.condition == "image":
             return self.encoder.patches(self.encoder(images_BCHW)).float().mean(1)
         targets_B1T = torch.stack([block.patches(self.grid) for block in regions.blocks])[:, None]
-        masks = Masks(regions.context_BK.to(self.device), targets_B1T.to(self.device))
+        masks = Masks(*(placed(x, self.device) for x in (regions.context_BK, targets_B1T)))
         predicted: Tensor = self.method.predict(images_BCHW, masks)
         return predicted[:, 0].float().mean(1)
 
     def conditions(self, images_BCHW: Tensor, regions: Regions) -> Tensor:
         """Features and place of each image's block, [B, D + 4]; its blocks are alike in size."""
         places = torch.tensor([block.place(self.grid) for block in regions.blocks])
-        return torch.cat([self.features_of(images_BCHW, regions), places.to(self.device)], 1)
+        return torch.cat([self.features_of(images_BCHW, regions), placed(places, self.device)], 1)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
         """Values in [0, 1] of images that are normalised as the encoder takes them."""
@@ -133,5 +141,5 @@ def statistics(encoder: ViT, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel by which an encoder's images are normalised, [C, 1, 1]."""
     vit = encoder.config
     values = (vit.mean or MEAN, vit.std or STD)
-    mean, std = (like.new_tensor(channels).view(-1, 1, 1) for channels in values)
+    mean, std = (placed(torch.tensor(x), like.device).view(-1, 1, 1) for x in values)
     return mean, std

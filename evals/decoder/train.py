@@ -45,6 +45,7 @@ def run_of(config: Config, subject: Subject, source: Source, num_images: int) ->
         )
     optim = Optim(
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         # Half a step more, so that rounding cannot lose the last one.
         epochs=(config.steps + 0.5) / (num_images // config.batch_size),
         warmup_epochs=0,

@@ -9,8 +9,9 @@ from evals.decoder.settings import PRESETS, Config
 from evals.protocol import Uses
 from evals.result import Result
 from evals.subject import Subject
+from ijepa.architecture import ViTConfig
 
-__all__ = ["PRESETS", "USES", "Config", "evaluate"]
+__all__ = ["PRESETS", "USES", "Config", "evaluate", "flops"]
 
 USES: tuple[Uses, ...] = ("images",)
 
@@ -21,3 +22,10 @@ def evaluate(config: Config, subject: Subject) -> Result:
     from evals.decoder.evaluation import evaluate
 
     return evaluate(config, subject)
+
+
+def flops(config: Config, vit: ViTConfig) -> float:
+    """FLOPs of the decoder of an encoder of this size: its training and its samples."""
+    from evals.decoder.cost import cost
+
+    return cost(config, vit).total

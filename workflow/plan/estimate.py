@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.protocol import configure, load_evaluation
+from ijepa.architecture import ViTConfig
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.errors import UserError, program, run_command
@@ -145,6 +147,10 @@ def _images_seconds(
     item = grid.evaluations[evaluation]
     config = item.settings(run)
     counts, forward = _evaluated(grid, item.dataset, splits), forward_flops(vits[run])
+    module = load_evaluation(item.evaluation)
+    if hasattr(module, "flops"):
+        settings = configure(item.evaluation, config, item.name)
+        return float(module.flops(settings, ViTConfig(**vits[run])) / network)
     tuned = config.get("finetune", config) or {"epochs": 0}  # null: the linear head alone
     images = float(counts["train"])
     if item.evaluation == "low_shot":
