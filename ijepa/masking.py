@@ -13,9 +13,11 @@ Source: Assran et al., CVPR 2023, section 3 and A.1. Paper and release differ: s
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -26,6 +28,8 @@ MAX_DRAWS = 20
 
 BLOCK_WISE_ROUNDS = 16
 """Blocks drawn per image before ``block_wise`` fills up with single patches."""
+
+Bits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -140,27 +144,33 @@ class MultiBlock:
         also the target before it, and so on, as in the release.
         """
         target_size, context_size = self.block_sizes(generator)
-        M = self.config.num_targets
-        targets_GMHW = self._blocks(num_images * M, target_size, generator).unflatten(0, (-1, M))
-        # claimed[:, r] is the union of the first r targets; all M are tried first, none last.
-        claimed_GRHW = torch.cat(
-            [torch.zeros_like(targets_GMHW[:, :1]), targets_GMHW.cummax(1).values], dim=1
-        )
-        context_GHW = torch.zeros_like(targets_GMHW[:, 0])
-        pending = torch.arange(num_images)
+        shape = (num_images, self.config.num_targets)
+        top, left = self._corners(math.prod(shape), target_size, generator)
+        targets_GMHW = _rectangles(self.grid, (top, left), target_size).reshape(*shape, *self.grid)
+        context_GN = self._contexts(targets_GMHW, context_size, generator).reshape(num_images, -1)
+        rows, columns = (np.arange(length) for length in target_size)
+        patches_T = (rows[:, None] * self.grid[1] + columns).ravel()
+        targets_GMT = (top * self.grid[1] + left + patches_T).reshape(*shape, -1)
+        return Masks(self._cut(context_GN, generator), torch.from_numpy(targets_GMT))
+
+    def _contexts(
+        self, targets_GMHW: Bits, size: tuple[int, int], generator: torch.Generator
+    ) -> Bits:
+        """Context patches of each image, boolean [G, H, W], before they are cut to one number."""
+        G, M, *grid = targets_GMHW.shape
+        context_GHW = np.zeros((G, *grid), bool)
+        pending = np.arange(G)
         for draw in range(MAX_DRAWS * (M + 1)):
-            block = self._blocks(len(pending), context_size, generator)
-            block &= ~claimed_GRHW[pending, M - draw // MAX_DRAWS]
-            enough = block.flatten(1).sum(1) > self.config.min_keep
+            if draw % MAX_DRAWS == 0:  # first all targets claim their patches, at the end none
+                free_GHW = ~targets_GMHW[:, : M - draw // MAX_DRAWS].any(axis=1)
+            corners = self._corners(len(pending), size, generator)
+            block = _rectangles(self.grid, corners, size) & free_GHW[pending]
+            enough = np.count_nonzero(block, axis=(1, 2)) > self.config.min_keep
             context_GHW[pending[enough]] = block[enough]
             pending = pending[~enough]
             if not len(pending):
-                break
-        assert not len(pending), "the constructor refuses settings that cannot be met"
-        return Masks(
-            self._cut(context_GHW.flatten(1), generator),
-            _indices(targets_GMHW.flatten(2).flatten(0, 1)).unflatten(0, (-1, M)),
-        )
+                return context_GHW
+        raise AssertionError("the constructor refuses settings that cannot be met")
 
     def _size(self, name: str, scale_draw: float, aspect_draw: float) -> tuple[int, int]:
         """(rows, columns) of a block for uniform draws in [0, 1)."""
@@ -184,22 +194,26 @@ class MultiBlock:
         )
         return min(h * w for h, w in (self._size(name, *pair) for pair in pairs))
 
-    def _blocks(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """``count`` blocks of one size at uniform positions, boolean [count, H, W]."""
+    def _corners(
+        self, count: int, size: tuple[int, int], generator: torch.Generator
+    ) -> list[NDArray[np.int64]]:
+        """Uniform first rows and columns of ``count`` blocks of one size, [count, 1] each."""
         # The release leaves out the last position: its upper bound is exclusive.
         last = self.config.mode == "fixed"
-        corner = [
-            torch.randint(side - length + last, (count, 1), generator=generator)
+        return [
+            torch.randint(side - length + last, (count, 1), generator=generator).numpy()
             for side, length in zip(self.grid, size, strict=True)
         ]
-        return _rectangles(self.grid, corner, size)
 
-    def _cut(self, context_GN: Tensor, generator: torch.Generator) -> Tensor:
+    def _cut(self, context_GN: Bits, generator: torch.Generator) -> Tensor:
         """Ascending indices of the context patches, cut to the smallest count of the group."""
-        length = int(context_GN.sum(1).min())
+        counts_G = np.count_nonzero(context_GN, axis=1)
+        length = int(counts_G.min())
         if self.config.mode == "official":
-            return context_GN.byte().sort(dim=1, descending=True, stable=True).indices[:, :length]
-        order_GN = torch.rand(context_GN.shape, generator=generator) + ~context_GN
+            first_G = counts_G.cumsum() - counts_G
+            index_GK = first_G[:, None] + np.arange(length)
+            return torch.from_numpy(context_GN.nonzero()[1][index_GK])
+        order_GN = torch.rand(context_GN.shape, generator=generator) + ~torch.from_numpy(context_GN)
         return order_GN.topk(length, dim=1, largest=False).indices.sort(dim=1).values
 
 
@@ -251,10 +265,10 @@ class Block:
         low, high = self.config.target_aspect
         size = self._size(low + torch.rand((), generator=generator).item() * (high - low))
         corner = [
-            torch.randint(side - length + 1, (num_images, 1), generator=generator)
+            torch.randint(side - length + 1, (num_images, 1), generator=generator).numpy()
             for side, length in zip(self.grid, size, strict=True)
         ]
-        return _complements(_rectangles(self.grid, corner, size).flatten(1))
+        return _complements(torch.from_numpy(_rectangles(self.grid, corner, size)).flatten(1))
 
     def _size(self, aspect: float) -> tuple[int, int]:
         """(rows, columns) of the block."""
@@ -329,7 +343,8 @@ def block_wise(
             (u_B * (side - length_B + 1)).floor()
             for u_B, side, length_B in zip(positions, grid, size, strict=True)
         ]
-        block_BHW = _rectangles(grid, [c[:, None] for c in corner], [s[:, None] for s in size])
+        first, sides = ([x[:, None].numpy() for x in values] for values in (corner, size))
+        block_BHW = torch.from_numpy(_rectangles(grid, first, sides))
         block_BHW &= ~hidden_BHW
         new_B = block_BHW.flatten(1).sum(1)
         taken_B = (size[0] < H) & (size[1] < W) & (new_B <= missing_B)
@@ -371,14 +386,20 @@ def _lowest(rank_BN: Tensor, counts_B: Tensor) -> Tensor:
 
 
 def _rectangles(
-    grid: tuple[int, int], corner: Sequence[Tensor], size: Sequence[Tensor | int]
-) -> Tensor:
-    """Boolean [B, H, W] with rectangles of ``size`` (rows, columns) at ``corner`` [B, 1] each."""
+    grid: tuple[int, int],
+    corner: Sequence[NDArray[Any]],
+    size: Sequence[NDArray[Any] | int],
+) -> Bits:
+    """Boolean [B, H, W] with rectangles of ``size`` (rows, columns) at ``corner`` [B, 1] each.
+
+    NumPy works on one thread. Torch would share these few bytes among its threads, which beside
+    other work wait for each other longer than they work.
+    """
     inside = []
     for side, start, length in zip(grid, corner, size, strict=True):
-        index = torch.arange(side, dtype=start.dtype)
+        index = np.arange(side, dtype=start.dtype)
         inside.append((index >= start) & (index < start + length))
-    return inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
+    return inside[0][:, :, None] & inside[1][:, None]
 
 
 def _target_patches(config: Masking, grid: tuple[int, int]) -> int:

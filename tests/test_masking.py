@@ -358,3 +358,64 @@ def test_the_masks_of_an_image_do_not_depend_on_the_counts_of_the_others() -> No
     ]
     assert masks[0].equal(masks[1])
     assert masks[0].equal(masks[2])
+
+
+def image_by_image(config: Masking, grid: tuple[int, int], num_images: int, seed: int) -> Masks:
+    """Masks of a group by the rule, patch by patch, from the draws that a sampler takes."""
+    sampler, random = MultiBlock(config, grid), torch.Generator().manual_seed(seed)
+    last = config.mode == "fixed"
+
+    def corners(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
+        rows, columns = (
+            torch.randint(side - length + last, (count, 1), generator=random)
+            for side, length in zip(grid, size, strict=True)
+        )
+        return list(zip(rows[:, 0].tolist(), columns[:, 0].tolist(), strict=True))
+
+    def block(corner: tuple[int, int], size: tuple[int, int]) -> list[int]:
+        (top, left), (height, width) = corner, size
+        rows, columns = range(top, top + height), range(left, left + width)
+        return [row * grid[1] + column for row in rows for column in columns]
+
+    M = config.num_targets
+    target_size, context_size = sampler.block_sizes(random)
+    blocks = [block(corner, target_size) for corner in corners(target_size, num_images * M)]
+    targets = [blocks[image * M : (image + 1) * M] for image in range(num_images)]
+    contexts: dict[int, list[int]] = {}
+    for draw in range(20 * (M + 1)):
+        pending = [image for image in range(num_images) if image not in contexts]
+        for image, corner in zip(pending, corners(context_size, len(pending)), strict=True):
+            claimed = {p for target in targets[image][: M - draw // 20] for p in target}
+            patches = [p for p in block(corner, context_size) if p not in claimed]
+            if len(patches) > config.min_keep:
+                contexts[image] = patches
+        if len(contexts) == num_images:
+            break
+    length = min(map(len, contexts.values()))
+    order = [list(range(grid[0] * grid[1]))] * num_images
+    if last:
+        order = torch.rand(num_images, len(order[0]), generator=random).tolist()
+    kept = [sorted(contexts[i], key=order[i].__getitem__)[:length] for i in range(num_images)]
+    return Masks(torch.tensor([sorted(row) for row in kept]), torch.tensor(targets))
+
+
+@pytest.mark.parametrize("mode", ["official", "fixed"])
+@pytest.mark.parametrize(
+    ("grid", "settings"),
+    [
+        ((14, 14), {}),
+        ((12, 9), {"min_keep": 3, "num_targets": 2}),
+        ((16, 16), {"min_keep": 34}),
+        # Images need many draws here, and some lose targets.
+        ((14, 14), {"target_scale": (0.5, 0.8), "min_keep": 40}),
+    ],
+)
+def test_masks_of_a_group_are_those_of_the_rule_image_by_image(
+    grid: tuple[int, int], settings: dict[str, Any], mode: str
+) -> None:
+    """They are part of what a run learns from, so that no faster way may change them."""
+    config = Masking(mode=mode, **settings)  # type: ignore[arg-type]
+    for seed in range(3):
+        expected = image_by_image(config, grid, 40, seed)
+        masks = MultiBlock(config, grid).sample(40, torch.Generator().manual_seed(seed))
+        assert all(a.equal(b) for a, b in zip(masks, expected, strict=True))
