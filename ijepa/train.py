@@ -58,6 +58,7 @@ from ijepa.monitors import monitored
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
 from ijepa.randomness import generator
+from ijepa.saver import Saver
 from ijepa.start import begin_from
 from ijepa.transfer import placed
 from ijepa.update import gradient_norm, gradients, update
@@ -144,7 +145,10 @@ def learn(
     steps = Steps(*order, world.rank, world.size)
     watched = monitored(inputs.images, run.vit).to(device)
 
-    with Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log:
+    with (
+        Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log,
+        Saver(folder / "checkpoint.pt") as saver,
+    ):
         batches = log.waiting(training_batches(views, steps, run.num_workers))
         for step, item in enumerate(batches, start=first):
             # Rates of this update.
@@ -177,7 +181,7 @@ def learn(
                 log.check()
                 if world.rank == 0:
                     log.flush()
-                    save(folder / "checkpoint.pt", method, optimizer, done)
+                    saver.save(method, optimizer, done)
             if stop:
                 raise Stopped(f"stopped after step {done} of {num_steps}, which is saved")
     return method, optimizer
