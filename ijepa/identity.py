@@ -46,9 +46,11 @@ def start_digest(weights: str) -> str:
 def leave_out_later(run: dict[str, Any]) -> None:
     """Remove keys that earlier versions did not have, where they change nothing.
 
-    They are ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without it. An
-    unfinished run of a version without these keys then goes on.
+    They are exact pixels, ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without
+    it. An unfinished run of a version without these keys then goes on.
     """
+    if run.get("pixels") == "exact":
+        del run["pixels"]
     vit, recipe = run.get("vit") or {}, run.get("recipe") or {}
     for name in ("mean", "std"):
         if vit.get(name, 0) is None:

@@ -140,7 +140,9 @@ def learn(
 
     # Images from that step on.
     kinds = recipe.views(run.vit.image_size)
-    views = TrainingViews(inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid)
+    views = TrainingViews(
+        inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels
+    )
     order = (len(inputs.images), optim.batch_size, first, num_steps, run.seed)
     steps = Steps(*order, world.rank, world.size)
     watched = monitored(inputs.images, run.vit).to(device)
