@@ -10,7 +10,6 @@ is of a matrix product's speed on the same machine, in the same number format.
 """
 
 import argparse
-import io
 import json
 import re
 import resource
@@ -18,21 +17,25 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import plain
+from benchmarks.jpegs import Jpegs
 from evals.features import _features
 from evals.heads import Heads, Optimizer
 from ijepa.config import RunConfig, parse_run
 from ijepa.cores import usable_cores
 from ijepa.cost.flops import size
 from ijepa.cost.speed import matrix_product_speed
+from ijepa.data.jpeg import Pixels
 from ijepa.data.loader import Steps, TrainingViews, training_batches
+from ijepa.data.register import load_dataset
 from ijepa.data.transforms import normalise
 from ijepa.files import ROOT, write_json, write_text
 from ijepa.method import Batch
@@ -48,45 +51,32 @@ from ijepa.vit import take
 
 RESULTS = ROOT / "benchmarks" / "results"
 COSTS = ROOT / "docs" / "costs.md"
+PROBE_IMAGES = 512
+"""Batch of a probe, config/mini.yaml's."""
 MARK = "<!-- python -m benchmarks.bench --table -->"
 
 SHAPES: dict[str, dict[str, Any]] = {
     "mini": {
+        "dataset": "cifar10",
         "vit": {"image_size": 32, "patch_size": 4, "dim": 128, "depth": 4, "num_heads": 2},
         "recipe": {"preset": "tiny"},
     },
     "tiny36": {
+        "dataset": "cifar10",
         "vit": {"image_size": 36, "patch_size": 4, "size": "tiny"},
         "recipe": {"predictor_depth": 6, "optim": {"batch_size": 128}},
     },
     "base16": {
+        "dataset": "imagenet",
         "vit": {"size": "base", "patch_size": 16},
         "recipe": {"preset": "base", "optim": {"batch_size": 512}},
     },
     "huge14": {
+        "dataset": "imagenet",
         "vit": {"size": "huge", "patch_size": 14},
         "recipe": {"optim": {"batch_size": 128}},
     },
 }
-
-
-class Jpegs:
-    """Images in memory, decoded at every access, in place of shards."""
-
-    def __init__(self, count: int, side: int) -> None:
-        random = np.random.default_rng(0)
-        self.files = []
-        for _ in range(count):
-            coarse = random.integers(0, 256, (8, 8, 3), np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(coarse).resize((side, side * 3 // 4)).save(file, "jpeg", quality=90)
-            self.files.append(file.getvalue())
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, number: int) -> Image.Image:
-        return Image.open(io.BytesIO(self.files[number])).convert("RGB")
 
 
 class Clock:
@@ -161,19 +151,21 @@ class Bench:
         half = is_bfloat16(self.run.precision, self.device)
         flops = size(self.run, self.images, half).flops
         peak = product(self.device, self.run.precision)
-        subjects = {
-            "step": self.step,
-            "loader": self.loader,
-            "masks": self.masks,
-            "probe": self.probe,
-            "evaluation": self.evaluation,
+        subjects: dict[str, tuple[Callable[[], tuple[float, float]], int]] = {
+            "step": (self.step, self.images),
+            "loader": (self.loader, self.images),
+            "masks": (self.masks, self.images),
+            "probe": (self.probe, PROBE_IMAGES),
+            "evaluation": (self.evaluation, self.images),
         }
+        if find_spec("simplejpeg"):
+            subjects["loader, fast pixels"] = (partial(self.loader, "fast"), self.images)
         rows: dict[str, Any] = {}
-        for name, subject in subjects.items():
+        for name, (subject, images) in subjects.items():
             ours, theirs = subject()
             rows[name] = {
-                "images_per_s": round(self.images / ours, 1),
-                "plain_images_per_s": round(self.images / theirs, 1),
+                "images_per_s": round(images / ours, 1),
+                "plain_images_per_s": round(images / theirs, 1),
                 "times_plain": round(theirs / ours, 2),
             }
         speed = rows["step"]["images_per_s"] * flops
@@ -256,15 +248,15 @@ class Bench:
         with clock.part("average"):
             method.after_step(0.5)
 
-    def loader(self) -> tuple[float, float]:
-        """Seconds to decode and cut a batch in this process."""
+    def loader(self, pixels: Pixels = "exact") -> tuple[float, float]:
+        """Seconds to make normalised views of a batch in this process."""
         view = self.run.recipe.views(self.run.vit.image_size)
-        views = TrainingViews(self.jpegs, view, 0)  # type: ignore[arg-type]
+        views = TrainingViews(self.jpegs, view, 0, pixels=pixels)  # type: ignore[arg-type]
         theirs = plain.Views(self.jpegs, self.run.vit.image_size)
 
         def ours() -> None:
             stacked = [views[(0, number)].views[0] for number in range(self.images)]
-            torch.from_numpy(np.stack(stacked))
+            normalise(torch.from_numpy(np.stack(stacked)))
 
         def other() -> None:
             torch.stack([theirs[number] for number in range(self.images)])
@@ -283,11 +275,14 @@ class Bench:
         )
 
     def probe(self) -> tuple[float, float]:
-        """Seconds of an update of 16 linear heads on a batch of features."""
-        dim, classes, rates = self.run.vit.dim, 1000, [0.01 * n for n in range(1, 17)]
-        x_BLD = torch.randn(self.images, 1, dim, device=self.device)
-        y_B = torch.randint(classes, (self.images,), device=self.device)
-        heads = Heads(tuple(rates), (0.0,), 1, dim, classes, 0, norms=("none",)).to(self.device)
+        """Seconds of an update of 16 linear heads, by SGD with Nesterov momentum and decay."""
+        dim, classes = self.run.vit.dim, load_dataset(self.run.dataset).num_classes("class")
+        assert classes is not None
+        rates = [0.01 * n for n in range(1, 17)]
+        x_BLD = torch.randn(PROBE_IMAGES, 1, dim, device=self.device)
+        y_B = torch.randint(classes, (PROBE_IMAGES,), device=self.device)
+        heads = Heads(tuple(rates), (plain.DECAY,), 1, dim, classes, 0, norms=("none",))
+        heads = heads.to(self.device)
         optimizer = Optimizer(heads, "sgd")
         theirs = plain.Heads(dim, classes, rates, self.device)
 
@@ -357,7 +352,7 @@ def main() -> None:
     record = {**facts, "machine": name, "shapes": {}}
     out = chosen.out or RESULTS / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
     for shape in chosen.shapes:
-        raw = {"method": "ijepa", "dataset": "cifar10", "precision": chosen.precision}
+        raw = {"method": "ijepa", "precision": chosen.precision}
         run = parse_run({**raw, **SHAPES[shape]}, checked=False)
         batch_size = chosen.batch_size or run.recipe.optim.batch_size
         bench = Bench(run, batch_size, chosen.repeats, chosen.compile)

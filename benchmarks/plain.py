@@ -22,6 +22,9 @@ from ijepa.methods.ijepa import Method
 from ijepa.precision import precision
 from ijepa.vit import ViT
 
+DECAY = 5e-4
+"""Weight decay of every head."""
+
 
 def explicit(network: nn.Module) -> None:
     """Let timm's attention compute the whole matrix and its softmax."""
@@ -129,7 +132,7 @@ class Heads:
     def __init__(self, dim: int, classes: int, rates: list[float], device: torch.device) -> None:
         self.heads = [nn.Linear(dim, classes).to(device) for _ in rates]
         self.optimizers = [
-            torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9)
+            torch.optim.SGD(head.parameters(), rate, 0.9, weight_decay=DECAY, nesterov=True)
             for head, rate in zip(self.heads, rates, strict=True)
         ]
 

@@ -109,7 +109,16 @@ checkpoints, Lightning around DeepSpeed, PEFT."""
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write the state after ``step`` updates, whole or not at all."""
-    state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+    write(path, state_of(method, optimizer, step))
+
+
+def state_of(method: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    """State after ``step`` updates; its tensors are the run's own."""
+    return {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a state as a checkpoint, whole or not at all."""
     try:
         with written_whole(path) as part:
             torch.save(state, part)

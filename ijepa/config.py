@@ -10,6 +10,7 @@ from pydantic import PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
+from ijepa.data.jpeg import Pixels, check_pixels
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.identity import earlier_identity, run_identity
@@ -31,6 +32,8 @@ class RunConfig:
     would not fit into memory. ``compile`` lets torch compile the blocks of encoders that receive no
     gradient (target encoder, teacher), whose shapes never change: a minute at the start, and
     rounding that differs. It is off: on a CPU it was slower, on a GPU it was not measured yet.
+    ``pixels`` fast decodes training images by libjpeg-turbo, to slightly other bytes
+    (ijepa.data.jpeg); it needs the package simplejpeg. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
     """
 
@@ -42,6 +45,7 @@ class RunConfig:
     precision: Precision = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
+    pixels: Pixels = "exact"
     num_workers: NotNegativeInt = 1
     log_every: Count = 10
     monitor_every: Count = 100
@@ -109,6 +113,7 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
     )
     if not checked:
         return run
+    check_pixels(run.pixels)
     num_images = register.load_dataset(run.dataset).splits.get("train")
     if num_images is not None and run.recipe.optim.batch_size > num_images:
         raise UserError(

@@ -83,10 +83,13 @@ def start_digest(weights: str, memo: Path | None = None) -> str:
 def _without_later(run: dict[str, Any]) -> dict[str, Any]:
     """Copy of a run without the keys that earlier versions did not have, where they change nothing.
 
-    They are ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without it. An
-    unfinished run of a version without these keys then goes on, and a finished one stays valid.
+    They are exact pixels, ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without
+    it. An unfinished run of a version without these keys then goes on, and a finished one stays
+    valid.
     """
     run = copy.deepcopy(run)
+    if run.get("pixels") == "exact":
+        del run["pixels"]
     vit, recipe = run.get("vit") or {}, run.get("recipe") or {}
     for name in ("mean", "std"):
         if vit.get(name, 0) is None:

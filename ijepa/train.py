@@ -62,6 +62,7 @@ from ijepa.monitors import monitored
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.provenance import here
 from ijepa.randomness import generator
+from ijepa.saver import Saver
 from ijepa.start import begin_from
 from ijepa.transfer import placed
 from ijepa.update import gradient_norm, gradients, update
@@ -149,12 +150,17 @@ def learn(
 
     # Images from that step on.
     kinds = recipe.views(run.vit.image_size)
-    views = TrainingViews(inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid)
+    views = TrainingViews(
+        inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels
+    )
     order = (len(inputs.images), optim.batch_size, first, num_steps, run.seed)
     steps = Steps(*order, world.rank, world.size)
     watched = monitored(inputs.images, run.vit).to(device)
 
-    with Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log:
+    with (
+        Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log,
+        Saver(folder / "checkpoint.pt") as saver,
+    ):
         batches = log.waiting(training_batches(views, steps, run.num_workers))
         for step, item in enumerate(batches, start=first):
             # Rates of this update.
@@ -187,7 +193,7 @@ def learn(
                 keep_epoch(epochs, epoch, run, inputs, method)
             if is_saved and world.rank == 0:
                 log.flush()
-                save(folder / "checkpoint.pt", method, optimizer, done)
+                saver.save(method, optimizer, done)
             if stop:
                 raise Stopped(f"stopped after step {done} of {num_steps}, which is saved")
     return method, optimizer

@@ -29,7 +29,7 @@ def fetched(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         if x.device.type == "cpu":
             yield x
             continue
-        later = x.to("cpu", non_blocking=True), _event(x.device)
+        later = x.to("cpu", non_blocking=True), mark(x.device)
         if earlier is not None:
             yield _arrived(*earlier)
         earlier = later
@@ -37,8 +37,8 @@ def fetched(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         yield _arrived(*earlier)
 
 
-def _event(device: torch.device) -> torch.cuda.Event | None:
-    """Mark in a device's queue."""
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """Mark in a device's queue, to wait for what is before it; None for a CPU, which has none."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

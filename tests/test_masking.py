@@ -405,8 +405,8 @@ def image_by_image(config: Masking, grid: tuple[int, int], num_images: int, seed
     [
         ((14, 14), {}),
         ((12, 9), {"min_keep": 3, "num_targets": 2}),
-        # Most images need many draws here, and some lose targets.
-        ((16, 16), {"min_keep": 60}),
+        ((16, 16), {"min_keep": 34}),
+        # Images need many draws here, and some lose targets.
         ((14, 14), {"target_scale": (0.5, 0.8), "min_keep": 40}),
     ],
 )

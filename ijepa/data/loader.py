@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ijepa.data.jpeg import Jpeg, Pixels
 from ijepa.data.shards import read_index, read_shard
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
@@ -66,18 +67,25 @@ class Images:
 
     def __getitem__(self, number: int) -> Image.Image:
         """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
-        shard = int(np.searchsorted(self.ends, number, side="right"))
+        try:
+            return Image.open(io.BytesIO(self.encoded(number))).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise UserError(
+                f"image {number} in {self.paths[self._shard(number)]} cannot be decoded ({error}): "
+                "mend the raw file and make the shard again"
+            ) from None
+
+    def encoded(self, number: int) -> bytes:
+        """File of image ``number``, as it is in the shard."""
+        shard = self._shard(number)
         first, size = self.places[shard][number - self.ends[shard]]
         if shard not in self._maps:
             with self.paths[shard].open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        try:
-            return Image.open(io.BytesIO(self._maps[shard][first : first + size])).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise UserError(
-                f"image {number} in {self.paths[shard]} cannot be decoded ({error}): "
-                "mend the raw file and make the shard again"
-            ) from None
+        return self._maps[shard][first : first + size]
+
+    def _shard(self, number: int) -> int:
+        return int(np.searchsorted(self.ends, number, side="right"))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
@@ -102,7 +110,8 @@ class TrainingViews(Dataset[Item]):
     """Augmented images; an item's key is (epoch, image number) and decides its augmentation.
 
     If ``tokens`` has the token ids of all whole images, [image, row, column], an item also has
-    those of its first view, on a grid of ``grid``.
+    those of its first view, on a grid of ``grid``. Of ``fast`` pixels, images that are no JPEGs in
+    grey or colour are exact (ijepa.data.jpeg).
     """
 
     images: Images
@@ -110,16 +119,26 @@ class TrainingViews(Dataset[Item]):
     seed: int
     tokens: NDArray[Any] | None = None
     grid: tuple[int, int] = (0, 0)
+    pixels: Pixels = "exact"
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         random = np.random.default_rng((self.seed, *key))
-        image = self.images[key[1]]
+        image = self._image(key[1])
         views = [augment(image, view.size, view.crop, random) for view in self.views]
         tokens = None
         if self.tokens is not None:
             ids = np.asarray(self.tokens[key[1]])
             tokens = crop_tokens(ids, image.size, views[0][1], self.grid).astype(np.int64).ravel()
         return Item([to_array(view) for view, _ in views], tokens)
+
+    def _image(self, number: int) -> Image.Image | Jpeg:
+        """Image that is decoded, or a JPEG whose views are decoded as they need."""
+        if self.pixels == "exact":
+            return self.images[number]
+        try:
+            return Jpeg(self.images.encoded(number), lambda: self.images[number])
+        except ValueError:
+            return self.images[number]
 
 
 @dataclass(frozen=True)

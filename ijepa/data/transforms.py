@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from ijepa.data.jpeg import Jpeg
 from ijepa.ranges import Probability
 from ijepa.transfer import placed
 
@@ -160,7 +161,7 @@ def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator)
 
 
 def augment(
-    image: Image.Image, size: int, crop: Crop, random: np.random.Generator
+    image: Image.Image | Jpeg, size: int, crop: Crop, random: np.random.Generator
 ) -> tuple[Image.Image, Box]:
     """Square view of ``size`` pixels of an RGB image, and the part of the image that it shows.
 
@@ -175,9 +176,11 @@ def augment(
 
     box = sample_box(*image.size, crop, random)
     left, top, width, height, flip = box
-    view = image.crop((left, top, left + width, top + height)).resize(
-        (size, size), INTERPOLATIONS[crop.interpolation]
-    )
+    part = (left, top, left + width, top + height)
+    if isinstance(image, Jpeg):
+        view = Image.fromarray(image.view(part, size, crop.interpolation))
+    else:
+        view = image.crop(part).resize((size, size), INTERPOLATIONS[crop.interpolation])
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if any(crop.jitter) and happens(crop.jitter_probability):

@@ -71,6 +71,7 @@ class Run:
     precision: str | None = None
     activation_checkpointing: bool | None = None
     compile: bool | None = None
+    pixels: str | None = None
     num_workers: int | None = None
     log_every: int | None = None
     monitor_every: int | None = None

@@ -1,0 +1,107 @@
+"""Time and difference of a training view's pixels by each way to make them, on one core.
+
+``python -m benchmarks.pixels``: JPEGs of several widths (benchmarks/jpegs.py), I-JEPA's crops to
+224 pixels. Ways: torchvision's transforms on PIL's images; ``exact``, PIL; ``draft``, PIL that
+decodes at a half where the crop has twice the view's side; ``fast`` (ijepa.data.jpeg). All end in
+a batch of normalised floats. Differences are those of bytes from ``exact``.
+"""
+
+import argparse
+import io
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import plain
+from benchmarks.jpegs import Jpegs
+from ijepa.data.jpeg import SCALES, Pixels
+from ijepa.data.loader import TrainingViews, View
+from ijepa.data.transforms import IJEPA, INTERPOLATIONS, Crop, normalise, sample_box
+from ijepa.provenance import here
+
+Pictures = list[np.ndarray[Any, Any]]
+
+
+def by_draft(files: list[bytes], size: int, crop: Crop) -> Pictures:
+    """Views of PIL's draft mode, with the boxes of TrainingViews."""
+    views = []
+    for number, file in enumerate(files):
+        image = Image.open(io.BytesIO(file))
+        width, _ = image.size
+        box = sample_box(*image.size, crop, np.random.default_rng((0, 0, number)))
+        side = min(box.width, box.height)
+        scale = next((scale for scale in SCALES if side >= scale * size), 1)
+        image.draft("RGB", (image.width // scale, image.height // scale))
+        image.load()
+        share = image.width / width
+        edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+        part = image.crop(tuple(round(edge * share) for edge in edges))  # type: ignore[arg-type]
+        views.append(np.asarray(part.resize((size, size), INTERPOLATIONS[crop.interpolation])))
+    return views
+
+
+def by_us(jpegs: Jpegs, size: int, crop: Crop, pixels: Pixels) -> Pictures:
+    """Views of the project's loader."""
+    views = TrainingViews(jpegs, [View(size, crop)], 0, pixels=pixels)  # type: ignore[arg-type]
+    return [views[(0, number)].views[0] for number in range(len(jpegs))]
+
+
+def finished(views: Pictures) -> torch.Tensor:
+    """Batch as a step gets it."""
+    return normalise(torch.from_numpy(np.stack(views)))
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.pixels", description=__doc__)
+    options.add_argument("--widths", type=int, nargs="+", default=[500, 1000, 2000])
+    options.add_argument("--size", type=int, default=224)
+    options.add_argument("--images", type=int, default=64)
+    options.add_argument("--repeats", type=int, default=5)
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    print({name: here()[name] for name in ("commit", "machine", "torch")})
+    for width in chosen.widths:
+        report(Jpegs(chosen.images, width), width, chosen.size, chosen.repeats)
+
+
+def report(jpegs: Jpegs, width: int, size: int, repeats: int) -> None:
+    """Print speeds and differences for images of one width; all ways run in turn."""
+    torchvision = plain.Views(jpegs, size)
+    ways: dict[str, Callable[[], Any]] = {
+        "torchvision": lambda: torch.stack([torchvision[n] for n in range(len(jpegs))]),
+        "exact": lambda: finished(by_us(jpegs, size, IJEPA, "exact")),
+        "draft": lambda: finished(by_draft(jpegs.files, size, IJEPA)),
+        "fast": lambda: finished(by_us(jpegs, size, IJEPA, "fast")),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            begun = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - begun)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    kilobytes = statistics.mean(map(len, jpegs.files)) / 1000
+    print(f"{width} pixels wide, {kilobytes:.0f} kB")
+    for name, median in medians.items():
+        times = medians["torchvision"] / median
+        print(f"  {name}: {len(jpegs) / median:.0f} images/s, {times:.2f} times torchvision's")
+    exact = np.stack(by_us(jpegs, size, IJEPA, "exact")).astype(int)
+    for name, other in (
+        ("draft", by_draft(jpegs.files, size, IJEPA)),
+        ("fast", by_us(jpegs, size, IJEPA, "fast")),
+    ):
+        gap = np.abs(np.stack(other) - exact)
+        print(
+            f"  {name} differs by {gap.mean():.2f} of 255 on average, by at most {gap.max()}, by "
+            f"more than 2 in {(gap > 2).mean():.2%} of the bytes"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Fast pixels: JPEGs that libjpeg-turbo decodes only as finely as a crop needs.
+
+``exact`` pixels are PIL's. ``fast`` ones are decoded by simplejpeg and resized by torch on bytes,
+with antialiasing as PIL's. Decoded whole, a view differs from the exact one by rounding. A crop of
+at least twice the view's side is decoded at a half, a quarter or an eighth of the image's size,
+which its discrete cosine transform gives at less cost; its box is then rounded to whole pixels of
+that size. ``python -m benchmarks.pixels`` measures time and differences.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from ijepa.errors import UserError
+
+Pixels = Literal["exact", "fast"]
+
+SCALES = (8, 4, 2)
+"""Sizes, as parts of the whole, that libjpeg-turbo computes faster than the whole."""
+
+
+def check_pixels(pixels: Pixels) -> None:
+    """Raise UserError if these pixels need a package that is not installed."""
+    if pixels == "fast" and find_spec("simplejpeg") is None:
+        raise UserError(
+            "pixels: fast needs the package simplejpeg, which is not installed: "
+            "uv pip install simplejpeg (or pip), or say pixels: exact"
+        )
+
+
+class Jpeg:
+    """Undecoded JPEG in grey or colour; ``whole`` decodes it exactly, if simplejpeg finds a fault.
+
+    Raises ValueError for any other bytes, CMYK included.
+    """
+
+    def __init__(self, data: bytes, whole: Callable[[], Image.Image]) -> None:
+        import simplejpeg
+
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("Gray", "YCbCr", "RGB"):
+            raise ValueError(f"the JPEG's colours are {colours}")
+        self.data, self.whole, self.size = data, whole, (width, height)
+        self.scale, self.pixels_HWC = 0, np.empty((0, 0, 3), np.uint8)
+
+    def view(self, box: tuple[int, int, int, int], side: int, mode: str) -> NDArray[np.uint8]:
+        """Square [side, side, 3] that shows a box (left, top, right, bottom) of the whole image."""
+        left, top, right, bottom = box
+        crop = min(right - left, bottom - top)
+        needed = next((scale for scale in SCALES if crop >= scale * side), 1)
+        if not 0 < self.scale <= needed:  # a finer one, which another view needed, will do
+            self._decode(needed)
+        left, top, right, bottom = ((edge + self.scale // 2) // self.scale for edge in box)
+        crop_CHW = torch.from_numpy(self.pixels_HWC[top:bottom, left:right]).permute(2, 0, 1)
+        sized = F.interpolate(crop_CHW[None], (side, side), mode=mode, antialias=True)
+        return sized[0].permute(1, 2, 0).numpy()
+
+    def _decode(self, scale: int) -> None:
+        """Decode at 1 / ``scale`` of the size."""
+        import simplejpeg
+
+        width, height = (-(-length // scale) for length in self.size)
+        least: dict[str, Any] = {"min_height": height, "min_width": width} if scale > 1 else {}
+        try:
+            self.pixels_HWC = simplejpeg.decode_jpeg(self.data, "RGB", strict=True, **least)
+            self.scale = scale
+        except ValueError:
+            self.pixels_HWC, self.scale = np.array(self.whole()), 1
