@@ -21,11 +21,10 @@ from evals.subject import Subject
 from ijepa.config import parse_run
 from ijepa.train import train
 from tests.conftest import raw_run_of
+from tests.documented import PAGES, ROOT, blocks
 from workflow.__main__ import COMMANDS
 from workflow.plan.__main__ import keys_in_words
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES = [
     pytest.param(path, text, id=f"{page.stem}-{path}")
     for page in PAGES
@@ -35,19 +34,9 @@ TABLES = [
 ]
 
 
-def typed() -> Iterator[tuple[Path, str]]:
-    """Every command of a shell block, with its page; one line may have several."""
-    for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
-            for line in block.splitlines():
-                for command in re.split(r" && |; ", line.partition(" #")[0]):
-                    if command.strip():
-                        yield page, command.strip()
-
-
 OURS = [
     pytest.param(command, id=f"{page.stem}: {command}")
-    for page, command in typed()
+    for page, command in blocks()
     if command.startswith(("ijepa-bench ", "python -m ", "python tests/"))
 ]
 
@@ -84,7 +73,7 @@ def test_a_command_of_the_documentation_accepts_its_arguments(
 def test_targets_configs_and_profiles_of_the_documentation_exist() -> None:
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     seen = set()
-    for page, command in typed():
+    for page, command in blocks():
         words = command.split()
         if words[0] == "make":
             seen.add(words[1])
