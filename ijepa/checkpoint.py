@@ -39,6 +39,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--image-size", type=int, help="in pixels (default: that of its training)")
     command.add_argument("--num-heads", type=int, help="needed if the width is no published one")
     command.add_argument("--licence", help="licence of the file, kept in the encoder's header")
+    command.add_argument(
+        "--keep",
+        choices=("encoder", "whole"),
+        default="encoder",
+        help="whole: also both towers and predictor of I-JEPA, in whole.safetensors beside --out, "
+        "which the decoder shows predictions of",
+    )
     command.add_argument("--force", action="store_true", help="replace another file at --out")
 
     command = commands.add_parser("export", help="write an encoder in a published layout")
@@ -403,7 +410,12 @@ def main() -> None:
     options = vars(parser().parse_args())
     action, file = options.pop("command"), options.pop("file")
     if action == "import":
+        keep = options.pop("keep")
         import_encoder(file, **options)
+        if keep == "whole":
+            from ijepa.imported import import_whole  # not at the top: it needs this module
+
+            import_whole(file, options["out"])
     elif action == "export" and options["layout"] in FOLDERS:
         export_folder(file, **options)
     elif action == "export":

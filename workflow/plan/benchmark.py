@@ -117,10 +117,11 @@ class Released:
     tower: str | None = None
     image_size: Count | None = None
     num_heads: Count | None = None
+    keep: Literal["encoder", "whole"] | None = None
 
     def options(self) -> Settings:
         """Options of ``python -m ijepa.checkpoint import`` that are given."""
-        names = ("layout", "tower", "image_size", "num_heads")
+        names = ("layout", "tower", "image_size", "num_heads", "keep")
         return {
             name.replace("_", "-"): value
             for name in names
