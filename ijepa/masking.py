@@ -162,7 +162,8 @@ class MultiBlock:
         pending = np.arange(G)
         for draw in range(MAX_DRAWS * (M + 1)):
             if draw % MAX_DRAWS == 0:  # first all targets claim their patches, at the end none
-                free_GHW = ~targets_GMHW[:, : M - draw // MAX_DRAWS].any(axis=1)
+                claimed: Any = targets_GMHW[:, : M - draw // MAX_DRAWS].any(axis=1)
+                free_GHW = ~claimed
             corners = self._corners(len(pending), size, generator)
             block = _rectangles(self.grid, corners, size) & free_GHW[pending]
             enough = np.count_nonzero(block, axis=(1, 2)) > self.config.min_keep

@@ -305,8 +305,8 @@ def test_a_photograph_is_decoded_as_its_camera_was_held(
     turned.save(tmp_path / "turned.png", exif=exif)
     options = ("--block", "1,1,3,3")
     upright = decode(drawn, tmp_path / "a.png", *options, monkeypatch=monkeypatch)
-    options = (*options, "--image", str(tmp_path / "turned.png"))
-    assert decode(drawn, tmp_path / "b.png", *options, monkeypatch=monkeypatch) == upright
+    of_turned = (*options, "--image", str(tmp_path / "turned.png"))
+    assert decode(drawn, tmp_path / "b.png", *of_turned, monkeypatch=monkeypatch) == upright
 
 
 def test_without_a_block_the_whole_image_is_decoded(

@@ -101,7 +101,7 @@ def test_the_cost_counts_training_and_samples() -> None:
 
 
 def test_an_estimate_of_a_configs_time_has_the_decoders_own_cost() -> None:
-    vit = {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2}
+    vit: dict[str, Any] = {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2}
     raw: dict[str, Any] = {
         "name": "drawn",
         "dataset": "cifar10",

@@ -121,7 +121,7 @@ def test_a_jpeg_with_a_fault_is_what_pil_makes_of_it() -> None:
 
 def test_the_shards_of_a_run_without_jpegs_give_the_same_views(data: Path) -> None:
     images = Images(data, "train")
-    fast, exact = (TrainingViews(images, [View(32, MAE)], 0, pixels=p) for p in ("fast", "exact"))  # type: ignore[arg-type]
+    fast, exact = (TrainingViews(images, [View(32, MAE)], 0, pixels=p) for p in ("fast", "exact"))
     assert (fast[(0, 60)].views[0] == exact[(0, 60)].views[0]).all()
 
 

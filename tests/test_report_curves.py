@@ -99,12 +99,12 @@ def test_losses_are_drawn_over_those_of_the_published_run_of_the_same_config(
         path.mkdir(parents=True)
         (path / "train.jsonl").write_text('{"step": 1, "images": 64, "loss": 0.5, "lr": 0.1}\n')
     alone = picture_of_losses(Path("results/mini"), runs)
-    assert "<!-- published -->" not in alone.svg
+    assert "<!-- published -->" not in alone.html
     assert "Pale" not in alone.caption
     reference = Path("results/reference/mini/plots/loss.csv")
     reference.parent.mkdir(parents=True)
     reference.write_text("run,seed,step,images,loss,lr\nmae,0,1,64,0.7,\nmae,0,2,128,0.6,\n")
     over = picture_of_losses(Path("results/mini"), runs)
-    assert "<!-- published -->" in over.svg
-    assert over.svg.count("stroke-opacity: 0.25") == 2, "one curve, and its key"
+    assert "<!-- published -->" in over.html
+    assert over.html.count("stroke-opacity: 0.25") == 2, "one curve, and its key"
     assert "published runs of this config (results/reference/mini)" in over.caption

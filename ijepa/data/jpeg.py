@@ -46,7 +46,8 @@ class Jpeg:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("Gray", "YCbCr", "RGB"):
             raise ValueError(f"the JPEG's colours are {colours}")
-        self.data, self.whole, self.size = data, whole, (width, height)
+        self.data, self.whole = data, whole
+        self.size: tuple[int, int] = (width, height)
         self.scale, self.pixels_HWC = 0, np.empty((0, 0, 3), np.uint8)
 
     def view(self, box: tuple[int, int, int, int], side: int, mode: str) -> NDArray[np.uint8]:
