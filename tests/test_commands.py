@@ -94,7 +94,7 @@ def mini(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
         "runs": [
             raw_run_of(name) | {"name": name, "dataset": "cifar10"} for name in ("ijepa", "mae")
         ],
-        "evaluations": [{"name": "knn", "config": {"num_neighbours": 5}}],
+        "evaluations": [{"name": "knn", "config": {"num_neighbours": 5, "pool": "patches"}}],
         "tables": [
             {"name": "cifar10", "title": "T", "evaluations": ["knn"], "runs": ["ijepa", "mae"]}
         ],

@@ -93,7 +93,7 @@ def test_a_published_file_is_recognised_and_its_encoder_computes_the_same(
 )
 def test_safetensors_are_read_like_torch_files(kind: str, tmp_path: Path) -> None:
     net, _ = fabricate(kind, tmp_path / "file.pth")
-    flat = {name: v.clone() for name, v in torch.load(tmp_path / "file.pth").items()}
+    flat = {name: v.clone() for name, v in read_tensors(tmp_path / "file.pth").items()}
     save_file(flat, tmp_path / "file.safetensors")
     import_encoder(tmp_path / "file.safetensors", tmp_path / "ours.safetensors", num_heads=3)
     with torch.no_grad():
