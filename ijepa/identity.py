@@ -33,11 +33,11 @@ def learned(run: dict[str, Any]) -> dict[str, Any]:
     ``recipe.optim.accumulate`` is left out too: it divides batches and does not change them. So is
     the path of the weights that a run starts from: their content is hashed beside the identity.
     """
-    kept = {key: value for key, value in _without_later(run).items() if key not in HOW_IT_RUNS}
-    if start := kept.get("start"):
+    learning = {key: value for key, value in _without_later(run).items() if key not in HOW_IT_RUNS}
+    if start := learning.get("start"):
         del start["from"]
-    ((kept.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
-    return kept
+    ((learning.get("recipe") or {}).get("optim") or {}).pop("accumulate", None)
+    return learning
 
 
 def run_identity(run: dict[str, Any]) -> str:

@@ -112,7 +112,7 @@ def test_a_job_in_this_process_makes_what_training_makes(data: Path, tmp_path: P
 def test_the_weights_that_a_job_starts_from_are_hashed_once(
     data: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the launcher: a file of gigabytes on a shared disk takes a minute in each process."""
+    """The launcher does it: a file of gigabytes on a shared disk takes a minute in each process."""
     hashed: list[Path] = []
 
     def counted(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a config plans, and the session's checks: asked of workflow.plan in this process."""
+"""The plan of a config, and the session's checks: asked of workflow.plan in this process."""
 
 import errno
 import os

@@ -67,7 +67,7 @@ def test_an_infinite_pixel_is_named_first_with_its_share(
 def test_an_infinite_weight_is_named_before_what_it_spoils(
     raw_run: Raw, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if a checkpoint had been damaged; the command prints a line for each module."""
+    """A checkpoint may be damaged so; the command prints a line for each module."""
     stops = iter([False, False, True])
     with pytest.raises(train.Stopped):
         train.train(
