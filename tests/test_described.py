@@ -54,7 +54,7 @@ def test_a_picture_is_within_the_page_and_its_room_is_known_before_it_is_decoded
 ) -> None:
     html = embedded(picture(tmp_path / "ijepa" / "a.png", "Read it so."), "drawn_0").html
     assert 'src="data:image/png;base64,iVBOR' in html
-    for attribute in ('width="70"', 'height="40"', 'loading="lazy"', 'decoding="async"'):
+    for attribute in ('width="70"', 'height="40"', 'decoding="async"'):
         assert attribute in html
 
 

@@ -208,6 +208,7 @@ def test_the_page_opens_from_disk_at_every_width_without_console_errors(
     assert files == ["classes_linear_probe", "masks_ijepa", *of_runs, "pretraining"]
     assert figures.evaluate_all("f => f.every(s => s.getBoundingClientRect().height > 40)")
     embedded = page.locator("figure img:visible")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
     assert embedded.evaluate_all("i => i.map(x => x.naturalWidth)") == [70, 70]
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert page.evaluate(fits), "something is wider than the page"

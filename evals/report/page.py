@@ -332,6 +332,6 @@ def embedded(path: Path, name: str, title: str = "") -> Picture:
         name,
         title or f"{about.title}: {path.parent.name}",
         about.description,
-        f'<img alt="" width="{about.width}" height="{about.height}" loading="lazy" '
+        f'<img alt="" width="{about.width}" height="{about.height}" '
         f'decoding="async" src="data:image/png;base64,{data}">',
     )
