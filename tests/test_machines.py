@@ -26,6 +26,18 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("eight_cores")
+def put_into(
+    group: str, files: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let this process be in a cgroup; ``files`` are those of the kernel's tree of groups."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{content}\n")
+    (folder / "own").write_text(f"{group}\n")
+    monkeypatch.setattr(cores, "GROUPS", folder)
+    monkeypatch.setattr(cores, "Path", lambda _proc_self_cgroup: folder / "own")
+
+
 @pytest.mark.parametrize(
     ("group", "files", "usable"),
     [
@@ -50,12 +62,7 @@ def test_a_container_s_quota_limits_the_cores(
     group: str, files: dict[str, Any], usable: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Versions 2 and 1 of cgroups; the smallest quota of a group and of those above counts."""
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"{content}\n")
-    (tmp_path / "own").write_text(f"{group}\n")
-    monkeypatch.setattr(cores, "GROUPS", tmp_path)
-    monkeypatch.setattr(cores, "Path", lambda _proc_self_cgroup: tmp_path / "own")
+    put_into(group, files, tmp_path, monkeypatch)
     assert cores.usable_cores() == usable
 
 
@@ -77,12 +84,7 @@ def test_a_container_s_limit_is_its_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A fit that the machine could hold would be killed there without a word."""
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"{content}\n")
-    (tmp_path / "own").write_text(f"{group}\n")
-    monkeypatch.setattr(cores, "GROUPS", tmp_path)
-    monkeypatch.setattr(cores, "Path", lambda _proc_self_cgroup: tmp_path / "own")
+    put_into(group, files, tmp_path, monkeypatch)
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4000, "SC_PHYS_PAGES": 2_000_000}.get)
     assert cores.usable_memory() == usable
 
