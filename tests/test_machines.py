@@ -25,7 +25,6 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
 
 
-@pytest.mark.usefixtures("eight_cores")
 def put_into(
     group: str, files: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,6 +37,7 @@ def put_into(
     monkeypatch.setattr(cores, "Path", lambda _proc_self_cgroup: folder / "own")
 
 
+@pytest.mark.usefixtures("eight_cores")
 @pytest.mark.parametrize(
     ("group", "files", "usable"),
     [
