@@ -71,7 +71,7 @@ READING = {
     "nearest": "A patch of the first image, framed in orange; then those whose features are "
     "nearest to it, framed in blue, the nearest first.",
 }
-"""How each picture is read, by its name."""
+"""Sentences that tell how to read each picture, by its name."""
 
 
 def read_image(path: Path) -> Image.Image:

@@ -18,7 +18,7 @@ KEPT = 2**30
 
 def keep_freed_memory() -> None:
     """Let this process keep freed memory; without effect where the C library is not glibc."""
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
-        return
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
-    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, KEPT)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT)

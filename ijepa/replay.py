@@ -17,13 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from ijepa.errors import UserError, run_command
+from ijepa.errors import UserError, program, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(
-        prog="python -m ijepa.replay",
+        prog=program("ijepa.replay"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -400,17 +400,6 @@ def test_a_job_of_other_settings_that_still_works_is_named(
     assert not capsys.readouterr().out
 
 
-def test_a_job_that_slurm_will_never_accept_is_an_error_at_once(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: Any) -> Any:
-        raise submitit.core.utils.FailedJobError("sbatch: error: Invalid qos specification")
-
-    monkeypatch.setattr(submitit.AutoExecutor, "submit", refused)
-    with pytest.raises(UserError, match=r"Slurm did not take the job: .*Invalid qos"):
-        pretrain(launched(raw_run_of("mae"), data, tmp_path / "run", "debug"))
-
-
 def test_a_signal_during_a_submission_is_heard_when_there_is_a_job_to_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

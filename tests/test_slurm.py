@@ -17,6 +17,7 @@ import submitit
 from ijepa import distributed
 from ijepa.cluster import job, jobs, launch, slurm
 from ijepa.cluster.environment import forget_other_jobs
+from ijepa.cluster.launch import pretrain
 from ijepa.cluster.slurm import Request, minutes
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
@@ -361,3 +362,14 @@ def test_a_task_takes_the_gpu_of_its_number_or_the_one_that_it_is_bound_to(
             distributed.gpu_of(local_rank, visible)
     else:
         assert distributed.gpu_of(local_rank, visible) == number
+
+
+def test_a_job_that_slurm_will_never_accept_is_an_error_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise submitit.core.utils.FailedJobError("sbatch: error: Invalid qos specification")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", refused)
+    with pytest.raises(UserError, match=r"Slurm did not take the job: .*Invalid qos"):
+        pretrain(launched(raw_run_of("mae"), data, tmp_path / "run", "debug"))
