@@ -322,7 +322,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny: Path, tmp_path: 
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         assert shards.verify(tmp_path).dataset == "tiny"
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 @pytest.fixture
