@@ -7,6 +7,7 @@ takes seconds.
 import dataclasses
 import difflib
 import types
+from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,13 +17,20 @@ from ijepa.errors import UserError
 T = TypeVar("T")
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Reader of a class; building one takes 5 ms, and a config asks for hundreds."""
+    return TypeAdapter(kind)
+
+
 def strict(kind: type[T], raw: dict[str, Any], where: str, also: tuple[str, ...] = ()) -> T:
     """Dataclass ``kind`` from ``raw`` over its defaults; refuses unknown keys and bad values.
 
     ``also`` are keys that the caller has taken out of ``raw``, for errors that list all keys.
     """
     try:
-        return TypeAdapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
+        read: T = _adapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
+        return read
     except ValidationError as error:
         # A misspelt key is also a missing one: its own name comes first.
         errors = sorted(error.errors(), key=lambda fault: fault["type"] == "missing")

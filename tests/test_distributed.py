@@ -14,9 +14,11 @@ import torch
 import yaml
 
 from ijepa import distributed
+from ijepa.config import parse_run
 from ijepa.data.loader import Images, Steps, TrainingViews, View, training_batches
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
+from ijepa.train import check_batches
 from tests.conftest import Trained, raw_run_of
 from tests.test_methods import METHODS, batch, distance, make, part
 from tests.test_train import log_of, state, wait_for_checkpoint, weights
@@ -104,19 +106,12 @@ def kill_stray_workers(folder: Path) -> None:
     subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)
 
 
-@pytest.mark.processes
-def test_a_batch_that_the_processes_cannot_share_equally_is_refused(
-    tokenised: Path, tmp_path: Path
-) -> None:
-    """Over 5 s: torchrun and its processes start Python."""
+def test_a_batch_that_the_processes_cannot_share_equally_is_refused(data: Path) -> None:
     raw = raw_run_of("mae")
     raw["recipe"]["optim"]["batch_size"] = 31
-    folder = write(raw, tmp_path / "odd")
-    done = subprocess.run(
-        command(tokenised, folder), env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "batch_size is 31: it must be a multiple of 2 (2 processes" in done.stderr
+    message = r"batch_size is 31: it must be a multiple of 2 \(2 processes"
+    with pytest.raises(UserError, match=message):
+        check_batches(parse_run(raw), Images(data, "train"), data, distributed.World(size=2))
 
 
 @pytest.fixture

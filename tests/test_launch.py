@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 ONE = Request(None, None, 1440, 1, 8, 10, 55)
 
 
-def lasting(steps: int = 300) -> dict[str, Any]:
+def lasting(steps: int = 120) -> dict[str, Any]:
     """A run that takes some seconds and saves seldom."""
     raw = raw_run_of("ijepa")
     raw["recipe"]["optim"]["epochs"] = steps * raw["recipe"]["optim"]["batch_size"] / 128
@@ -141,7 +141,7 @@ def one_thread() -> Iterator[None]:
 def test_a_killed_launcher_finds_its_job_again_and_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
-    """Over 5 s: three launchers and their job each start Python, and the job trains 300 steps."""
+    """Over 5 s: three launchers and their job each start Python, and the job trains 120 steps."""
     raw = lasting()
     task = launched(raw, data, tmp_path / "killed")
     first = start(task)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.report import (
@@ -54,6 +54,7 @@ def test_a_table_says_of_which_tokens_its_features_are_and_marks_a_choice_on_tes
     assert table.marked == {("b", "knn")}
 
 
+@settings(max_examples=30)
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from(["x", "y"])),
@@ -64,7 +65,6 @@ def test_a_table_says_of_which_tokens_its_features_are_and_marks_a_choice_on_tes
 def test_a_table_of_random_results_is_their_pivot(
     values: dict[tuple[str, int, str], float],
 ) -> None:
-    """Over 5 s: a hundred random tables, each summarised by pandas in two ways."""
     frame = tidy(*(entry(*key, value) for key, value in values.items()))
     spec = TableSpec("any", "Any", ["x", "y"])
     rows = tabulate.tabulate(frame, spec).rows.set_index("run")
