@@ -29,8 +29,8 @@ def strict(kind: type[T], raw: dict[str, Any], where: str, also: tuple[str, ...]
     ``also`` are keys that the caller has taken out of ``raw``, for errors that list all keys.
     """
     try:
-        read: T = _adapter(kind).validate_python(merged(_defaults(kind), raw), extra="forbid")
-        return read
+        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # a class has a hash
+        return adapter.validate_python(merged(_defaults(kind), raw), extra="forbid")
     except ValidationError as error:
         # A misspelt key is also a missing one: its own name comes first.
         errors = sorted(error.errors(), key=lambda fault: fault["type"] == "missing")

@@ -19,12 +19,10 @@ Shape suffixes: N images, D features.
 
 import warnings
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +35,9 @@ from ijepa.cores import usable_memory
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 from ijepa.ranges import Count, Positive
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -68,7 +69,7 @@ class Head:
 
     mean: Tensor
     std: Tensor
-    model: LogisticRegression
+    model: "LogisticRegression"
     chosen: dict[str, Any]
 
     def predict(self, x_ND: Tensor) -> Tensor:
@@ -159,13 +160,17 @@ def fit(
     return Head(mean, std, model, chosen)
 
 
-def new_model(config: Config) -> LogisticRegression:
+def new_model(config: Config) -> "LogisticRegression":
     """Model with warm start: a fit starts from the weights of the one before."""
+    from sklearn.linear_model import LogisticRegression  # a plan reads Config alone, a second less
+
     return LogisticRegression(max_iter=config.max_iterations, tol=config.tolerance, warm_start=True)
 
 
-def fit_model(model: LogisticRegression, x_ND: Tensor, y_N: Tensor, penalty: float) -> None:
+def fit_model(model: "LogisticRegression", x_ND: Tensor, y_N: Tensor, penalty: float) -> None:
     """Fit the model; scikit-learn's C weighs the summed loss against half the squared norm."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # The result says whether the last fit converged.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -53,6 +52,8 @@ class Config:
 
     def encoder(self, images: Images) -> "Codebook":
         """Tokenizer, learnt from a random sample of the images."""
+        from sklearn.cluster import MiniBatchKMeans  # a plan reads the settings alone
+
         random = np.random.default_rng(self.seed)
         numbers = random.permutation(len(images))[:SAMPLED_IMAGES]
         views = WholeViews(images, self.size)
