@@ -14,10 +14,10 @@ from ijepa.data.jpeg import Pixels, check_pixels
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.identity import earlier_identity, run_identity
+from ijepa.keep_and_start import Keep, Start, parse_start
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.precision import Precision
 from ijepa.ranges import Count, NotNegativeInt
-from ijepa.stages import Keep, Start, parse_start
 from ijepa.strict import merged, strict
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder, ours, read_tensors
 from ijepa.errors import UserError
+from ijepa.keep_and_start import Start
 from ijepa.method import Method
 from ijepa.released import convert as released
 from ijepa.released.layouts import unwrapped
-from ijepa.stages import Start
 from ijepa.vit import ViT
 from ijepa.whole import load_whole, own_name, read_about
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_yaml
-from ijepa.logs import logs_in, read_log
+from ijepa.log_reader import logs_in, read_log
 
 Log = Callable[[dict[str, float], int], None]
 STEP = "step"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ijepa.errors import UserError, program, run_command
-from ijepa.logs import Records, logs_in, published_logs, published_of, read_log
+from ijepa.log_reader import Records, logs_in, published_logs, published_of, read_log
 
 CURVES = {
     "loss": "loss",

@@ -12,7 +12,7 @@ from ijepa.data.build import build_shards
 from ijepa.data.sources import webdataset
 from ijepa.errors import UserError
 from tests.test_sources_webdataset import SHARD, shard, shards
-from workflow.plan.options import register_entry
+from workflow.plan.command_options import register_entry
 
 
 @pytest.mark.parametrize(

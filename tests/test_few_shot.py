@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from evals.draws import draw
+from evals.balanced_draws import draw
 from evals.protocol import configure
 from evals.protocols import few_shot, low_shot
 from evals.protocols.few_shot import Config, Linear

@@ -22,7 +22,7 @@ from ijepa.cluster.slurm import Request, minutes
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
 from tests.test_launch import ONE, launched
-from workflow.plan.options import LAUNCH, launch_options
+from workflow.plan.command_options import LAUNCH, launch_options
 
 TWO_NODES = replace(ONE, gpus=8, gpus_per_node=4, cpus_per_gpu=10)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from evals.draws import draw
+from evals.balanced_draws import draw
 from evals.pooling import Pooled
 from evals.protocol import Facts, Uses
 from evals.protocols.logistic_regression import Config as LogisticRegression

@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.draws import index_in_class
+from evals.balanced_draws import index_in_class
 from evals.pooling import Pooled
 from evals.protocol import Uses
 from evals.result import Result, top1

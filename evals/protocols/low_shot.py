@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.draws import draw
+from evals.balanced_draws import draw
 from evals.pooling import Pooled
 from evals.protocol import Facts, Uses
 from evals.protocols.finetune import PRESETS as FINE_TUNING

@@ -25,7 +25,7 @@ from evals.report import costs
 from evals.report.costs import Point
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Table
-from ijepa.logs import Records, read_log
+from ijepa.log_reader import Records, read_log
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 GREY = "#7a7a7a"

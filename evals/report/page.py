@@ -22,7 +22,7 @@ from evals.report.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.files import read_json, write_text
-from ijepa.logs import REFERENCE, published_logs, published_of
+from ijepa.log_reader import REFERENCE, published_logs, published_of
 from ijepa.result_file import read_result
 
 TARGETS = " (the context block less the targets); the target blocks, whose features are predicted"

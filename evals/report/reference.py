@@ -30,7 +30,7 @@ from evals.report.plan import ReportPlan, read_plan
 from evals.report.result_set import Results, read_result_set
 from evals.report.results import CONTROLS
 from ijepa.errors import UserError, program, run_command
-from ijepa.logs import REFERENCE
+from ijepa.log_reader import REFERENCE
 
 ALPHA = 0.01
 PUBLISHED = (

@@ -11,7 +11,7 @@ from typing import Any
 from evals.result import unpacked
 from ijepa.errors import UserError
 from ijepa.files import check_format
-from ijepa.logs import REFERENCE
+from ijepa.log_reader import REFERENCE
 from ijepa.result_file import FORMAT
 
 DEFAULT = "results/mini"

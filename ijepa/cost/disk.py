@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ijepa.config import RunConfig
 from ijepa.cost.flops import on_meta
+from ijepa.keep_and_start import Keep
 from ijepa.optim import Optim
-from ijepa.stages import Keep
 
 
 class Disk(NamedTuple):

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
+from ijepa.keep_and_start import Keep, parse_start
 from ijepa.ranges import Count, NotNegativeInt
-from ijepa.stages import Keep, parse_start
 from ijepa.strict import merged, strict
 
 PIXELS = "pixels"
