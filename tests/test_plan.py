@@ -77,6 +77,22 @@ def test_a_run_that_no_table_asks_for_costs_nothing_and_needs_nothing(hour: dict
     assert "cifar100" not in grid.datasets
 
 
+def test_settings_of_one_encoder_leave_the_other_keys_of_a_nested_setting(
+    hour: dict[str, Any],
+) -> None:
+    hour["evaluations"].append(
+        {
+            "name": "few_labels",
+            "evaluation": "low_shot",
+            "config": {"share": 0.5, "finetune": {"epochs": 3, "batch_size": 8}},
+            "config_of": {"mae": {"finetune": {"epochs": 4}}, "dino": {"finetune": None}},
+        }
+    )
+    item = Grid(read_benchmark(hour)).evaluations["few_labels"]
+    assert item.settings("mae") == {"share": 0.5, "finetune": {"epochs": 4, "batch_size": 8}}
+    assert item.settings("dino") == {"share": 0.5, "finetune": None}
+
+
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"config\.sedes: unknown key \(did you mean seeds\?\)"):
         read_benchmark({**mini, "sedes": [1]})

@@ -149,8 +149,8 @@ class Evaluation:
     config_of: dict[str, Settings] = field(default_factory=dict)
 
     def settings(self, encoder: str) -> Settings:
-        """Settings with those that differ for this encoder."""
-        return {**self.config, **self.config_of.get(encoder, {})}
+        """Settings with those that differ for this encoder, nested ones too."""
+        return merged(self.config, self.config_of.get(encoder, {}))
 
 
 @dataclass(frozen=True)
