@@ -50,10 +50,13 @@ WORKERS ?= 2
 PYTEST := python -m pytest
 PARALLEL := -n $(WORKERS) --dist worksteal
 
+# TIERS: those of other marks beside, in one session: each process of pytest takes 20 s to import what it tests.
 test: setup
-	$(PYTEST) $(PARALLEL)
+	$(PYTEST) $(PARALLEL) $(if $(TIERS),-m "$(TIERS)")
 
-test-all: test test-processes test-browser test-versions test-slurm
+test-all: setup
+	$(MAKE) test TIERS="not (browser or slurm)"
+	$(MAKE) test-browser test-slurm
 
 # Only the files that have tests of a tier: pytest imports all that it is given, some 20 s for each process.
 files_with = $(shell grep -l 'mark.$(1)' tests/test_*.py)

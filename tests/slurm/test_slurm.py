@@ -34,6 +34,9 @@ LAUNCH = [
     *("--gpus", "4", "--gpus-per-node", "2", "--cpus-per-gpu", "1", "--gb-per-gpu", "2"),
 ]
 
+ONE_GPU = ["--gpus", "1", "--gpus-per-node", "1"]
+"""For tests that need no second process: each of Slurm's imports torch, which takes seconds."""
+
 
 def long_run(steps: int) -> dict[str, Any]:
     """A run of I-JEPA that takes a while; it saves by itself only now and then."""
@@ -107,7 +110,7 @@ def test_a_run_that_is_disturbed_in_every_way_ends_as_an_undisturbed_one(
 def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_from_what_it_saved(
     data: Path, tmp_path: Path
 ) -> None:
-    command = [*launch(long_run(steps=400), data, tmp_path), "--gpus", "2"]
+    command = [*launch(long_run(steps=400), data, tmp_path), *ONE_GPU]
     launcher = start(command, tmp_path / "log")
     wait_until(lambda: saved(tmp_path))
     os.killpg(launcher.pid, signal.SIGINT)
@@ -159,10 +162,10 @@ def test_a_request_that_the_cluster_can_never_run_is_refused_at_once(
 def test_a_job_that_fails_says_why_and_a_node_without_the_environment_too(
     data: Path, tmp_path: Path
 ) -> None:
-    raw, two = raw_run_of("ijepa"), ["--gpus", "2"]
-    raw["recipe"]["optim"]["batch_size"] = 31
-    failing = start([*launch(raw, data, tmp_path / "batch"), *two], tmp_path / "batch.log")
-    bare = [*launch(raw_run_of("mae"), data, tmp_path / "bare"), *two, "--setup", "exit 127"]
+    raw = raw_run_of("ijepa")
+    raw["recipe"]["optim"] |= {"batch_size": 31, "accumulate": 2}
+    failing = start([*launch(raw, data, tmp_path / "batch"), *ONE_GPU], tmp_path / "batch.log")
+    bare = [*launch(raw_run_of("mae"), data, tmp_path / "bare"), *ONE_GPU, "--setup", "exit 127"]
     without = start(bare, tmp_path / "bare.log")
     assert (failing.wait(90), without.wait(90)) == (1, 1)
     assert "batch_size is 31: it must be a multiple of 2" in (tmp_path / "batch.log").read_text()
