@@ -348,7 +348,8 @@ def test_a_job_in_a_conda_environment_runs_that_environments_python(
         "tables": [{"name": "tiny", "title": "Tiny", "evaluations": ["knn"]}],
     }
     index = "data/shards/tiny/index.json"
-    done = plan(config, tmp_path, "--sdm", "conda", "--", index, register=tiny / "datasets.yaml")
+    more = ("--no-hooks", "--sdm", "conda", "--", index)
+    done = plan(config, tmp_path, *more, register=tiny / "datasets.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "-m ijepa.data build tiny" in (tmp_path / "used").read_text()
     assert (tmp_path / index).exists()

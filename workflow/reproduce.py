@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,19 +215,27 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
     console.print(f"{grid.name}: planning   (Snakemake's own text: {LOG})", highlight=False)
     console.print(grid.grouped(), highlight=False)
 
-    with tempfile.TemporaryDirectory() as folder, LOG.open("w", encoding="utf-8") as log:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LOG.open("w", encoding="utf-8") as log,
+        ExitStack() as at_the_end,
+    ):
         events = Path(folder) / "events.jsonl"
         events.touch()
         both = Path(folder) / "config.json"  # JSON is YAML
         both.write_text(json.dumps(config), encoding="utf-8")
         paths = [str(ROOT), str(ROOT / "workflow" / "show")]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "IJEPA_EVENTS": str(events)}
-        estimating = None
-        if local:
+
+        def begin_estimate() -> subprocess.Popen[str]:
             command = [sys.executable, "-m", "workflow.plan.estimate", str(both), "--json"]
-            estimating = subprocess.Popen(
+            process = subprocess.Popen(
                 command, env=env, text=True, stdout=subprocess.PIPE, stderr=log
             )
+            at_the_end.callback(process.wait)
+            at_the_end.callback(process.kill)  # the run has ended, so nobody needs it
+            return process
+
         making = subprocess.Popen(
             snakemake(configs, profile, more),
             env=env,
@@ -242,10 +252,7 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
         )
         with Progress(*columns, console=console, transient=True) as progress:
             view = View(console, progress, max(1, cores // grid.threads) if local else 1)
-            follow(making, estimating, events, view)
-        if estimating is not None:
-            estimating.kill()  # the run has ended, so nobody needs it
-            estimating.wait()
+            follow(making, begin_estimate if local else None, events, view)
     if not making.returncode and not view.total:
         console.print("Nothing to be done: all results of this config are there.")
     elif making.returncode:
@@ -255,17 +262,23 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
 
 def follow(
     making: subprocess.Popen[bytes],
-    estimating: subprocess.Popen[str] | None,
+    begin_estimate: Callable[[], subprocess.Popen[str]] | None,
     events: Path,
     view: View,
 ) -> None:
-    """Show events until Snakemake has ended. Ctrl-C reaches Snakemake too, which ends its jobs."""
+    """Show events until Snakemake has ended. Ctrl-C reaches Snakemake too, which ends its jobs.
+
+    The time is estimated once there is something to do: the estimate takes ten seconds of a core.
+    """
+    estimating = None
     with events.open(encoding="utf-8") as file:
         while True:
             try:
                 over = making.poll() is not None
                 for line in file:
                     view.take(json.loads(line))
+                if view.total and begin_estimate:
+                    estimating, begin_estimate = begin_estimate(), None
                 if estimating is not None and estimating.poll() is not None:
                     show_estimate(estimating, view)
                     estimating = None
