@@ -81,9 +81,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send(self, start: int, end: int) -> None:
         try:
             for first in range(start, end, 10_000):
-                self.server.served += self.wfile.write(
-                    self.server.content[first : min(end, first + 10_000)]
-                )
+                chunk = self.server.content[first : min(end, first + 10_000)]
+                # Before it is sent: the client may have it, and look, before this thread goes on.
+                self.server.served += len(chunk)
+                self.wfile.write(chunk)
         except ConnectionError:
             assert self.server.stall, "only the killed client may leave"
 

@@ -93,6 +93,9 @@ def test_help_of_a_command_waits_for_no_large_package(command: str) -> None:
 
 
 def test_modules_do_not_import_a_large_package_that_they_do_not_need() -> None:
-    """All in one process, in this order: if none of the first has torch, no single one has."""
+    """All in one process, in this order: if none of the first has torch, no single one has.
+
+    Over 5 s on a busy machine: it imports the packages that only the last ones may.
+    """
     done = python(IMPORTS, json.dumps(NOT_IMPORTED))
     assert done.returncode == 0, done.stderr
