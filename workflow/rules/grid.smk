@@ -9,7 +9,12 @@ from ijepa.errors import UserError
 from workflow.plan import session
 from workflow.plan.benchmark import DATASET_NAME
 from workflow.plan.paths import Group
-from workflow.plan.command_options import LAUNCH, as_options, launch_options, register_entry
+from workflow.plan.command_options import (
+    LAUNCH,
+    as_options,
+    launch_options,
+    register_entry,
+)
 
 
 @contextmanager
