@@ -83,7 +83,7 @@ class Subject:
     def labels(self, split: str) -> Tensor:
         """Class numbers of a split, [N] int64."""
         labels = self.images(split).labels[self.label]
-        return torch.from_numpy(labels[: self.limit.get(split, len(labels))])
+        return torch.from_numpy(labels[: self.limit.get(split, len(labels))]).long()
 
     def subset(self, name: str) -> Tensor:
         """Numbers of the training images in an official list, such as ``1pct``."""
@@ -94,7 +94,7 @@ class Subject:
                 f"{self.data} has no subset {name!r}; it has {names}: put the official list beside "
                 "the raw files and make the shards again"
             )
-        numbers = torch.from_numpy(subsets[name])
+        numbers = torch.from_numpy(subsets[name]).long()
         return numbers[numbers < len(self.labels("train"))]
 
     def features(self, split: str, pool: Pool | None = None, layers: int = 1) -> Tensor:

@@ -56,7 +56,7 @@ def monitored(images: Images, vit: ViTConfig, label: str = "class") -> Monitored
     views = torch.utils.data.Subset(EvaluationViews(images, vit.image_size), numbers)
     pixels = normalise(next(iter(evaluation_batches(views, count, 0))), vit.mean, vit.std)
     classes = images.labels.get(label)
-    return Monitored(pixels, None if classes is None else torch.from_numpy(classes[numbers]))
+    return Monitored(pixels, None if classes is None else torch.from_numpy(classes[numbers]).long())
 
 
 @torch.no_grad()

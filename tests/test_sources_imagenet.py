@@ -272,7 +272,7 @@ def test_official_archives_become_shards_that_know_their_subset(
     (few,) = images.subsets.values()
     listed = {picture(names[1]) for names in TRAIN.values()}
     tars = [path.read_bytes() for path in images.paths]
-    starts = [position for positions in images.places for position in positions.tolist()]
+    starts = [images.table.position(number)[1:] for number in range(6)]
     owner = [0] * 4 + [1] * 2
     assert {tars[owner[n]][starts[n][0] :][: starts[n][1]] for n in few.tolist()} == listed
     assert read_index(official / "out").labels == {"class": 3}

@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.jpeg import Jpeg, Pixels
-from ijepa.data.shards import read_index, read_shard
+from ijepa.data.shards import read_index, read_table
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
@@ -30,62 +29,52 @@ SHARED = Path("/dev/shm")
 AHEAD = 2
 """Batches that torch has each worker make ahead (prefetch_factor)."""
 
+MAPPED = 512
+"""Tars that a process has mapped at a time. Each is an open file, and 1,024 is a common limit."""
+
 
 class Images:
     """Images of one split by number, straight from the tars.
 
     ``labels`` gives for each kind of label the class of every image, ``subsets`` for each official
     list the numbers of its images. Only these and the images' places in the tars are held in
-    memory; the bytes are mapped, so that all processes of a machine share them.
+    memory (ijepa.data.shards.Table); the bytes are mapped, so that all processes of a machine
+    share them.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        names = [shard["name"] for shard in read_index(folder).splits[split]]
-        self.paths = [folder / name for name in names]
-        shards = [read_shard(path) for path in self.paths]
-        self.places = [np.array(shard.places, np.int64) for shard in shards]
-        self.labels = {
-            name: np.array([label for shard in shards for label in shard.labels[name]], np.int64)
-            for name in shards[0].labels
-        }
-        self.ends = list(accumulate(len(places) for places in self.places))
-        self.subsets = {
-            name: np.array(
-                [
-                    start + index
-                    for start, shard in zip([0, *self.ends[:-1]], shards, strict=True)
-                    for index in shard.subsets.get(name, [])
-                ],
-                np.int64,
-            )
-            for name in sorted({name for shard in shards for name in shard.subsets})
-        }
+        index = read_index(folder)
+        self.paths = [folder / shard["name"] for shard in index.splits[split]]
+        self.table = read_table(folder, index, split)
+        self.labels, self.subsets = self.table.labels, self.table.subsets
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:
-        return self.ends[-1]
+        return int(self.table.ends[-1])
 
     def __getitem__(self, number: int) -> Image.Image:
         """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
         try:
             return Image.open(io.BytesIO(self.encoded(number))).convert("RGB")
         except (OSError, SyntaxError) as error:
+            shard, _, _ = self.table.position(number)
             raise UserError(
-                f"image {number} in {self.paths[self._shard(number)]} cannot be decoded ({error}): "
+                f"image {number} in {self.paths[shard]} cannot be decoded ({error}): "
                 "mend the raw file and make the shard again"
             ) from None
 
     def encoded(self, number: int) -> bytes:
         """File of image ``number``, as it is in the shard."""
-        shard = self._shard(number)
-        first, size = self.places[shard][number - self.ends[shard]]
+        shard, first, size = self.table.position(number)
+        return self._mapped(shard)[first : first + size]
+
+    def _mapped(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:
+            if len(self._maps) >= MAPPED:
+                del self._maps[next(iter(self._maps))]
             with self.paths[shard].open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard][first : first + size]
-
-    def _shard(self, number: int) -> int:
-        return int(np.searchsorted(self.ends, number, side="right"))
+        return self._maps[shard]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
@@ -181,21 +170,30 @@ class Steps(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.num_images // self.batch_size
         for epoch in range(self.first // per_epoch, -(-self.last // per_epoch)):
-            order = torch.randperm(self.num_images, generator=generator(self.seed, "order", epoch))
-            for step in range(
-                max(self.first, epoch * per_epoch), min(self.last, (epoch + 1) * per_epoch)
-            ):
-                size = self.batch_size // self.num_parts
-                start = step % per_epoch * self.batch_size + self.part * size
-                yield [(epoch, int(i)) for i in order[start : start + size]]
+            # In a generator of its own, which frees an order before the next one is drawn.
+            yield from self._epoch(epoch, per_epoch)
+
+    def _epoch(self, epoch: int, per_epoch: int) -> Iterator[list[tuple[int, int]]]:
+        # The same order in any type: torch draws it by one algorithm.
+        kind = torch.int32 if self.num_images < 2**31 else torch.int64
+        random = generator(self.seed, "order", epoch)
+        order = torch.randperm(self.num_images, generator=random, dtype=kind)
+        for step in range(
+            max(self.first, epoch * per_epoch), min(self.last, (epoch + 1) * per_epoch)
+        ):
+            size = self.batch_size // self.num_parts
+            start = step % per_epoch * self.batch_size + self.part * size
+            yield [(epoch, int(i)) for i in order[start : start + size]]
 
 
 def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> DataLoader[Any]:
     """One Item for each step, whose views are bytes [B, H, W, C] and whose tokens are [B, N]."""
+    # Any image has the size of all; to ask the sampler for one would draw an order twice.
+    keys = [(0, 0)] * (steps.batch_size // steps.num_parts) if len(steps) else []
     return DataLoader(
         views,
         batch_sampler=steps,
-        num_workers=fitting(views, next(iter(steps), []), num_workers, steps.num_parts),
+        num_workers=fitting(views, keys, num_workers, steps.num_parts),
         collate_fn=gather,
         pin_memory=_gpu(),
         worker_init_fn=undisturbed,

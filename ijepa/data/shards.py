@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ijepa.errors import UserError
 from ijepa.files import digest, read_json, write_json
@@ -86,6 +87,66 @@ def read_shard(path: Path) -> Shard:
         raise UserError(f"{path.with_suffix('.json')} is damaged ({error}): make shards") from None
 
 
+@dataclass(frozen=True)
+class Table:
+    """Places, labels and official lists of all images of a split, in as few bytes as they need.
+
+    An image takes 8 bytes, and one or two for each kind of label: every process has its own table.
+
+    Args:
+        ends: Number of images up to the end of each shard.
+        places: Each image's first block in its tar, and its number of bytes, [images, 2] uint32.
+            Files in a tar begin at a block of 512 bytes.
+        labels: Class of every image by kind of label, in the smallest signed integers.
+        subsets: Numbers of the images of each official list, likewise.
+    """
+
+    ends: NDArray[np.int64]
+    places: NDArray[np.uint32]
+    labels: dict[str, NDArray[Any]]
+    subsets: dict[str, NDArray[Any]]
+
+    def position(self, number: int) -> tuple[int, int, int]:
+        """Number of an image's shard, its first byte in the tar and its number of bytes."""
+        if number < 0:
+            raise IndexError(number)
+        block, size = self.places[number].tolist()
+        return int(self.ends.searchsorted(number, side="right")), block * tarfile.BLOCKSIZE, size
+
+
+def read_table(folder: Path, index: Index, split: str) -> Table:
+    """Table of a split, from one shard's file at a time: parsed, an image takes 190 bytes.
+
+    Raises UserError if a shard has another number of images than ``index.json`` says.
+    """
+    shards = index.splits[split]
+    ends = np.cumsum([shard["num_samples"] for shard in shards], dtype=np.int64)
+    count = int(ends[-1])
+    labels = {name: np.empty(count, _smallest(classes)) for name, classes in index.labels.items()}
+    places = np.empty((count, 2), np.uint32)
+    lists: dict[str, list[NDArray[Any]]] = {}
+    for entry, end in zip(shards, ends.tolist(), strict=True):
+        shard = read_shard(folder / entry["name"])
+        start = end - len(shard.places)
+        if len(shard.places) != entry["num_samples"]:
+            raise UserError(
+                f"{folder / entry['name']} has {len(shard.places)} images, index.json says "
+                f"{entry['num_samples']}: make shards"
+            )
+        places[start:end] = np.array(shard.places).reshape(-1, 2) // (tarfile.BLOCKSIZE, 1)
+        for name in labels:
+            labels[name][start:end] = shard.labels[name]
+        for name, numbers in shard.subsets.items():
+            lists.setdefault(name, []).append(start + np.array(numbers, _smallest(count)))
+    subsets = {name: np.concatenate(lists[name]) for name in sorted(lists)}
+    return Table(ends, places, labels, subsets)
+
+
+def _smallest(classes: list[str] | int) -> np.dtype[Any]:
+    """Smallest signed type of the numbers below a count, or of the numbers of named classes."""
+    return np.min_scalar_type(-(classes if isinstance(classes, int) else len(classes)))
+
+
 def verify(folder: Path, splits: list[str] | None = None) -> Index:
     """Compare every shard of the splits with the index, byte for byte, and return the index.
 
@@ -139,13 +200,13 @@ def check_limit(limit: dict[str, int], folder: Path) -> None:
     for split, count in limit.items():
         if split not in index.splits:
             raise UserError(f"images.{split}: unknown split; there are {', '.join(index.splits)}")
-        shards = [read_shard(folder / shard["name"]) for shard in index.splits[split]]
-        if count > (available := sum(len(shard.places) for shard in shards)):
+        table = read_table(folder, index, split)
+        if count > (available := int(table.ends[-1])):
             raise UserError(
                 f"images.{split}: {count} asked for, but {folder} has {available}: ask for fewer"
             )
         for label in index.labels:
-            numbers = np.concatenate([shard.labels[label] for shard in shards])
+            numbers = table.labels[label]
             some, all_classes = len(np.unique(numbers[:count])), len(np.unique(numbers))
             in_order = (np.diff(numbers[:count]) >= 0).all()
             if some < all_classes <= count and in_order:
