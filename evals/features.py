@@ -68,8 +68,10 @@ from tqdm import tqdm
 from evals.about import FORMAT
 from evals.patches import PATCHES_FILE, spread_out
 from evals.pooling import NUM_LAYERS, PATCHES, Pool, kinds
+from evals.subject import check_channels
 from evals.views import patch_features, pooled
 from ijepa.allocator import keep_freed_memory
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
 from ijepa.data.transforms import normalise
@@ -100,6 +102,8 @@ def extract(
     if encoder_file is not None:
         image_size = about["run"]["vit"]["image_size"]
     index = verify(data)
+    if encoder_file is not None:
+        check_channels(encoder_file, ViTConfig(**about["run"]["vit"]), index)
     if (stored := kinds(about)) != PATCHES:
         about["features_of_tokens"] = list(stored)
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}

@@ -33,7 +33,8 @@ class ViTConfig:
 
     ``mean`` and ``std`` of each channel, in shares of the largest value, normalise every image that
     the encoder sees; None means ImageNet's, which every release uses for every data set.
-    ``ijepa-bench data statistics`` computes those of a data set.
+    ``ijepa-bench data statistics`` computes those of a data set. Their number is that of the
+    channels: other than three have no statistics but their own.
     """
 
     image_size: int = 224
@@ -44,8 +45,8 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     init: Init = "official"
     patch_std: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     # Checked here, not by pydantic: sizes also come from weights, headers and options of a command.
     def __post_init__(self) -> None:
@@ -58,8 +59,14 @@ class ViTConfig:
         for name in ("mean", "std"):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(values))  # JSON has lists, which have no hash
-                if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-                    raise ValueError(f"{name} is {list(values)}: give three numbers from 0 to 1")
+                if not values or not all(0 <= value <= 1 for value in values):
+                    raise ValueError(
+                        f"{name} is {list(values)}: give a number from 0 to 1 for each channel"
+                    )
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers, std {len(self.std)}: give one for each channel"
+            )
         if self.std is not None and not all(self.std):
             raise ValueError(f"std is {list(self.std)}: each must be above 0")
         for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
@@ -78,6 +85,11 @@ class ViTConfig:
             raise ValueError(
                 f"dim is {self.dim}: sine-cosine positions in two directions need a multiple of 4"
             )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images, three unless mean and std have another number."""
+        return 3 if self.mean is None else len(self.mean)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from evals import patches
-from evals.drawing import GAP, board, frame, sheet, show
+from evals.drawing import GAP, board, displayed, frame, sheet, show
 from evals.protocols.knn import neighbours
 from evals.report.figures import COLOURS, figure
 from evals.subject import stored
@@ -31,7 +31,7 @@ def masks(shown: dict[str, Any], images: Images) -> str:
     with figure(1.0 + 1.5 * count, 1.55 * len(names)) as (drawing, file):
         axis = board(drawing, names, count)
         for column in range(count):
-            pixels = np.asarray(centre_crop(images[column], size))
+            pixels = displayed(centre_crop(images[column], size))
             show(axis, 0, column, pixels)
             for row, visible in enumerate(rows.values(), start=1):
                 by_patch = visible[column].reshape(side, side)
@@ -49,7 +49,7 @@ def patch_features(file: Path, view: str, size: int, test: Images) -> str:
     """
     features_BND: NDArray[np.float16] = np.load(file)
     numbers = read_json(file.with_suffix(".part.json"))["about"]["shown"]
-    pixels = [np.asarray(WHOLE_VIEWS[view](test[number], size)) for number in numbers]
+    pixels = [displayed(WHOLE_VIEWS[view](test[number], size)) for number in numbers]
     side = math.isqrt(features_BND.shape[1])
     chosen = (0, side // 2 * side + side // 2)
     cosines = patches.similarity(features_BND, *chosen)
@@ -73,10 +73,10 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
         axis = board(drawing, {row * HEIGHT: "" for row in range(count)}, k + 1)
         for number, (query, nearest) in enumerate(zip(queries, indices, strict=True)):
             row = number * HEIGHT
-            show(axis, row, 0, np.asarray(test[query]))
+            show(axis, row, 0, displayed(test[query]))
             frame(axis, 0, row, 1 - GAP, COLOURS[1])
             for column, index in enumerate(nearest, start=1):
-                show(axis, row, column, np.asarray(train[index]))
+                show(axis, row, column, displayed(train[index]))
                 if labels and train.labels[labels[0]][index] == test.labels[labels[0]][query]:
                     middle = column + (1 - GAP) / 2
                     axis.text(middle, row + 1, "same class", fontsize=7, ha="center", va="top")

@@ -233,8 +233,9 @@ def batch_of_noise(run: RunConfig, images: int, step: int, device: torch.device)
     """Batch of images of noise."""
     views = run.recipe.views(run.vit.image_size)
     rows, columns = run.vit.grid
+    channels = run.vit.channels
     return Batch(
-        tuple(torch.randn(images, 3, view.size, view.size, device=device) for view in views),
+        tuple(torch.randn(images, channels, v.size, v.size, device=device) for v in views),
         seed=0,
         step=step,
         total=run.recipe.optim.batch_size,

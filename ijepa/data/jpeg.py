@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn import functional as F
 
 from ijepa.errors import UserError
@@ -40,7 +39,7 @@ class Jpeg:
     Raises ValueError for any other bytes, CMYK included.
     """
 
-    def __init__(self, data: bytes, whole: Callable[[], Image.Image]) -> None:
+    def __init__(self, data: bytes, whole: Callable[[], Any]) -> None:
         import simplejpeg
 
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

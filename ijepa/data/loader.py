@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ijepa.data.bands import RGB, Picture, read_bands
 from ijepa.data.jpeg import Jpeg, Pixels
 from ijepa.data.shards import read_index, read_shard
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
@@ -40,7 +41,9 @@ class Images:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        names = [shard["name"] for shard in read_index(folder).splits[split]]
+        index = read_index(folder)
+        names = [shard["name"] for shard in index.splits[split]]
+        self.pixels = (index.channels, index.bits)
         self.paths = [folder / name for name in names]
         shards = [read_shard(path) for path in self.paths]
         self.places = [np.array(shard.places, np.int64) for shard in shards]
@@ -65,11 +68,16 @@ class Images:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, number: int) -> Image.Image:
-        """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
+    def __getitem__(self, number: int) -> Picture:
+        """Image ``number`` in RGB, or in the data set's own channels.
+
+        Raises UserError that names it if it cannot be decoded.
+        """
         try:
+            if self.pixels != RGB:
+                return read_bands(self.encoded(number), *self.pixels)
             return Image.open(io.BytesIO(self.encoded(number))).convert("RGB")
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise UserError(
                 f"image {number} in {self.paths[self._shard(number)]} cannot be decoded ({error}): "
                 "mend the raw file and make the shard again"
@@ -99,7 +107,7 @@ class View(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Views of an image, bytes [H, W, C] each, and the first view's tokens; or those of a batch."""
+    """Views of an image, [H, W, C] each, and the first view's tokens; or those of a batch."""
 
     views: list[Any]
     tokens: Any = None
@@ -131,7 +139,7 @@ class TrainingViews(Dataset[Item]):
             tokens = crop_tokens(ids, image.size, views[0][1], self.grid).astype(np.int64).ravel()
         return Item([to_array(view) for view, _ in views], tokens)
 
-    def _image(self, number: int) -> Image.Image | Jpeg:
+    def _image(self, number: int) -> Picture | Jpeg:
         """Image that is decoded, or a JPEG whose views are decoded as they need."""
         if self.pixels == "exact":
             return self.images[number]
@@ -142,7 +150,7 @@ class TrainingViews(Dataset[Item]):
 
 
 @dataclass(frozen=True)
-class EvaluationViews(Dataset[NDArray[np.uint8]]):
+class EvaluationViews(Dataset[NDArray[Any]]):
     """Images in order, in the evaluation view."""
 
     images: Images
@@ -153,7 +161,7 @@ class EvaluationViews(Dataset[NDArray[np.uint8]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+    def __getitem__(self, number: int) -> NDArray[Any]:
         make = WHOLE_VIEWS[self.view]
         return to_array(make(self.images[number], self.size, INTERPOLATIONS[self.interpolation]))
 

@@ -10,7 +10,7 @@ K columns of patches.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from ijepa.data.bands import COLOURS, Bands, Picture
 from ijepa.data.jpeg import Jpeg
 from ijepa.ranges import Probability
 from ijepa.transfer import placed
@@ -160,10 +161,18 @@ def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator)
     return Box(left, top, w, h, random.random() < crop.flip)
 
 
+@overload
 def augment(
     image: Image.Image | Jpeg, size: int, crop: Crop, random: np.random.Generator
-) -> tuple[Image.Image, Box]:
-    """Square view of ``size`` pixels of an RGB image, and the part of the image that it shows.
+) -> tuple[Image.Image, Box]: ...
+@overload
+def augment(
+    image: Bands, size: int, crop: Crop, random: np.random.Generator
+) -> tuple[Bands, Box]: ...
+def augment(
+    image: Picture | Jpeg, size: int, crop: Crop, random: np.random.Generator
+) -> tuple[Picture, Box]:
+    """Square view of ``size`` pixels of an image, and the part of the image that it shows.
 
     All randomness comes from ``random``. Box and flip are always drawn, changes of colour only if
     ``crop`` has them.
@@ -177,12 +186,16 @@ def augment(
     box = sample_box(*image.size, crop, random)
     left, top, width, height, flip = box
     part = (left, top, left + width, top + height)
+    view: Picture
     if isinstance(image, Jpeg):
         view = Image.fromarray(image.view(part, size, crop.interpolation))
     else:
         view = image.crop(part).resize((size, size), INTERPOLATIONS[crop.interpolation])
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if isinstance(view, Bands):
+        assert not any(np.any(getattr(crop, name)) for name in COLOURS), "refused by the config"
+        return view, box
     if any(crop.jitter) and happens(crop.jitter_probability):
         view = _jitter(view, crop.jitter, random)
     if happens(crop.grey):
@@ -245,8 +258,8 @@ def crop_tokens(
 
 
 def centre_crop(
-    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
+    image: Picture, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Picture:
     """Evaluation view: short side resized to 8/7 of ``size``, then the central square.
 
     224 pixels are cut from 256, as in the paper's protocols. An image whose short side is ``size``
@@ -268,8 +281,8 @@ def short_side(size: int) -> int:
 
 
 def squash(
-    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
+    image: Picture, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Picture:
     """Whole image as a square: CLEVR's nearest object may lie outside the centre."""
     return image.resize((size, size), interpolation)
 
@@ -278,8 +291,11 @@ WHOLE_VIEWS = {"centre": centre_crop, "squash": squash}
 """Evaluation views by name: each makes a whole image the square that an encoder is evaluated on."""
 
 
-def to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Bytes [H, W, 3] of an image, a quarter of the size of floats, which the device makes."""
+def to_array(image: Picture) -> NDArray[Any]:
+    """Bytes [H, W, C] of an image, a quarter of the size of floats, which the device makes.
+
+    Channels of 16 bits are floats already, from 0 to 255.
+    """
     return np.asarray(image)
 
 
@@ -288,10 +304,11 @@ def normalise(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Tensor:
-    """Floats [B, 3, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
-    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float().contiguous()
+    """Floats [B, C, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
+    # A copy in any case: what is floats already would else be changed in place.
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32, copy=True).contiguous()
     device = images_BCHW.device
     shift, scale = (
-        placed(torch.tensor(s), device).view(1, 3, 1, 1) * 255 for s in (mean or MEAN, std or STD)
+        placed(torch.tensor(s), device).view(1, -1, 1, 1) * 255 for s in (mean or MEAN, std or STD)
     )
     return images_BCHW.sub_(shift).div_(scale)

@@ -179,8 +179,8 @@ class Predictor(nn.Module):
             block(dim, vit.num_heads) for _ in range(config.predictor_depth)
         )
         self.predictor_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        pixels = config.targets == "pixels"
-        self.predictor_proj = nn.Linear(dim, vit.patch_size**2 * 3 if pixels else vit.dim)
+        values = vit.patch_size**2 * vit.channels
+        self.predictor_proj = nn.Linear(dim, values if config.targets == "pixels" else vit.dim)
         initialise(self, vit.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

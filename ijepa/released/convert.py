@@ -200,6 +200,15 @@ def publish(
     return key, {f"{prefix}{theirs[ours]}": value for ours, value in weights.items()}
 
 
+def check_published(vit: ViTConfig) -> None:
+    """Raise UserError for an encoder of images that no published layout, and no package, takes."""
+    if vit.channels != 3:
+        raise UserError(
+            f"the encoder is for images of {vit.channels} channels, every --layout is for three: "
+            "use this project's own file"
+        )
+
+
 def listed(items: list[str]) -> str:
     """Items for a sentence; only the first NAMED_IN_AN_ERROR are named."""
     more = len(items) - NAMED_IN_AN_ERROR

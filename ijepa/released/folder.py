@@ -20,7 +20,7 @@ from ijepa.data.transforms import MEAN, STD, short_side
 from ijepa.errors import UserError
 from ijepa.files import to_json, written_whole
 from ijepa.released.card import model_card
-from ijepa.released.convert import split, translate
+from ijepa.released.convert import check_published, split, translate
 from ijepa.released.layouts import BEIT_NAMES, DINOV2_NAMES, VIT_NAMES
 from ijepa.vit import LAYER_NORM_EPS, ViT
 
@@ -38,6 +38,7 @@ def contents(
     Raises UserError if no network of the package computes what ``encoder`` does.
     """
     vit, variant = encoder.config, encoder.variant
+    check_published(vit)
     if layout == "timm-folder":
         config, weights = timm_config(vit, variant), dict(encoder.state_dict())
     else:

@@ -49,7 +49,8 @@ def forward_flops(vit: dict[str, Any]) -> float:
     ratio = vit.get("mlp_ratio", 4.0)
     tokens = (vit["image_size"] // patch) ** 2
     block = 2 * (4 + 2 * ratio) * tokens * dim**2 + 4 * tokens**2 * dim
-    return float(2 * tokens * 3 * patch**2 * dim + depth * block)
+    channels = len(vit["mean"]) if vit.get("mean") else 3
+    return float(2 * tokens * channels * patch**2 * dim + depth * block)
 
 
 def job_seconds(
