@@ -87,8 +87,8 @@ def read_bands(content: bytes, channels: int, bits: int) -> Bands:
             f"it is {' x '.join(map(str, array_HWC.shape))} (rows, columns, channels), the entry "
             f"has channels: {channels}"
         )
-    if (found := 8 * array_HWC.itemsize) != bits:
-        raise ValueError(f"it has {found} bits a channel, the entry has bits: {bits}")
+    if (depth := 8 * array_HWC.itemsize) != bits:
+        raise ValueError(f"it has {depth} bits a channel, the entry has bits: {bits}")
     if bits == 16:
         array_HWC = array_HWC.astype(np.float32) / SCALE_16
     planes = np.ascontiguousarray(np.moveaxis(array_HWC, 2, 0))
