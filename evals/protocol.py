@@ -44,6 +44,7 @@ class Facts:
         depth: Number of the encoder's blocks; None also for raw pixels.
         class_token: True if the encoder has [cls].
         channels: Channels of the encoder's images; None also for raw pixels.
+        square: False if the encoder's images are wider than high, or higher than wide.
         pixels: Channels of the data set's images, and bits of each.
         images: Number of training images.
         rarest: Training images that the rarest class has at most.
@@ -54,6 +55,7 @@ class Facts:
     depth: int | None = None
     class_token: bool | None = None
     channels: int | None = None
+    square: bool = True
     pixels: tuple[int, int] = RGB
     images: int | None = None
     rarest: int | None = None

@@ -113,6 +113,7 @@ def facts_of(subject: Subject, header: dict[str, Any]) -> Facts:
         depth=vit.depth if vit else None,
         class_token="cls" in kinds(header),
         channels=vit.channels if vit else None,
+        square=vit.is_square if vit else True,
         pixels=(subject.index.channels, subject.index.bits),
         images=len(labels),
         rarest=int(labels.bincount(minlength=subject.num_classes).min()),

@@ -35,6 +35,7 @@ from ijepa.data.loader import (
     fitting,
     stack,
 )
+from ijepa.data.size import Size, sides
 from ijepa.data.transforms import (
     INTERPOLATIONS,
     MEAN,
@@ -207,12 +208,12 @@ class LabelledViews(Dataset[tuple[NDArray[Any], int]]):
     images: Images
     labels: Tensor
     numbers: Tensor
-    size: int
+    size: Size
 
     @cached_property
     def policy(self) -> Callable[[Image.Image], Image.Image] | None:
         """RandAugment or AutoAugment; None for neither."""
-        return self.config.policy(self.size)
+        return self.config.policy(min(sides(self.size)))
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[Any], int]:
         epoch, position = key

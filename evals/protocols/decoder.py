@@ -33,6 +33,11 @@ def check(config: Config, facts: Facts) -> None:
             f"condition is {config.condition}: the decoder draws three channels of 8 bits, the "
             f"data set has {channels} of {bits}: leave the evaluation out"
         )
+    if not facts.square:
+        raise ValueError(
+            f"condition is {config.condition}: the decoder draws square images, those of the "
+            "encoder are not: leave the evaluation out"
+        )
 
 
 def flops(config: Config, vit: ViTConfig) -> float:

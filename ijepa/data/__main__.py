@@ -7,6 +7,7 @@ from pathlib import Path
 from ijepa.data import register
 from ijepa.data.build import build_shards, missing
 from ijepa.data.shards import check_limit, verify
+from ijepa.data.size import as_size
 from ijepa.data.source import Source, load_source
 from ijepa.errors import program, run_command
 from ijepa.files import read_yaml
@@ -37,8 +38,10 @@ def main() -> None:
             sub.add_argument(
                 "--image-size",
                 type=int,
-                default=224,
-                help="side of the images that an encoder sees",
+                nargs="+",
+                default=[224],
+                metavar="PIXELS",
+                help="side of the images that an encoder sees, or height and width",
             )
         if command == "build":
             sub.add_argument(
@@ -69,7 +72,8 @@ def main() -> None:
         # Not at the top: torch takes seconds to import, and the other commands need none.
         from ijepa.data.statistics import statistics
 
-        mean, std = statistics(options.out, options.image_size)
+        size = options.image_size
+        mean, std = statistics(options.out, as_size(size if len(size) > 1 else size[0]))
         print(f"vit: {{mean: {list(mean)}, std: {list(std)}}}")
     else:
         verify(options.out)

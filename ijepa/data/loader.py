@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ijepa.data.bands import RGB, Picture, read_bands
 from ijepa.data.jpeg import Jpeg, Pixels
 from ijepa.data.shards import read_index, read_shard
+from ijepa.data.size import Size
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
@@ -100,9 +101,9 @@ class Images:
 
 
 class View(NamedTuple):
-    """One augmented view of an image: its side in pixels and how it is cut."""
+    """One augmented view of an image: its size in pixels and how it is cut."""
 
-    size: int
+    size: Size
     crop: Crop
 
 
@@ -154,7 +155,7 @@ class EvaluationViews(Dataset[NDArray[Any]]):
     """Images in order, in the evaluation view."""
 
     images: Images
-    size: int
+    size: Size
     view: str = "centre"
     interpolation: str = "bicubic"
 

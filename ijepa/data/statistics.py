@@ -4,6 +4,7 @@ They are those of all pixels of the training images in the evaluation view, so t
 images count alike; sums of bytes are whole numbers, so that the order does not matter.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from ijepa.cores import usable_cores
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import verify
+from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
 
 BATCH_SIZE = 128
@@ -20,7 +22,7 @@ DECIMALS = {8: 4, 16: 6}
 
 
 def statistics(
-    folder: Path, size: int, num_workers: int | None = None
+    folder: Path, size: Size, num_workers: int | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of the training images, in shares of 255.
 
@@ -36,7 +38,7 @@ def statistics(
     for images_BHWC in tqdm(batches, desc="statistics", unit="batch", mininterval=2):
         x_NC = images_BHWC.flatten(0, 2).to(kind)
         total_C, squares_C = total_C + x_NC.sum(0), squares_C + x_NC.square().sum(0)
-    count = len(views) * size * size
+    count = len(views) * math.prod(sides(size))
     mean_C = total_C.double() / count
     std_C = (squares_C.double() / count - mean_C.square()).clamp(min=0).sqrt()
     mean, std = (

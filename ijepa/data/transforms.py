@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ijepa.data.bands import COLOURS, Bands, Picture
 from ijepa.data.jpeg import Jpeg
+from ijepa.data.size import Size, sides
 from ijepa.ranges import Probability
 from ijepa.transfer import placed
 
@@ -138,15 +139,19 @@ class Box(NamedTuple):
     flip: bool
 
 
-def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator) -> Box:
+def sample_box(
+    width: int, height: int, crop: Crop, random: np.random.Generator, shape: float = 1.0
+) -> Box:
     """Random part of an image, or all of it (the rule of torchvision's RandomResizedCrop).
 
     Up to ten crops are drawn until one fits inside the image; if none does, the part is the largest
-    central crop of an allowed aspect ratio.
+    central crop of an allowed aspect ratio. ``shape`` is the view's width by its height: the crop's
+    aspect ratios are relative to it, so that they are what views are stretched by.
     """
     if crop.whole:
         return Box(0, 0, width, height, random.random() < crop.flip)
-    low, high = (math.log(a) for a in crop.aspect)
+    narrow, wide = (aspect * shape for aspect in crop.aspect)
+    low, high = math.log(narrow), math.log(wide)
     for _ in range(10):
         area = width * height * random.uniform(*crop.scale)
         aspect = math.exp(random.uniform(low, high))
@@ -155,24 +160,24 @@ def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator)
             left, top = (int(random.integers(room + 1)) for room in (width - w, height - h))
             break
     else:
-        w = min(width, round(height * crop.aspect[1]))
-        h = min(height, round(width / crop.aspect[0]))
+        w = min(width, round(height * wide))
+        h = min(height, round(width / narrow))
         left, top = (width - w) // 2, (height - h) // 2
     return Box(left, top, w, h, random.random() < crop.flip)
 
 
 @overload
 def augment(
-    image: Image.Image | Jpeg, size: int, crop: Crop, random: np.random.Generator
+    image: Image.Image | Jpeg, size: Size, crop: Crop, random: np.random.Generator
 ) -> tuple[Image.Image, Box]: ...
 @overload
 def augment(
-    image: Bands, size: int, crop: Crop, random: np.random.Generator
+    image: Bands, size: Size, crop: Crop, random: np.random.Generator
 ) -> tuple[Bands, Box]: ...
 def augment(
-    image: Picture | Jpeg, size: int, crop: Crop, random: np.random.Generator
+    image: Picture | Jpeg, size: Size, crop: Crop, random: np.random.Generator
 ) -> tuple[Picture, Box]:
-    """Square view of ``size`` pixels of an image, and the part of the image that it shows.
+    """View of ``size`` pixels of an image, and the part of the image that it shows.
 
     All randomness comes from ``random``. Box and flip are always drawn, changes of colour only if
     ``crop`` has them.
@@ -183,14 +188,15 @@ def augment(
     def happens(probability: float) -> bool:
         return probability > 0 and random.random() < probability
 
-    box = sample_box(*image.size, crop, random)
+    rows, columns = sides(size)
+    box = sample_box(*image.size, crop, random, columns / rows)
     left, top, width, height, flip = box
     part = (left, top, left + width, top + height)
     view: Picture
     if isinstance(image, Jpeg):
         view = Image.fromarray(image.view(part, size, crop.interpolation))
     else:
-        view = image.crop(part).resize((size, size), INTERPOLATIONS[crop.interpolation])
+        view = image.crop(part).resize((columns, rows), INTERPOLATIONS[crop.interpolation])
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if isinstance(view, Bands):
@@ -258,21 +264,23 @@ def crop_tokens(
 
 
 def centre_crop(
-    image: Picture, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+    image: Picture, size: Size, interpolation: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Picture:
     """Evaluation view: short side resized to 8/7 of ``size``, then the central square.
 
     224 pixels are cut from 256, as in the paper's protocols. An image whose short side is ``size``
     already is only cut: enlarging a 32-pixel photograph to cut 32 pixels from it would lose its
-    border.
+    border. For a view that is no square, the image is resized until it just covers 8/7 of both
+    sides.
     """
-    if min(image.size) != size:
-        scale = short_side(size) / min(image.size)
+    rows, columns = sides(size)
+    if min(image.height - rows, image.width - columns) != 0:
+        scale = max(short_side(rows) / image.height, short_side(columns) / image.width)
         image = image.resize(
             (round(image.width * scale), round(image.height * scale)), interpolation
         )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - columns) // 2, (image.height - rows) // 2
+    return image.crop((left, top, left + columns, top + rows))
 
 
 def short_side(size: int) -> int:
@@ -281,14 +289,15 @@ def short_side(size: int) -> int:
 
 
 def squash(
-    image: Picture, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+    image: Picture, size: Size, interpolation: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Picture:
-    """Whole image as a square: CLEVR's nearest object may lie outside the centre."""
-    return image.resize((size, size), interpolation)
+    """Whole image in the view's shape: CLEVR's nearest object may lie outside the centre."""
+    rows, columns = sides(size)
+    return image.resize((columns, rows), interpolation)
 
 
 WHOLE_VIEWS = {"centre": centre_crop, "squash": squash}
-"""Evaluation views by name: each makes a whole image the square that an encoder is evaluated on."""
+"""Evaluation views by name: each makes a whole image the view that an encoder is evaluated on."""
 
 
 def to_array(image: Picture) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ijepa import method
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
+from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.method import Batch
@@ -96,7 +97,7 @@ class Config(method.Recipe):
         """True if SIGReg, which compares the images of a batch, is a part of the loss."""
         return self.anticollapse == "sigreg"
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """One view."""
         return [View(image_size, self.crop)]
 

@@ -117,7 +117,7 @@ def timm_config(vit: ViTConfig, variant: Variant) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": "bicubic",
             # timm divides by it and rounds down; the half keeps the quotient above the whole pixel
-            "crop_pct": vit.image_size / (short_side(vit.image_size) + 0.5),
+            "crop_pct": vit.side / (short_side(vit.side) + 0.5),
             "crop_mode": "center",
             "mean": vit.mean or MEAN,
             "std": vit.std or STD,
@@ -199,7 +199,7 @@ def preprocessor(vit: ViTConfig) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",  # resizes, then cuts the centre
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": short_side(vit.image_size)},
+        "size": {"shortest_edge": short_side(vit.side)},
         "resample": 3,  # PIL's bicubic
         "do_center_crop": True,
         "crop_size": {"height": vit.image_size, "width": vit.image_size},

@@ -129,6 +129,7 @@ def _check_cells(grid: Grid) -> None:
             if run in plans:
                 vit = plans[run].vit
                 facts = replace(facts, depth=vit.depth, channels=vit.channels)
+                facts = replace(facts, square=vit.is_square)
             elif run in grid.released:  # every layout has three
                 facts = replace(facts, channels=3)
             if run in plans and "cls" in str(config):  # a pool, at any depth
