@@ -1,5 +1,6 @@
 """Images that are not square: ``image_size: [height, width]`` in every step, or refused."""
 
+import io
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from evals.subject import Subject, stored
 from ijepa import checkpoint
 from ijepa.config import parse_run
 from ijepa.cost.predict import arch
+from ijepa.data.jpeg import Jpeg
 from ijepa.data.loader import EvaluationViews, Images
 from ijepa.data.statistics import statistics
-from ijepa.data.transforms import Crop, augment, centre_crop, normalise, sample_box, squash
+from ijepa.data.transforms import IJEPA, Crop, augment, centre_crop, normalise, sample_box, squash
 from ijepa.errors import UserError
 from ijepa.files import read_json
 from ijepa.method import Batch, load_method, method_names
@@ -149,6 +151,18 @@ def test_the_evaluation_view_is_the_largest_central_part_of_its_shape() -> None:
     assert whole[-1, 0, 0] > 190
     fitting = image.crop((0, 0, 56, 60))
     assert (np.asarray(centre_crop(fitting, (28, 56))) == np.asarray(fitting)[16:44]).all()
+
+
+def test_fast_pixels_have_the_shape_too() -> None:
+    file, gradient = io.BytesIO(), np.linspace(0, 255, 400)
+    pixels = np.broadcast_to(gradient[None, :, None], (200, 400, 3)).astype(np.uint8)
+    Image.fromarray(pixels.copy()).save(file, "jpeg", quality=95)
+    exact, fast = (
+        np.asarray(augment(image, (20, 48), IJEPA, np.random.default_rng(0))[0]).astype(int)
+        for image in (Image.open(file), Jpeg(file.getvalue(), lambda: None))
+    )
+    assert exact.shape == fast.shape == (20, 48, 3)
+    assert abs(exact - fast).max() < 6
 
 
 def test_statistics_count_the_pixels_of_the_view(data: Path) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from ijepa.data import register
 from ijepa.data.build import build_shards, missing
 from ijepa.data.shards import check_limit, verify
-from ijepa.data.size import as_size
 from ijepa.data.source import Source, load_source
-from ijepa.errors import program, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_yaml
 
 
@@ -72,8 +71,13 @@ def main() -> None:
         # Not at the top: torch takes seconds to import, and the other commands need none.
         from ijepa.data.statistics import statistics
 
-        size = options.image_size
-        mean, std = statistics(options.out, as_size(size if len(size) > 1 else size[0]))
+        numbers = options.image_size
+        if len(numbers) > 2 or min(numbers) < 1:
+            raise UserError(
+                f"--image-size {' '.join(map(str, numbers))}: give the side of a square, or height "
+                "and width, in pixels"
+            )
+        mean, std = statistics(options.out, (numbers[0], numbers[-1]))
         print(f"vit: {{mean: {list(mean)}, std: {list(std)}}}")
     else:
         verify(options.out)
