@@ -141,8 +141,8 @@ class Bench:
         self.plain = Method(run.recipe, run.vit).to(self.device)  # type: ignore[arg-type]
         compile_teachers(self.method, compiled)
         plain.explicit(self.plain)
-        self.jpegs = Jpegs(2 * batch_size, 500 if run.vit.image_size >= 96 else 40)
-        side = run.vit.image_size
+        self.jpegs = Jpegs(2 * batch_size, 500 if run.vit.side >= 96 else 40)
+        side = run.vit.side
         self.bytes = torch.randint(256, (batch_size, side, side, 3), dtype=torch.uint8)
         self.workers = max(1, usable_cores() - 1)
 
@@ -252,7 +252,7 @@ class Bench:
         """Seconds to make normalised views of a batch in this process."""
         view = self.run.recipe.views(self.run.vit.image_size)
         views = TrainingViews(self.jpegs, view, 0, pixels=pixels)  # type: ignore[arg-type]
-        theirs = plain.Views(self.jpegs, self.run.vit.image_size)
+        theirs = plain.Views(self.jpegs, self.run.vit.side)
 
         def ours() -> None:
             stacked = [views[(0, number)].views[0] for number in range(self.images)]

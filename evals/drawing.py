@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from evals import patches
+from ijepa.data.bands import Bands, Picture
 
 Patch = tuple[int, int]
 """Number of an image, and of a patch in it, row-major."""
@@ -51,6 +52,19 @@ def show(axis: Axes, row: float, column: float, pixels: NDArray[Any], **colours:
     scale = (1 - GAP) / max(height, width)
     extent = (column, column + width * scale, row + height * scale, row)
     return axis.imshow(pixels, interpolation="nearest", extent=extent, **colours)
+
+
+def displayed(image: Picture) -> NDArray[np.uint8]:
+    """Bytes [H, W, 3] of an image in RGB; of any other, its first three channels or first one.
+
+    These are stretched to the largest value: 16 bits often use a small part of their range.
+    """
+    pixels: NDArray[Any] = np.asarray(image)
+    if not isinstance(image, Bands):
+        return pixels
+    shown = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1].repeat(3, 2)
+    stretched: NDArray[Any] = 255 * np.clip(shown / max(shown.max(), 1e-6), 0, 1)
+    return stretched.astype(np.uint8)
 
 
 def bare(axis: Axes) -> None:

@@ -68,10 +68,13 @@ from tqdm import tqdm
 from evals.about import FORMAT
 from evals.patches import PATCHES_FILE, spread_out
 from evals.pooling import NUM_LAYERS, PATCHES, Pool, kinds
+from evals.subject import check_channels
 from evals.views import patch_features, pooled
 from ijepa.allocator import keep_freed_memory
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
+from ijepa.data.size import Size
 from ijepa.data.transforms import normalise
 from ijepa.encoder_file import PIXELS, encoder_digest, read_header
 from ijepa.files import read_json, write_json
@@ -90,7 +93,7 @@ SECONDS_BETWEEN_NOTES = 10
 def extract(
     encoder_file: Path | None,
     data: Path,
-    image_size: int,
+    image_size: Size,
     out: Path,
     limit: dict[str, int] | None = None,
 ) -> None:
@@ -98,8 +101,11 @@ def extract(
     about: dict[str, Any] = {} if encoder_file is None else read_header(encoder_file)
     about = {"encoder": encoder_digest(encoder_file), **about}
     if encoder_file is not None:
-        image_size = about["run"]["vit"]["image_size"]
+        vit = ViTConfig(**about["run"]["vit"])
+        image_size = vit.image_size
     index = verify(data)
+    if encoder_file is not None:
+        check_channels(encoder_file, vit, index)
     if (stored := kinds(about)) != PATCHES:
         about["features_of_tokens"] = list(stored)
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}

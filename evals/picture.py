@@ -104,6 +104,16 @@ def grid_of(encoder: Path, image_size: int | None) -> tuple[int, Grid]:
     """Side of the images in pixels and the grid of patches, from an encoder's header."""
     header = read_header(encoder)
     vit, variant = ViTConfig(**header["run"]["vit"]), Variant(**header.get("variant", {}))
+    if vit.channels != 3:
+        raise UserError(
+            f"{encoder} is for images of {vit.channels} channels: pictures have three; draw it in "
+            "a report"
+        )
+    if not isinstance(vit.image_size, int):
+        raise UserError(
+            f"{encoder} is for images of {vit.image_size} pixels: only encoders of square images "
+            "are drawn here; a report draws any"
+        )
     size = vit.image_size if image_size is None else image_size
     if size < 2 * vit.patch_size or size % vit.patch_size:
         raise UserError(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from evals.pooling import NUM_LAYERS, Pooled
 from evals.result import Result
 from ijepa import collection
+from ijepa.data.bands import COLOURS, RGB, check_colours
 from ijepa.errors import UserError
 from ijepa.strict import merged, strict
 
@@ -42,6 +43,9 @@ class Facts:
         uses: Inputs of the evaluation.
         depth: Number of the encoder's blocks; None also for raw pixels.
         class_token: True if the encoder has [cls].
+        channels: Channels of the encoder's images; None also for raw pixels.
+        square: False if the encoder's images are wider than high, or higher than wide.
+        pixels: Channels of the data set's images, and bits of each.
         images: Number of training images.
         rarest: Training images that the rarest class has at most.
         subsets: Names of the official lists of training images.
@@ -50,6 +54,9 @@ class Facts:
     uses: Uses
     depth: int | None = None
     class_token: bool | None = None
+    channels: int | None = None
+    square: bool = True
+    pixels: tuple[int, int] = RGB
     images: int | None = None
     rarest: int | None = None
     subsets: tuple[str, ...] | None = None
@@ -113,7 +120,14 @@ def check(name: str, config: Any, facts: Facts, where: str) -> None:
     ``where`` is the start of the path by which an error names a key.
     """
     module = load_evaluation(name)
+    if facts.channels not in (None, facts.pixels[0]):
+        raise UserError(
+            f"{where}: the encoder is for images of {facts.channels} channels, the data set has "
+            f"{facts.pixels[0]}: leave it out, or choose another data set"
+        )
     try:
+        if facts.pixels != RGB and facts.uses != "features":
+            check_colours(config, (*COLOURS, "auto_augment"))
         if isinstance(config, Pooled):
             _check_layers(config, facts, "images" in module.USES)
         getattr(module, "check", lambda *_: None)(config, facts)

@@ -17,6 +17,7 @@ from evals.pooling import kinds, resolved
 from evals.protocol import Facts, Uses, check, configure, load_evaluation
 from evals.subject import Subject, checked_labels
 from ijepa.allocator import keep_freed_memory
+from ijepa.architecture import ViTConfig
 from ijepa.encoder_file import encoder_digest, read_header
 from ijepa.errors import UserError
 from ijepa.files import write_json, write_text
@@ -106,10 +107,14 @@ def facts_of(subject: Subject, header: dict[str, Any]) -> Facts:
     """Facts of a subject; ``header`` is that of its encoder, or the provenance of its features."""
     labels = checked_labels(subject, "train")
     uses: Uses = "features" if subject.encoder is None else "images"
+    vit = ViTConfig(**header["run"]["vit"]) if "run" in header else None
     return Facts(
         uses="both" if subject.features_of and subject.encoder else uses,
-        depth=header["run"]["vit"]["depth"] if "run" in header else None,
+        depth=vit.depth if vit else None,
         class_token="cls" in kinds(header),
+        channels=vit.channels if vit else None,
+        square=vit.is_square if vit else True,
+        pixels=(subject.index.channels, subject.index.bits),
         images=len(labels),
         rarest=int(labels.bincount(minlength=subject.num_classes).min()),
         subsets=tuple(subject.images("train").subsets),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evals.about import read_about
 from evals.pooling import PATCHES, Pool, own, parts
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import Images
 from ijepa.data.shards import Index, read_index
 from ijepa.encoder_file import encoder_digest
@@ -115,7 +116,9 @@ class Subject:
 
     def network(self) -> "ViT":
         """Network of the encoder, on the CPU; a new one at every call."""
-        return self._loaded()[0]
+        network, _ = self._loaded()
+        check_channels(Path(self.encoder or ""), network.config, self.index)
+        return network
 
     def _loaded(self) -> tuple["ViT", dict[str, Any]]:
         # Not at the top: timm takes seconds to import; evaluations of features do not need it.
@@ -178,6 +181,15 @@ def stored(
     dim = x_NLD.shape[2] // len(names)
     first, last = names.index(chosen[0]), names.index(chosen[-1]) + 1
     return x_NLD[:, -layers:, first * dim : last * dim]
+
+
+def check_channels(encoder: Path, vit: ViTConfig, index: Index) -> None:
+    """Raise UserError if an encoder is for images of other channels than a data set's."""
+    if vit.channels != index.channels:
+        raise UserError(
+            f"{encoder} is for images of {vit.channels} channels, {index.dataset} has "
+            f"{index.channels}: evaluate it on another data set"
+        )
 
 
 def finite(x: Tensor) -> Tensor:

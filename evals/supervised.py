@@ -35,6 +35,7 @@ from ijepa.data.loader import (
     fitting,
     stack,
 )
+from ijepa.data.size import Size, sides
 from ijepa.data.transforms import (
     INTERPOLATIONS,
     MEAN,
@@ -197,7 +198,7 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class LabelledViews(Dataset[tuple[NDArray[np.uint8], int]]):
+class LabelledViews(Dataset[tuple[NDArray[Any], int]]):
     """Augmented images and their labels; an item's key is (epoch, position in ``numbers``).
 
     The augmentation depends only on the seed, the epoch and the image's number.
@@ -207,25 +208,26 @@ class LabelledViews(Dataset[tuple[NDArray[np.uint8], int]]):
     images: Images
     labels: Tensor
     numbers: Tensor
-    size: int
+    size: Size
 
     @cached_property
     def policy(self) -> Callable[[Image.Image], Image.Image] | None:
         """RandAugment or AutoAugment; None for neither."""
-        return self.config.policy(self.size)
+        return self.config.policy(min(sides(self.size)))
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[Any], int]:
         epoch, position = key
         number = int(self.numbers[position])
         draws = np.random.default_rng((self.config.seed, epoch, number))
         view, _ = augment(self.images[number], self.size, self.config.crop, draws)
         if self.policy is not None:
+            assert isinstance(view, Image.Image), "refused by evals.protocol.check"
             with seeded(self.config.seed, "augment", epoch, number):
                 view = self.policy(view)
         return to_array(view), int(self.labels[number])
 
 
-def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
+def collate(items: list[tuple[NDArray[Any], int]]) -> tuple[Tensor, Tensor]:
     """Batch of items: bytes [B, H, W, C] and labels [B]."""
     views, labels = zip(*items, strict=True)
     return stack(list(views)), torch.tensor(labels)

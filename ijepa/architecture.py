@@ -7,8 +7,13 @@ Sources: sizes from Dosovitskiy et al., ICLR 2021, and Zhai et al., CVPR 2022. T
 calls its largest model "ViT-G/16"; its dimensions are those of ViT-g.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import PlainValidator
+
+from ijepa.data.size import Size, as_size, sides
 
 Init = Literal["official", "rescaled"]
 
@@ -26,6 +31,8 @@ SIZES: dict[str, dict[str, int | float]] = {
 class ViTConfig:
     """Shape and initial weights of an encoder; ``size: huge`` in a config sets dim, depth, heads.
 
+    ``image_size`` in pixels is the side of a square, or [height, width].
+
     ``patch_std`` is the standard deviation of the patch convolution's initial weights; None means
     the method's own. I-JEPA's is 0.02: position embeddings are then seven times as large as patch
     embeddings. Weeks of training correct that, but a run of minutes needs image content in its
@@ -33,10 +40,11 @@ class ViTConfig:
 
     ``mean`` and ``std`` of each channel, in shares of the largest value, normalise every image that
     the encoder sees; None means ImageNet's, which every release uses for every data set.
-    ``ijepa-bench data statistics`` computes those of a data set.
+    ``ijepa-bench data statistics`` computes those of a data set. Their number is that of the
+    channels: other than three have no statistics but their own.
     """
 
-    image_size: int = 224
+    image_size: Annotated[Size, PlainValidator(as_size)] = 224
     patch_size: int = 16
     dim: int = 768
     depth: int = 12
@@ -44,8 +52,8 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     init: Init = "official"
     patch_std: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     # Checked here, not by pydantic: sizes also come from weights, headers and options of a command.
     def __post_init__(self) -> None:
@@ -58,14 +66,22 @@ class ViTConfig:
         for name in ("mean", "std"):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(values))  # JSON has lists, which have no hash
-                if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-                    raise ValueError(f"{name} is {list(values)}: give three numbers from 0 to 1")
+                if not values or not all(0 <= value <= 1 for value in values):
+                    raise ValueError(
+                        f"{name} is {list(values)}: give a number from 0 to 1 for each channel"
+                    )
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers, std {len(self.std)}: give one for each channel"
+            )
         if self.std is not None and not all(self.std):
             raise ValueError(f"std is {list(self.std)}: each must be above 0")
+        object.__setattr__(self, "image_size", as_size(self.image_size))
         for name in ("image_size", "patch_size", "dim", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.image_size % self.patch_size:
+            value = getattr(self, name)
+            if min(sides(value)) < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
+        if math.gcd(*sides(self.image_size)) % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide image_size {self.image_size}: "
                 "choose a divisor"
@@ -80,9 +96,26 @@ class ViTConfig:
             )
 
     @property
+    def channels(self) -> int:
+        """Channels of the images, three unless mean and std have another number."""
+        return 3 if self.mean is None else len(self.mean)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return (self.image_size // self.patch_size,) * 2
+        height, width = sides(self.image_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def is_square(self) -> bool:
+        """True if images are as wide as high."""
+        return isinstance(self.image_size, int)
+
+    @property
+    def side(self) -> int:
+        """Side of square images, for what refuses all others beforehand."""
+        assert isinstance(self.image_size, int)
+        return self.image_size
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ def import_encoder(
 def export_encoder(source: Path, out: Path, layout: str, force: bool = False) -> None:
     """Write an encoder in a published layout: safetensors if ``out`` ends so, else a torch file."""
     encoder, about = load_encoder(source)
+    released.check_published(encoder.config)
     tower = about["facts"].get("released", {}).get("tower")
     key, weights = released.publish(encoder.state_dict(), encoder.variant, layout, tower)
     weights = {name: value.clone() for name, value in weights.items()}

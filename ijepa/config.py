@@ -10,6 +10,7 @@ from pydantic import PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
+from ijepa.data.bands import check_colours
 from ijepa.data.jpeg import Pixels, check_pixels
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
@@ -114,6 +115,7 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
     if not checked:
         return run
     check_pixels(run.pixels)
+    _check_channels(run, where)
     num_images = register.load_dataset(run.dataset).splits.get("train")
     if num_images is not None and run.recipe.optim.batch_size > num_images:
         raise UserError(
@@ -136,6 +138,31 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return run
+
+
+def _check_channels(run: RunConfig, where: str) -> None:
+    """Raise UserError if the run cannot learn from the channels and bits of its data set."""
+    dataset = register.load_dataset(run.dataset)
+    if run.vit.channels != dataset.channels:
+        raise UserError(
+            f"{where}.vit.mean: {run.dataset} has {dataset.channels} channels, mean and std have "
+            f"{run.vit.channels} numbers (ImageNet's, if they are left out): "
+            "give those of its own images, which ijepa-bench data statistics prints"
+        )
+    if dataset.rgb:
+        return
+    refused = f"{run.dataset} has {dataset.channels} channels of {dataset.bits} bits"
+    if run.pixels == "fast":
+        raise UserError(f"{where}.pixels: fast is for JPEGs, but {refused}: say exact")
+    if run.recipe.tokens is not None:
+        raise UserError(
+            f"{where}.method: {run.method} needs token ids, which are made of three channels of 8 "
+            f"bits, but {refused}: choose another method"
+        )
+    try:
+        check_colours(run.recipe)
+    except ValueError as error:
+        raise UserError(f"{where}.recipe.{error} ({refused})") from None
 
 
 def read_run(path: Path) -> RunConfig:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ijepa import collection
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
+from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
 from ijepa.masking import num_hidden
 from ijepa.optim import Optim
@@ -87,7 +88,7 @@ class Recipe(ABC):
     """Batch size, length, learning rates."""
 
     @abstractmethod
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """Augmented views that a step takes of each image."""
 
     def masks(
@@ -117,7 +118,7 @@ class MaskedRecipe(Recipe):
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Boolean [B, N], true for the ``counts_B[b]`` patches of image b that are hidden."""
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """One view."""
         return [View(image_size, self.crop)]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder, ours, read_tensors
+from ijepa.data.size import Size, as_size
 from ijepa.errors import UserError
 from ijepa.keep_and_start import Start
 from ijepa.method import Method
@@ -97,6 +98,8 @@ def _parts(method: Method, name: str, start: Start) -> Weights:
     fixed = _fixed(method) | UNUSED.get(name, set())
     others = {n: v for n, v in tensors.items() if not n.startswith(tuple(towers))}
     others = {n: v for n, v in others.items() if n not in fixed or _same(v, wanted.get(n))}
+    if not method.encoder.config.is_square:  # a table of as many rows may be another grid's
+        others = {n: v for n, v in others.items() if n not in fixed or not n.endswith("pos_embed")}
     missing = [name for name in wanted if name not in others and name not in fixed]
     _refuse(path, missing, [name for name in others if name not in wanted])
     for name, value in others.items():
@@ -184,13 +187,32 @@ def _fitted(weights: Weights, tower: ViT, path: Path, start: Start) -> Weights:
                 f"{path}: {name} of its encoder is {list(value.shape)}, the run's is "
                 f"{list(wanted[name].shape)}: set the run's vit to the file's sizes"
             )
-    if all(_same(weights[name], wanted[name]) for name in POSITIONS if name in weights):
+    size = _size_of(path)
+    fit = all(_same(weights[name], wanted[name]) for name in POSITIONS if name in weights)
+    # Grids of 2 x 8 and 4 x 4 have tables of one size.
+    if fit and (size == tower.config.image_size or (_square(size) and tower.config.is_square)):
         return weights
     return _resampled(weights, tower.config, path, start)
 
 
+def _square(size: Size | None) -> bool:
+    """True for a square, which all published encoders have."""
+    return size is None or isinstance(size, int)
+
+
+def _size_of(path: Path) -> Size | None:
+    """Image size of a file of ours; None for a published one."""
+    about = ours(path) or read_about(path)
+    return as_size(about["run"]["vit"]["image_size"]) if about else None
+
+
 def _resampled(weights: Weights, vit: ViTConfig, path: Path, start: Start) -> Weights:
     """Weights whose table of positions fits the run's image size."""
+    if not _square(size := _size_of(path)):
+        raise UserError(
+            f"{path} is for images of {size} pixels, vit.image_size is {vit.image_size}: set it to "
+            "that; only positions of square images are resampled"
+        )
     try:
         source = replace(vit, image_size=released.grid_of(weights) * vit.patch_size)
     except ValueError as error:

@@ -305,6 +305,11 @@ def read_inputs(
     index = verify(data) if world.rank == 0 else read_index(data)
     if index.dataset != run.dataset:
         raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
+    if index.channels != run.vit.channels:
+        raise UserError(
+            f"{data} has images of {index.channels} channels, but the run's vit.mean and vit.std "
+            f"have {run.vit.channels}: make the shards again, or correct the run"
+        )
     facts = {"data_version": index.version()}
     if tokens := token_cache(run, data, index):
         facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}

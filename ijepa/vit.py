@@ -39,6 +39,7 @@ class ViT(VisionTransformer):
         super().__init__(
             img_size=config.image_size,
             patch_size=config.patch_size,
+            in_chans=config.channels,
             embed_dim=config.dim,
             depth=config.depth,
             num_heads=config.num_heads,

@@ -12,6 +12,7 @@ from ijepa import train
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse_run
+from ijepa.data.size import sides
 from ijepa.errors import UserError
 from ijepa.masking import BlockWise
 from ijepa.method import Batch, Method, Recipe, load_method, method_names
@@ -38,7 +39,7 @@ def batch(name: str, num_images: int = 8, **settings: Any) -> Batch:
     parsed = parse_run(raw_run_of(name))
     random = torch.Generator().manual_seed(1)
     views = tuple(
-        torch.randn(num_images, 3, view.size, view.size, generator=random)
+        torch.randn(num_images, 3, *sides(view.size), generator=random)
         for view in parsed.recipe.views(parsed.vit.image_size)
     )
     tokens = torch.randint(32, (num_images, 64), generator=random)

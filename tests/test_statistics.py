@@ -63,7 +63,10 @@ def test_imagenets_statistics_stay_the_default_and_name_the_same_run() -> None:
     ("values", "says"),
     [
         ({"mean": [0.5, 0.5, 0.5]}, "mean and std belong together"),
-        ({**OWN, "mean": [0.5, 0.5, 128]}, r"mean is \[0.5, 0.5, 128.0\]: give three numbers"),
+        (
+            {**OWN, "mean": [0.5, 0.5, 128]},
+            r"mean is \[0.5, 0.5, 128.0\]: give a number from 0 to 1",
+        ),
         ({**OWN, "std": [0.1, 0.1, 0]}, r"std is \[0.1, 0.1, 0.0\]: each must be above 0"),
     ],
 )

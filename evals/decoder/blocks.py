@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
 
 Grid = tuple[int, int]
@@ -113,8 +114,8 @@ def crop(images_BCHW: Tensor, blocks: Sequence[Block], grid: Grid, size: int) ->
     return torch.cat(parts)
 
 
-def resize(images_BCHW: Tensor, size: int) -> Tensor:
-    """Images in size x size pixels, bilinear, smoothed where they shrink."""
-    if images_BCHW.shape[2:] == (size, size):
+def resize(images_BCHW: Tensor, size: Size) -> Tensor:
+    """Images in ``size`` pixels, bilinear, smoothed where they shrink."""
+    if images_BCHW.shape[2:] == sides(size):
         return images_BCHW
-    return F.interpolate(images_BCHW, (size, size), mode="bilinear", antialias=True)
+    return F.interpolate(images_BCHW, sides(size), mode="bilinear", antialias=True)

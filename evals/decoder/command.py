@@ -9,9 +9,9 @@ from evals.decoder.model import load_decoder, read_about
 from evals.decoder.sample import user_row
 from evals.decoder.settings import Condition
 from evals.decoder.source import Reconstructs, Source
-from evals.picture import read_image
+from evals.picture import grid_of, read_image
 from ijepa.data.transforms import centre_crop, normalise, to_array
-from ijepa.encoder_file import encoder_digest, read_header
+from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
 
 TRAIN = "train one with: ijepa-bench evaluate decoder --encoder {} --data SHARDS --out FILE.json"
@@ -27,9 +27,8 @@ def draw(
     out: Path,
 ) -> None:
     """Write the picture; the arguments are the options of the command line."""
-    vit = read_header(encoder)["run"]["vit"]
-    side = vit["image_size"] // vit["patch_size"]
-    hidden = [blocks.parse(text, (side, side)) for text in block]
+    _, grid = grid_of(encoder, None)
+    hidden = [blocks.parse(text, grid) for text in block]
     picture = read_image(image)
     path = decoder_of(encoder, block, decoder)
     drawing = load_decoder(path)

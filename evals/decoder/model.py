@@ -24,6 +24,7 @@ from evals.decoder.source import Source
 from ijepa import method
 from ijepa.checkpoint import save_tensors
 from ijepa.data.loader import View
+from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.method import Batch
@@ -48,7 +49,7 @@ class Recipe(method.Recipe):
 
     optim: Optim = field(default_factory=Optim)
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """One view, of the encoder's size."""
         return [View(image_size, CROP)]
 

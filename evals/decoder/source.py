@@ -63,7 +63,7 @@ class Source:
         self.method = self._whole_of(encoder)
         self.encoder: ViT = (self.method.encoder if self.method else encoder).to(self.device)
         self.grid = self.encoder.config.grid
-        self.size = self.encoder.config.image_size
+        self.size = self.encoder.config.side
         name = self.about["run"]["method"]
         if condition == "prediction" and not isinstance(self.method, Predicts):
             reason = (

@@ -6,12 +6,13 @@ takes, and the log of its training (.jsonl).
 """
 
 from evals.decoder.settings import PRESETS, Config
-from evals.protocol import Uses
+from evals.protocol import Facts, Uses
 from evals.result import Result
 from evals.subject import Subject
 from ijepa.architecture import ViTConfig
+from ijepa.data.bands import RGB
 
-__all__ = ["PRESETS", "USES", "Config", "evaluate", "flops"]
+__all__ = ["PRESETS", "USES", "Config", "check", "evaluate", "flops"]
 
 USES: tuple[Uses, ...] = ("images",)
 
@@ -22,6 +23,21 @@ def evaluate(config: Config, subject: Subject) -> Result:
     from evals.decoder.evaluation import evaluate
 
     return evaluate(config, subject)
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Raise ValueError for images that the decoder does not draw."""
+    if facts.pixels != RGB:
+        channels, bits = facts.pixels
+        raise ValueError(
+            f"condition is {config.condition}: the decoder draws three channels of 8 bits, the "
+            f"data set has {channels} of {bits}: leave the evaluation out"
+        )
+    if not facts.square:
+        raise ValueError(
+            f"condition is {config.condition}: the decoder draws square images, those of the "
+            "encoder are not: leave the evaluation out"
+        )
 
 
 def flops(config: Config, vit: ViTConfig) -> float:

@@ -21,6 +21,7 @@ from evals.report.results import CONTROLS, UNITS, external
 from evals.report.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
+from ijepa.data.size import as_size
 from ijepa.files import read_json, write_text
 from ijepa.log_reader import REFERENCE, published_logs, published_of
 from ijepa.result_file import read_result
@@ -282,7 +283,7 @@ def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) ->
         features = results / "features" / str(run) / f"seed{seed}" / index.dataset / "about.json"
         patch_file = features.with_name(PATCHES_FILE)
         if patch_file.exists():
-            size = read_about(features)["image_size"]
+            size = as_size(read_about(features)["image_size"])
             all_pictures.append(
                 Picture(
                     f"patches_{run}",

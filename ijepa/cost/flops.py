@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ijepa.config import RunConfig
+from ijepa.data.size import sides
 from ijepa.method import Batch, Method, load_method
 from ijepa.optim import Optim
 from ijepa.vit import ViT
@@ -233,8 +234,9 @@ def batch_of_noise(run: RunConfig, images: int, step: int, device: torch.device)
     """Batch of images of noise."""
     views = run.recipe.views(run.vit.image_size)
     rows, columns = run.vit.grid
+    channels = run.vit.channels
     return Batch(
-        tuple(torch.randn(images, 3, view.size, view.size, device=device) for view in views),
+        tuple(torch.randn(images, channels, *sides(v.size), device=device) for v in views),
         seed=0,
         step=step,
         total=run.recipe.optim.batch_size,

@@ -18,6 +18,7 @@ from ijepa.cost.cards import GPUS, UTILISATION, Gpu, named
 from ijepa.cost.flops import size
 from ijepa.cost.published import COSTS, published_costs
 from ijepa.data import register
+from ijepa.data.size import sides
 from ijepa.errors import UserError
 from ijepa.method import method_names
 
@@ -60,7 +61,8 @@ def arch(run: RunConfig) -> str:
     names = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
     vit = run.vit
     letter = {**names, (1408, 40): "g"}.get((vit.dim, vit.depth), f"{vit.depth}x{vit.dim}")
-    at = "" if vit.image_size == 224 else f"_{vit.image_size}"
+    pixels = vit.image_size if vit.is_square else "x".join(map(str, sides(vit.image_size)))
+    at = "" if vit.image_size == 224 else f"_{pixels}"
     return f"ViT-{letter}/{vit.patch_size}{at}"
 
 

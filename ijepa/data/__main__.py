@@ -8,7 +8,7 @@ from ijepa.data import register
 from ijepa.data.build import build_shards, missing
 from ijepa.data.shards import check_limit, verify
 from ijepa.data.source import Source, load_source
-from ijepa.errors import program, run_command
+from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_yaml
 
 
@@ -37,8 +37,10 @@ def main() -> None:
             sub.add_argument(
                 "--image-size",
                 type=int,
-                default=224,
-                help="side of the images that an encoder sees",
+                nargs="+",
+                default=[224],
+                metavar="PIXELS",
+                help="side of the images that an encoder sees, or height and width",
             )
         if command == "build":
             sub.add_argument(
@@ -69,7 +71,13 @@ def main() -> None:
         # Not at the top: torch takes seconds to import, and the other commands need none.
         from ijepa.data.statistics import statistics
 
-        mean, std = statistics(options.out, options.image_size)
+        numbers = options.image_size
+        if len(numbers) > 2 or min(numbers) < 1:
+            raise UserError(
+                f"--image-size {' '.join(map(str, numbers))}: give the side of a square, or height "
+                "and width, in pixels"
+            )
+        mean, std = statistics(options.out, (numbers[0], numbers[-1]))
         print(f"vit: {{mean: {list(mean)}, std: {list(std)}}}")
     else:
         verify(options.out)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
 from ijepa.cores import usable_cores
 from ijepa.data import register
 from ijepa.data.addresses import unsigned
+from ijepa.data.bands import NPY, RGB, is_deep, read_bands
 from ijepa.data.register import Dataset, Resize
 from ijepa.data.shards import ONLY_LABEL, Index, Shard, read_shard, scan
 from ijepa.data.source import Entry, load_source
@@ -32,8 +32,6 @@ ENDINGS = {
     "TIFF": "tif", "PPM": "ppm",
 }  # fmt: skip
 """Ending in shards of each of Pillow's formats; MPO is a JPEG with more pictures behind it."""
-DEEP = ("I", "F")
-"""Begin of Pillow's modes with more than 8 bits a pixel, whose conversion to RGB cuts them off."""
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +109,8 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
         label: largest[label] + 1 if classes is None else classes
         for label, classes in dataset.labels.items()
     }
-    index = asdict(Index(name, dataset.licence, dataset.view, labels, splits))
+    pixels = (dataset.channels, dataset.bits)
+    index = Index(name, dataset.licence, dataset.view, labels, splits, *pixels).plain()
     path = out / "index.json"
     if not path.exists() or path.read_bytes() != to_json(index).encode():
         write_text(path, to_json(index))
@@ -119,7 +118,8 @@ def build_shards(name: str, raw: Path, out: Path, num_workers: int | None = None
 
 def _forget_other_settings(dataset: Dataset, out: Path) -> None:
     """Delete the shards if, by ``settings.json``, other settings of the register made them."""
-    settings = unsigned(dataset.model_dump(mode="json", include=set(DECIDE_THE_BYTES)))
+    decisive = {*DECIDE_THE_BYTES, *(() if dataset.rgb else ("channels", "bits"))}
+    settings = unsigned(dataset.model_dump(mode="json", include=decisive))
     path = out / "settings.json"
     if path.exists() and read_json(path) != settings:
         log.warning("%s was made by other settings of the register: making it anew", out)
@@ -225,7 +225,7 @@ def _write(job: Job) -> Shard:
         tar = _Tar(file)
         for number, (entry, raw) in enumerate(_contents(job.entries), start=job.first):
             image = source.encode(job.dataset, raw)
-            ending, fault = inspect(image)
+            ending, fault = inspect(image, job.dataset.channels, job.dataset.bits)
             if fault is not None:
                 shard.corrupt.append((entry.name, fault))
                 continue
@@ -295,22 +295,28 @@ def _contents(entries: list[Entry]) -> Iterator[tuple[Entry, bytes]]:
             yield entry, content
 
 
-def inspect(content: bytes) -> tuple[str, str | None]:
+def inspect(content: bytes, channels: int = 3, bits: int = 8) -> tuple[str, str | None]:
     """File ending for an image's bytes, and their fault, if any.
 
     A fault is reported now rather than after hours of training. A JPEG with its end mark is taken
     for whole, since decoding all of ImageNet here would take hours; a PNG's checksums are checked;
-    all other formats are decoded.
+    all other formats are decoded. Other channels or bits than RGB's must be the image's own.
     """
     try:
+        if (channels, bits) != RGB and content.startswith(NPY):
+            read_bands(content, channels, bits)
+            return "npy", None
         with Image.open(io.BytesIO(content)) as image:
             ending = ENDINGS.get(image.format or "", "")
             if not ending:
                 return "", f"{image.format} is no format for shards: convert it, to PNG for example"
+            if (channels, bits) != RGB:
+                read_bands(content, channels, bits)
+                return ending, None
             if is_deep(image, content):
                 return "", (
                     f"it has more than 8 bits a pixel (mode {image.mode}), of which the user must "
-                    "choose a range: convert it to 8 bits"
+                    "choose a range: convert it to 8 bits, or state channels and bits in the entry"
                 )
             if ending == "png":
                 image.verify()
@@ -318,21 +324,9 @@ def inspect(content: bytes) -> tuple[str, str | None]:
                 image.load()
     except UnidentifiedImageError:  # its text has an address in memory, which changes
         return "", "no image, one without its head, or of a format that Pillow lacks (HEIC?)"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", str(error) or type(error).__name__
     return ending, None
-
-
-BITS_PER_SAMPLE = 258
-"""Tag of a TIFF: the bits of each channel."""
-
-
-def is_deep(image: Image.Image, content: bytes) -> bool:
-    """True for more than 8 bits a channel: of colours Pillow reads the upper 8, without a word."""
-    bits = (content[24],) if image.format == "PNG" else (8,)
-    if isinstance(image, TiffImageFile):
-        bits = image.tag_v2.get(BITS_PER_SAMPLE, bits)
-    return image.mode.startswith(DEEP) or max(bits) > 8
 
 
 def shrunk(content: bytes, resize: Resize) -> bytes:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn import functional as F
 
+from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
 
 Pixels = Literal["exact", "fast"]
@@ -40,7 +40,7 @@ class Jpeg:
     Raises ValueError for any other bytes, CMYK included.
     """
 
-    def __init__(self, data: bytes, whole: Callable[[], Image.Image]) -> None:
+    def __init__(self, data: bytes, whole: Callable[[], Any]) -> None:
         import simplejpeg
 
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -50,16 +50,17 @@ class Jpeg:
         self.size: tuple[int, int] = (width, height)
         self.scale, self.pixels_HWC = 0, np.empty((0, 0, 3), np.uint8)
 
-    def view(self, box: tuple[int, int, int, int], side: int, mode: str) -> NDArray[np.uint8]:
-        """Square [side, side, 3] that shows a box (left, top, right, bottom) of the whole image."""
+    def view(self, box: tuple[int, int, int, int], size: Size, mode: str) -> NDArray[np.uint8]:
+        """View [H, W, 3] that shows a box (left, top, right, bottom) of the whole image."""
         left, top, right, bottom = box
-        crop = min(right - left, bottom - top)
-        needed = next((scale for scale in SCALES if crop >= scale * side), 1)
+        rows, columns = sides(size)
+        finer = min((bottom - top) / rows, (right - left) / columns)
+        needed = next((scale for scale in SCALES if finer >= scale), 1)
         if not 0 < self.scale <= needed:  # a finer one, which another view needed, will do
             self._decode(needed)
         left, top, right, bottom = ((edge + self.scale // 2) // self.scale for edge in box)
         crop_CHW = torch.from_numpy(self.pixels_HWC[top:bottom, left:right]).permute(2, 0, 1)
-        sized = F.interpolate(crop_CHW[None], (side, side), mode=mode, antialias=True)
+        sized = F.interpolate(crop_CHW[None], (rows, columns), mode=mode, antialias=True)
         return sized[0].permute(1, 2, 0).numpy()
 
     def _decode(self, scale: int) -> None:

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ijepa.data.bands import RGB, Picture, read_bands
 from ijepa.data.jpeg import Jpeg, Pixels
 from ijepa.data.shards import read_index, read_table
+from ijepa.data.size import Size
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.randomness import generator
@@ -44,6 +46,7 @@ class Images:
 
     def __init__(self, folder: Path, split: str) -> None:
         index = read_index(folder)
+        self.pixels = (index.channels, index.bits)
         self.paths = [folder / shard["name"] for shard in index.splits[split]]
         self.table = read_table(folder, index, split)
         self.labels, self.subsets = self.table.labels, self.table.subsets
@@ -52,11 +55,16 @@ class Images:
     def __len__(self) -> int:
         return int(self.table.ends[-1])
 
-    def __getitem__(self, number: int) -> Image.Image:
-        """Image ``number`` in RGB; raises UserError that names it if it cannot be decoded."""
+    def __getitem__(self, number: int) -> Picture:
+        """Image ``number`` in RGB, or in the data set's own channels.
+
+        Raises UserError that names it if it cannot be decoded.
+        """
         try:
+            if self.pixels != RGB:
+                return read_bands(self.encoded(number), *self.pixels)
             return Image.open(io.BytesIO(self.encoded(number))).convert("RGB")
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             shard, _, _ = self.table.position(number)
             raise UserError(
                 f"image {number} in {self.paths[shard]} cannot be decoded ({error}): "
@@ -81,14 +89,14 @@ class Images:
 
 
 class View(NamedTuple):
-    """One augmented view of an image: its side in pixels and how it is cut."""
+    """One augmented view of an image: its size in pixels and how it is cut."""
 
-    size: int
+    size: Size
     crop: Crop
 
 
 class Item(NamedTuple):
-    """Views of an image, bytes [H, W, C] each, and the first view's tokens; or those of a batch."""
+    """Views of an image, [H, W, C] each, and the first view's tokens; or those of a batch."""
 
     views: list[Any]
     tokens: Any = None
@@ -120,7 +128,7 @@ class TrainingViews(Dataset[Item]):
             tokens = crop_tokens(ids, image.size, views[0][1], self.grid).astype(np.int64).ravel()
         return Item([to_array(view) for view, _ in views], tokens)
 
-    def _image(self, number: int) -> Image.Image | Jpeg:
+    def _image(self, number: int) -> Picture | Jpeg:
         """Image that is decoded, or a JPEG whose views are decoded as they need."""
         if self.pixels == "exact":
             return self.images[number]
@@ -131,18 +139,18 @@ class TrainingViews(Dataset[Item]):
 
 
 @dataclass(frozen=True)
-class EvaluationViews(Dataset[NDArray[np.uint8]]):
+class EvaluationViews(Dataset[NDArray[Any]]):
     """Images in order, in the evaluation view."""
 
     images: Images
-    size: int
+    size: Size
     view: str = "centre"
     interpolation: str = "bicubic"
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+    def __getitem__(self, number: int) -> NDArray[Any]:
         make = WHOLE_VIEWS[self.view]
         return to_array(make(self.images[number], self.size, INTERPOLATIONS[self.interpolation]))
 

@@ -5,8 +5,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from ijepa.data.bands import RGB
 from ijepa.errors import UserError
 from ijepa.files import ROOT, read_yaml
 
@@ -44,7 +52,10 @@ class Dataset(Entry):
     official name), each with its number of images, or null if that is not known beforehand.
     ``labels`` gives for each kind of label its classes, their number, or null (the raw files decide
     then); it is empty for images without labels. ``view`` makes a whole image the square that an
-    encoder sees: its centre, or all of it squashed. ``options`` belong to the source.
+    encoder sees: its centre, or all of it squashed. ``channels`` and ``bits`` (a channel) other
+    than 3 and 8 must be those of every file; with these, files are converted to RGB. 16 bits are
+    scaled linearly, 0 to 65535 to floats from 0 to 255 (ijepa.data.bands). ``options`` belong to
+    the source.
     """
 
     name: str
@@ -56,12 +67,28 @@ class Dataset(Entry):
     splits: Annotated[dict[Literal["train", "test"], int | None], AfterValidator(with_training)]
     labels: dict[str, list[str] | int | None] = {}
     view: Literal["centre", "squash"] = "centre"
+    channels: int = Field(default=3, ge=1)
+    bits: Literal[8, 16] = 8
     shard_size: int = Field(default=5000, ge=1)
     resize: Resize | None = None
     max_corrupt: float = Field(default=0.0, ge=0, le=1)
     origins: list[dict[str, str]] = []
     checksums: dict[str, Checksum] = {}
     options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _unresized(self) -> "Dataset":
+        if self.resize is not None and not self.rgb:
+            raise ValueError(
+                "resize stores JPEGs of three channels and 8 bits: leave it out, or leave channels "
+                "and bits out"
+            )
+        return self
+
+    @property
+    def rgb(self) -> bool:
+        """True for three channels of 8 bits, to which files are then converted."""
+        return (self.channels, self.bits) == RGB
 
     def num_classes(self, label: str) -> int | None:
         """Number of classes of a kind of label; None if the register does not give it."""

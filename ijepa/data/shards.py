@@ -13,13 +13,14 @@ import json
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ijepa.data.bands import RGB
 from ijepa.errors import UserError
 from ijepa.files import digest, read_json, write_json
 
@@ -47,6 +48,8 @@ class Index:
     """Content of ``index.json``, the description of a folder of shards.
 
     ``labels`` gives the classes of each kind of label, or their number if they have no names.
+    ``channels`` and ``bits`` are the register's; they are left out of the file if they are those
+    that every earlier version read, 3 and 8.
     """
 
     dataset: str
@@ -54,10 +57,23 @@ class Index:
     view: str
     labels: dict[str, list[str] | int]
     splits: dict[str, list[dict[str, Any]]]
+    channels: int = 3
+    bits: int = 8
+
+    @property
+    def rgb(self) -> bool:
+        """True if images are read as three channels of 8 bits."""
+        return (self.channels, self.bits) == RGB
+
+    def plain(self) -> dict[str, Any]:
+        """Content of the file."""
+        content = asdict(self)
+        return {k: v for k, v in content.items() if k not in ("channels", "bits") or not self.rgb}
 
     def version(self) -> str:
         """Short hash of exactly this data, from the checksums of all shards."""
         sums = [shard["sha256"] for shards in self.splits.values() for shard in shards]
+        sums += [] if self.rgb else [f"{self.channels} channels of {self.bits} bits"]
         return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 

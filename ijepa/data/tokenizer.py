@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ijepa import collection
 from ijepa.data.loader import EvaluationViews
+from ijepa.data.size import sides
 from ijepa.data.transforms import to_array
 from ijepa.errors import UserError
 from ijepa.strict import strict
@@ -42,7 +43,8 @@ class WholeViews(EvaluationViews):
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         image = self.images[number]
-        return to_array(image.resize((self.size, self.size), Image.Resampling.LANCZOS))
+        rows, columns = sides(self.size)
+        return to_array(image.resize((columns, rows), Image.Resampling.LANCZOS))
 
 
 def unit_floats(images_BHWC: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ def build_tokens(
     raw: dict[str, Any] = dict(settings) if weights is None else {**settings, "weights": weights}
     config = configure(tokenizer, raw, tokenizer)
     index = verify(folder, ["train"])
+    if not index.rgb:
+        raise UserError(
+            f"{folder} has {index.channels} channels of {index.bits} bits: tokens are made of "
+            "three channels of 8 bits; choose another data set"
+        )
     images = Images(folder, "train")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = config.encoder(images).eval().to(device)

@@ -10,7 +10,7 @@ K columns of patches.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from ijepa.data.bands import COLOURS, Bands, Picture
 from ijepa.data.jpeg import Jpeg
+from ijepa.data.size import Size, sides
 from ijepa.ranges import Probability
 from ijepa.transfer import placed
 
@@ -137,15 +139,19 @@ class Box(NamedTuple):
     flip: bool
 
 
-def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator) -> Box:
+def sample_box(
+    width: int, height: int, crop: Crop, random: np.random.Generator, shape: float = 1.0
+) -> Box:
     """Random part of an image, or all of it (the rule of torchvision's RandomResizedCrop).
 
     Up to ten crops are drawn until one fits inside the image; if none does, the part is the largest
-    central crop of an allowed aspect ratio.
+    central crop of an allowed aspect ratio. ``shape`` is the view's width by its height: the crop's
+    aspect ratios are relative to it, so that they are what views are stretched by.
     """
     if crop.whole:
         return Box(0, 0, width, height, random.random() < crop.flip)
-    low, high = (math.log(a) for a in crop.aspect)
+    narrow, wide = (aspect * shape for aspect in crop.aspect)
+    low, high = math.log(narrow), math.log(wide)
     for _ in range(10):
         area = width * height * random.uniform(*crop.scale)
         aspect = math.exp(random.uniform(low, high))
@@ -154,16 +160,24 @@ def sample_box(width: int, height: int, crop: Crop, random: np.random.Generator)
             left, top = (int(random.integers(room + 1)) for room in (width - w, height - h))
             break
     else:
-        w = min(width, round(height * crop.aspect[1]))
-        h = min(height, round(width / crop.aspect[0]))
+        w = min(width, round(height * wide))
+        h = min(height, round(width / narrow))
         left, top = (width - w) // 2, (height - h) // 2
     return Box(left, top, w, h, random.random() < crop.flip)
 
 
+@overload
 def augment(
-    image: Image.Image | Jpeg, size: int, crop: Crop, random: np.random.Generator
-) -> tuple[Image.Image, Box]:
-    """Square view of ``size`` pixels of an RGB image, and the part of the image that it shows.
+    image: Image.Image | Jpeg, size: Size, crop: Crop, random: np.random.Generator
+) -> tuple[Image.Image, Box]: ...
+@overload
+def augment(
+    image: Bands, size: Size, crop: Crop, random: np.random.Generator
+) -> tuple[Bands, Box]: ...
+def augment(
+    image: Picture | Jpeg, size: Size, crop: Crop, random: np.random.Generator
+) -> tuple[Picture, Box]:
+    """View of ``size`` pixels of an image, and the part of the image that it shows.
 
     All randomness comes from ``random``. Box and flip are always drawn, changes of colour only if
     ``crop`` has them.
@@ -174,15 +188,20 @@ def augment(
     def happens(probability: float) -> bool:
         return probability > 0 and random.random() < probability
 
-    box = sample_box(*image.size, crop, random)
+    rows, columns = sides(size)
+    box = sample_box(*image.size, crop, random, columns / rows)
     left, top, width, height, flip = box
     part = (left, top, left + width, top + height)
+    view: Picture
     if isinstance(image, Jpeg):
         view = Image.fromarray(image.view(part, size, crop.interpolation))
     else:
-        view = image.crop(part).resize((size, size), INTERPOLATIONS[crop.interpolation])
+        view = image.crop(part).resize((columns, rows), INTERPOLATIONS[crop.interpolation])
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if isinstance(view, Bands):
+        assert not any(np.any(getattr(crop, name)) for name in COLOURS), "refused by the config"
+        return view, box
     if any(crop.jitter) and happens(crop.jitter_probability):
         view = _jitter(view, crop.jitter, random)
     if happens(crop.grey):
@@ -245,21 +264,23 @@ def crop_tokens(
 
 
 def centre_crop(
-    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
+    image: Picture, size: Size, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Picture:
     """Evaluation view: short side resized to 8/7 of ``size``, then the central square.
 
     224 pixels are cut from 256, as in the paper's protocols. An image whose short side is ``size``
     already is only cut: enlarging a 32-pixel photograph to cut 32 pixels from it would lose its
-    border.
+    border. For a view that is no square, the image is resized until it just covers 8/7 of both
+    sides.
     """
-    if min(image.size) != size:
-        scale = short_side(size) / min(image.size)
+    rows, columns = sides(size)
+    if min(image.height - rows, image.width - columns) != 0:
+        scale = max(short_side(rows) / image.height, short_side(columns) / image.width)
         image = image.resize(
             (round(image.width * scale), round(image.height * scale)), interpolation
         )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - columns) // 2, (image.height - rows) // 2
+    return image.crop((left, top, left + columns, top + rows))
 
 
 def short_side(size: int) -> int:
@@ -268,18 +289,22 @@ def short_side(size: int) -> int:
 
 
 def squash(
-    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
-    """Whole image as a square: CLEVR's nearest object may lie outside the centre."""
-    return image.resize((size, size), interpolation)
+    image: Picture, size: Size, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Picture:
+    """Whole image in the view's shape: CLEVR's nearest object may lie outside the centre."""
+    rows, columns = sides(size)
+    return image.resize((columns, rows), interpolation)
 
 
 WHOLE_VIEWS = {"centre": centre_crop, "squash": squash}
-"""Evaluation views by name: each makes a whole image the square that an encoder is evaluated on."""
+"""Evaluation views by name: each makes a whole image the view that an encoder is evaluated on."""
 
 
-def to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Bytes [H, W, 3] of an image, a quarter of the size of floats, which the device makes."""
+def to_array(image: Picture) -> NDArray[Any]:
+    """Bytes [H, W, C] of an image, a quarter of the size of floats, which the device makes.
+
+    Channels of 16 bits are floats already, from 0 to 255.
+    """
     return np.asarray(image)
 
 
@@ -288,10 +313,11 @@ def normalise(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Tensor:
-    """Floats [B, 3, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
-    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float().contiguous()
+    """Floats [B, C, H, W] from bytes, normalised by each channel's statistics, or ImageNet's."""
+    # A copy in any case: what is floats already would else be changed in place.
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32, copy=True).contiguous()
     device = images_BCHW.device
     shift, scale = (
-        placed(torch.tensor(s), device).view(1, 3, 1, 1) * 255 for s in (mean or MEAN, std or STD)
+        placed(torch.tensor(s), device).view(1, -1, 1, 1) * 255 for s in (mean or MEAN, std or STD)
     )
     return images_BCHW.sub_(shift).div_(scale)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import View
+from ijepa.data.size import Size
 from ijepa.data.transforms import DINO_GLOBAL_1, DINO_GLOBAL_2, DINO_LOCAL, Crop
 from ijepa.distributed import total
 from ijepa.method import Batch
@@ -86,7 +87,7 @@ class Config(method.Recipe):
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
             raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """Two global views, then the local ones."""
         return [
             *(View(image_size, crop) for crop in self.global_crops),

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ijepa import method
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
+from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.method import Batch
@@ -96,7 +97,7 @@ class Config(method.Recipe):
         """True if SIGReg, which compares the images of a batch, is a part of the loss."""
         return self.anticollapse == "sigreg"
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """One view."""
         return [View(image_size, self.crop)]
 
@@ -179,8 +180,8 @@ class Predictor(nn.Module):
             block(dim, vit.num_heads) for _ in range(config.predictor_depth)
         )
         self.predictor_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        pixels = config.targets == "pixels"
-        self.predictor_proj = nn.Linear(dim, vit.patch_size**2 * 3 if pixels else vit.dim)
+        values = vit.patch_size**2 * vit.channels
+        self.predictor_proj = nn.Linear(dim, values if config.targets == "pixels" else vit.dim)
         initialise(self, vit.init)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

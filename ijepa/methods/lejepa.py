@@ -21,6 +21,7 @@ from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.batch_norm import BatchNorm
 from ijepa.data.loader import View
+from ijepa.data.size import Size
 from ijepa.data.transforms import LEJEPA_GLOBAL, LEJEPA_LOCAL, Crop
 from ijepa.method import Batch
 from ijepa.optim import Optim
@@ -71,7 +72,7 @@ class Config(method.Recipe):
                 "predicts itself; two views are the least"
             )
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: Size) -> list[View]:
         """Global views, then the local ones."""
         return [
             *(View(image_size, self.global_crop) for _ in range(self.num_global)),

@@ -118,7 +118,7 @@ class Decoder(nn.Module):
             transformer_block(dim, config.decoder_heads) for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.pred = nn.Linear(dim, vit.patch_size**2 * 3)
+        self.pred = nn.Linear(dim, vit.patch_size**2 * vit.channels)
         xavier(self)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -20,6 +20,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor
 
 from ijepa.architecture import SIZES, Variant, ViTConfig
+from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
 from ijepa.released.layouts import DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES, Layout
 from ijepa.vit import ViT
@@ -200,6 +201,20 @@ def publish(
     return key, {f"{prefix}{theirs[ours]}": value for ours, value in weights.items()}
 
 
+def check_published(vit: ViTConfig) -> None:
+    """Raise UserError for an encoder of images that no published layout, and no package, takes."""
+    if vit.channels != 3:
+        raise UserError(
+            f"the encoder is for images of {vit.channels} channels, every --layout is for three: "
+            "use this project's own file"
+        )
+    if not vit.is_square:
+        raise UserError(
+            f"the encoder is for images of {sides(vit.image_size)} pixels, every --layout is for "
+            "square ones: use this project's own file"
+        )
+
+
 def listed(items: list[str]) -> str:
     """Items for a sentence; only the first NAMED_IN_AN_ERROR are named."""
     more = len(items) - NAMED_IN_AN_ERROR
@@ -358,7 +373,7 @@ def differences(ours: Variant, wanted: Variant) -> list[str]:
 
 
 def resized(
-    weights: dict[str, Tensor], config: ViTConfig, image_size: int
+    weights: dict[str, Tensor], config: ViTConfig, image_size: Size
 ) -> tuple[dict[str, Tensor], ViTConfig]:
     """Weights and config for images of another size, with a resampled position table.
 
@@ -371,7 +386,7 @@ def resized(
     if new == config:
         return weights, config
     if TABLE in weights:
-        rows = (2 * new.grid[0] - 1) ** 2 + 3
+        rows = math.prod(2 * side - 1 for side in new.grid) + 3
         table = resize_rel_pos_bias_table(weights[TABLE], new.grid, (rows, config.num_heads))
         return {**weights, TABLE: table}, new
     table = resample_abs_pos_embed(

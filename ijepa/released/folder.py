@@ -20,7 +20,7 @@ from ijepa.data.transforms import MEAN, STD, short_side
 from ijepa.errors import UserError
 from ijepa.files import to_json, written_whole
 from ijepa.released.card import model_card
-from ijepa.released.convert import split, translate
+from ijepa.released.convert import check_published, split, translate
 from ijepa.released.layouts import BEIT_NAMES, DINOV2_NAMES, VIT_NAMES
 from ijepa.vit import LAYER_NORM_EPS, ViT
 
@@ -38,6 +38,7 @@ def contents(
     Raises UserError if no network of the package computes what ``encoder`` does.
     """
     vit, variant = encoder.config, encoder.variant
+    check_published(vit)
     if layout == "timm-folder":
         config, weights = timm_config(vit, variant), dict(encoder.state_dict())
     else:
@@ -116,7 +117,7 @@ def timm_config(vit: ViTConfig, variant: Variant) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": "bicubic",
             # timm divides by it and rounds down; the half keeps the quotient above the whole pixel
-            "crop_pct": vit.image_size / (short_side(vit.image_size) + 0.5),
+            "crop_pct": vit.side / (short_side(vit.side) + 0.5),
             "crop_mode": "center",
             "mean": vit.mean or MEAN,
             "std": vit.std or STD,
@@ -198,7 +199,7 @@ def preprocessor(vit: ViTConfig) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",  # resizes, then cuts the centre
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": short_side(vit.image_size)},
+        "size": {"shortest_edge": short_side(vit.side)},
         "resample": 3,  # PIL's bicubic
         "do_center_crop": True,
         "crop_size": {"height": vit.image_size, "width": vit.image_size},

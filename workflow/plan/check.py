@@ -127,7 +127,11 @@ def _check_cells(grid: Grid) -> None:
         facts = replace(facts_of_data(item.dataset, item.label), uses=grid.uses(run, evaluation))
         try:
             if run in plans:
-                facts = replace(facts, depth=plans[run].vit.depth)
+                vit = plans[run].vit
+                facts = replace(facts, depth=vit.depth, channels=vit.channels)
+                facts = replace(facts, square=vit.is_square)
+            elif run in grid.released:  # every layout has three
+                facts = replace(facts, channels=3)
             if run in plans and "cls" in str(config):  # a pool, at any depth
                 facts = replace(facts, class_token=has_cls(run))
                 config = resolved(config, {"variant": {"class_token": has_cls(run)}}, where)
@@ -147,6 +151,7 @@ def _facts(grid: Grid, dataset: str, label: str) -> Facts:
     subsets = getattr(load_source(entry.source), "subsets", lambda *_: ())
     return Facts(
         uses="features",
+        pixels=(entry.channels, entry.bits),
         images=images,
         # One class of several has at most an equal share.
         rarest=images // num_classes if images and num_classes else None,

@@ -7,6 +7,7 @@ machine. The estimate says nothing of a cluster, where queues decide.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from evals.protocol import configure, load_evaluation
 from ijepa.architecture import ViTConfig
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
+from ijepa.data.size import sides
 from ijepa.errors import UserError, program, run_command
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
 from workflow.plan.grid import Grid
@@ -47,9 +49,10 @@ def forward_flops(vit: dict[str, Any]) -> float:
     """FLOPs of an encoder's forward pass of one image, by the closed form of ijepa.cost.flops."""
     dim, depth, patch = vit["dim"], vit["depth"], vit["patch_size"]
     ratio = vit.get("mlp_ratio", 4.0)
-    tokens = (vit["image_size"] // patch) ** 2
+    tokens = math.prod(side // patch for side in sides(vit["image_size"]))
     block = 2 * (4 + 2 * ratio) * tokens * dim**2 + 4 * tokens**2 * dim
-    return float(2 * tokens * 3 * patch**2 * dim + depth * block)
+    channels = len(vit["mean"]) if vit.get("mean") else 3
+    return float(2 * tokens * channels * patch**2 * dim + depth * block)
 
 
 def job_seconds(

@@ -36,7 +36,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(f"datasets.yaml: {dataset.name}: name the folder in options.test")
     folder = test if split == "test" and test is not None else raw
     empty = True
-    for path in images(folder):
+    for path in images(folder, not dataset.rgb):
         if split == "test" or test is None or not path.is_relative_to(test):
             empty = False
             yield Entry(path, 0, None, str(path.relative_to(raw)), {})

@@ -21,6 +21,8 @@ ENDINGS = {
     ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
+ARRAYS = {".npy"}
+"""Endings that are images only of data sets with other channels or bits than RGB's."""
 OTHERS = {
     ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".dng", ".exr", ".dcm",
     ".svg",
@@ -66,13 +68,13 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(
             f"{folder / unknown[0]} is no class of {dataset.name}: it has {', '.join(classes)}"
         )
-    if stray := _stray(folder):
+    if stray := _stray(folder, not dataset.rgb):
         raise UserError(f"{stray} lies in no class's folder: move it into one, or away")
     total = 0
     # A test split may lack a class; training images may not.
     for number, name in enumerate(classes):
         earlier_total = total
-        for path in images(folder / name):
+        for path in images(folder / name, not dataset.rgb):
             total += 1
             where = str(path.relative_to(raw))
             yield Entry(path, 0, None, where, {label: number})
@@ -87,8 +89,9 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return content
 
 
-def images(folder: Path) -> Iterator[Path]:
+def images(folder: Path, arrays: bool = False) -> Iterator[Path]:
     """Images in a folder and in those below it, sorted in each, without hidden ones."""
+    endings = ENDINGS | ARRAYS if arrays else ENDINGS
     if not folder.is_dir():
         return
     with os.scandir(folder) as content:
@@ -98,13 +101,13 @@ def images(folder: Path) -> Iterator[Path]:
         if path.is_dir():  # Path's: False for a link that leads nowhere, or to itself
             if item.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
-            yield from images(path)
+            yield from images(path, arrays)
         elif path.suffix.lower() in OTHERS:
             raise UserError(
                 f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
                 "or remove it"
             )
-        elif path.suffix.lower() in ENDINGS:
+        elif path.suffix.lower() in endings:
             if not path.is_file():
                 kind = "a link to nothing" if item.is_symlink() else "no file"
                 raise UserError(f"{path} is {kind}: bring the image again, or remove it")
@@ -141,10 +144,11 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _stray(folder: Path) -> Path | None:
+def _stray(folder: Path, arrays: bool) -> Path | None:
     """Image that has no class, or None."""
+    endings = ENDINGS | ARRAYS if arrays else ENDINGS
     files = (path for path in folder.iterdir() if path.is_file())
-    return next((path for path in files if path.suffix.lower() in ENDINGS), None)
+    return next((path for path in files if path.suffix.lower() in endings), None)
 
 
 def _classes(dataset: Dataset, raw: Path, label: str) -> list[str]:

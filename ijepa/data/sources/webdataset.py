@@ -35,6 +35,8 @@ from ijepa.errors import REMEDIES, UserError
 from ijepa.files import written_whole
 
 ENDINGS = {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm"}
+BANDS = {"npy", "tif", "tiff"}
+"""Endings of images only of data sets with other channels or bits than RGB's."""
 OPTIONS = {"train", "test", "json_label"}
 COUNT = "nshards.txt"
 
@@ -73,18 +75,18 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     """Images of a split, shard by shard, in the order of each tar."""
-    empty = True
+    empty, endings = True, ENDINGS if dataset.rgb else ENDINGS | BANDS
     for _, path in _shards(dataset, raw, split):
         if not path.exists():
             raise UserError(f"{path} is missing: fetch it (make shards)")
         with path.open("rb") as file:
             for key, members in _samples(path):
                 where = f"{path}: sample {key!r}"
-                pictures = [ending for ending in members if ending.split(".")[-1] in ENDINGS]
+                pictures = [ending for ending in members if ending.split(".")[-1] in endings]
                 if len(pictures) != 1:
                     raise UserError(
                         f"{where} has {len(pictures)} images among {', '.join(members)}: each "
-                        f"sample needs one of {', '.join(sorted(ENDINGS))}"
+                        f"sample needs one of {', '.join(sorted(endings))}"
                     )
                 labels = {
                     label: _label(dataset, label, members, file, where) for label in dataset.labels
