@@ -80,7 +80,7 @@ def write_data(folder: Path, samples: int, shard_size: int) -> int:
         entries.append({"name": tar.name, **facts})
     write_json(folder / ".verified.json", verified)
     index = Index("growth", "none", "centre", {"class": CLASSES}, {"train": entries})
-    write_json(folder / "index.json", asdict(index))
+    write_json(folder / "index.json", index.plain())
     return len(entries) * shard_size
 
 

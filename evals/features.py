@@ -74,10 +74,10 @@ from ijepa.allocator import keep_freed_memory
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
-from ijepa.data.size import Size
 from ijepa.data.transforms import normalise
 from ijepa.encoder_file import PIXELS, encoder_digest, read_header
 from ijepa.files import read_json, write_json
+from ijepa.image_size import Size
 from ijepa.provenance import here
 from ijepa.transfer import fetched, placed
 

@@ -35,7 +35,6 @@ from ijepa.data.loader import (
     fitting,
     stack,
 )
-from ijepa.data.size import Size, sides
 from ijepa.data.transforms import (
     INTERPOLATIONS,
     MEAN,
@@ -45,6 +44,7 @@ from ijepa.data.transforms import (
     to_array,
 )
 from ijepa.errors import UserError
+from ijepa.image_size import Size, sides
 from ijepa.optim import Optim, fused, learning_rate, trained
 from ijepa.precision import Precision, precision
 from ijepa.randomness import generator

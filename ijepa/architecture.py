@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import PlainValidator
 
-from ijepa.data.size import Size, as_size, sides
+from ijepa.image_size import Size, as_size, sides
 
 Init = Literal["official", "rescaled"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ijepa import collection
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
-from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
+from ijepa.image_size import Size
 from ijepa.masking import num_hidden
 from ijepa.optim import Optim
 from ijepa.randomness import generator

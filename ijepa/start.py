@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder, ours, read_tensors
-from ijepa.data.size import Size, as_size
 from ijepa.errors import UserError
+from ijepa.image_size import Size, as_size
 from ijepa.keep_and_start import Start
 from ijepa.method import Method
 from ijepa.released import convert as released

@@ -12,8 +12,8 @@ from ijepa import train
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.config import parse_run
-from ijepa.data.size import sides
 from ijepa.errors import UserError
+from ijepa.image_size import sides
 from ijepa.masking import BlockWise
 from ijepa.method import Batch, Method, Recipe, load_method, method_names
 from ijepa.optim import Optim, adamw

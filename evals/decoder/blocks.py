@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
+from ijepa.image_size import Size, sides
 
 Grid = tuple[int, int]
 

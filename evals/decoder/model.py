@@ -24,9 +24,9 @@ from evals.decoder.source import Source
 from ijepa import method
 from ijepa.checkpoint import save_tensors
 from ijepa.data.loader import View
-from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
+from ijepa.image_size import Size
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow
 from ijepa.precision import precision

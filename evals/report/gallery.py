@@ -14,9 +14,9 @@ from evals.protocols.knn import neighbours
 from evals.report.figures import COLOURS, figure
 from evals.subject import stored
 from ijepa.data.loader import Images
-from ijepa.data.size import Size, as_size, sides
 from ijepa.data.transforms import WHOLE_VIEWS, centre_crop
 from ijepa.files import read_json
+from ijepa.image_size import Size, as_size, sides
 
 HEIGHT = 1.18
 """Height of a row of neighbours, in cells: an image and the words below it."""

@@ -21,8 +21,8 @@ from evals.report.results import CONTROLS, UNITS, external
 from evals.report.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
-from ijepa.data.size import as_size
 from ijepa.files import read_json, write_text
+from ijepa.image_size import as_size
 from ijepa.log_reader import REFERENCE, published_logs, published_of
 from ijepa.result_file import read_result
 

@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ijepa.config import RunConfig
-from ijepa.data.size import sides
+from ijepa.image_size import sides
 from ijepa.method import Batch, Method, load_method
 from ijepa.optim import Optim
 from ijepa.vit import ViT

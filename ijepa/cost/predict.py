@@ -18,8 +18,8 @@ from ijepa.cost.cards import GPUS, UTILISATION, Gpu, named
 from ijepa.cost.flops import size
 from ijepa.cost.published import COSTS, published_costs
 from ijepa.data import register
-from ijepa.data.size import sides
 from ijepa.errors import UserError
+from ijepa.image_size import sides
 from ijepa.method import method_names
 
 REFERENCE = ("ijepa", "ViT-H/14")

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
+from ijepa.image_size import Size, sides
 
 Pixels = Literal["exact", "fast"]
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from ijepa.cores import usable_cores
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import verify
-from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
+from ijepa.image_size import Size, sides
 
 BATCH_SIZE = 128
 DECIMALS = {8: 4, 16: 6}

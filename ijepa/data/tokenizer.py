@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ijepa import collection
 from ijepa.data.loader import EvaluationViews
-from ijepa.data.size import sides
 from ijepa.data.transforms import to_array
 from ijepa.errors import UserError
+from ijepa.image_size import sides
 from ijepa.strict import strict
 
 TOKENIZERS = "ijepa.data.tokenizers"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ijepa.data.bands import COLOURS, Bands, Picture
 from ijepa.data.jpeg import Jpeg
-from ijepa.data.size import Size, sides
+from ijepa.image_size import Size, sides
 from ijepa.ranges import Probability
 from ijepa.transfer import placed
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import View
-from ijepa.data.size import Size
 from ijepa.data.transforms import DINO_GLOBAL_1, DINO_GLOBAL_2, DINO_LOCAL, Crop
 from ijepa.distributed import total
+from ijepa.image_size import Size
 from ijepa.method import Batch
 from ijepa.optim import Optim, cosine, follow
 from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ijepa import method
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import View
-from ijepa.data.size import Size
 from ijepa.data.transforms import Crop
+from ijepa.image_size import Size
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow

@@ -21,8 +21,8 @@ from ijepa import method
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.batch_norm import BatchNorm
 from ijepa.data.loader import View
-from ijepa.data.size import Size
 from ijepa.data.transforms import LEJEPA_GLOBAL, LEJEPA_LOCAL, Crop
+from ijepa.image_size import Size
 from ijepa.method import Batch
 from ijepa.optim import Optim
 from ijepa.ranges import BelowOne, Count, NotNegativeInt

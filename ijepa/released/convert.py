@@ -20,8 +20,8 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor
 
 from ijepa.architecture import SIZES, Variant, ViTConfig
-from ijepa.data.size import Size, sides
 from ijepa.errors import UserError
+from ijepa.image_size import Size, sides
 from ijepa.released.layouts import DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES, Layout
 from ijepa.vit import ViT
 
