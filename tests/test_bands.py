@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -250,9 +251,39 @@ IDENTITY = "904f84b22caa"
 """Of that run, as the version before other channels computed it."""
 
 
+def tiff(bits: list[int], colours: int, kind: int, planar: int = 1) -> bytes:
+    """A TIFF of 2 x 2 pixels with channels beside its colours, as GDAL writes it; Pillow doesn't.
+
+    ``kind`` of the further channels: 0 is unknown, 1 an opacity by which colours are multiplied.
+    """
+    count = len(bits)
+    strips = count if planar == 2 else 1
+    strip = 4 * sum(bits) // 8 // strips
+    tags = {256: [2], 257: [2], 258: bits, 259: [1], 262: [2 if colours == 3 else 1]}
+    tags |= {273: [0] * strips, 277: [count], 278: [2], 279: [strip] * strips, 284: [planar]}
+    tags[338] = [kind] * (count - colours)
+    end = 8 + 2 + 12 * len(tags) + 4
+    first = end + sum(2 * len(values) for values in tags.values() if len(values) > 2)
+    tags[273] = [first + number * strip for number in range(strips)]
+    head, tail = struct.pack("<4sIH", b"II*\0", 8, len(tags)), b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(values) > 2:
+            head += struct.pack("<HHII", tag, 3, len(values), end + len(tail))
+            tail += packed
+        else:
+            head += struct.pack("<HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    return head + bytes(4) + tail + bytes(range(1, strip + 1)) * strips
+
+
 @pytest.mark.parametrize(
     ("content", "channels", "bits", "fault"),
     [
+        (tiff([8] * 2, 1, 0), 1, 8, "Pillow reads 1 of its 2 channels: save each channel as a"),
+        (tiff([8] * 4, 3, 0), 4, 8, "Pillow reads 3 of its 4 channels"),
+        (tiff([8] * 4, 3, 1), 4, 8, "Pillow divides its channels by the last"),
+        (tiff([16] * 13, 1, 0, planar=2), 13, 16, "a TIFF that Pillow does not read"),
+        (tiff([16] * 5, 1, 0), 5, 16, "a TIFF that Pillow does not read: save each channel"),
         (as_image(np.zeros((4, 4, 3), np.uint8)), 4, 8, r"4 x 4 x 3 .*channels: 4"),
         (as_image(np.zeros((4, 4, 1), np.uint8)), 1, 16, "8 bits a channel, the entry has bits"),
         (as_image(np.zeros((4, 4, 1), np.uint16)), 1, 8, "16 bits a channel, the entry has bits"),

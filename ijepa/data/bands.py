@@ -26,10 +26,15 @@ NPY = b"\x93NUMPY"
 """First bytes of a .npy file."""
 SCALE_16 = np.float32(65535 / 255)
 """Value of 16 bits that becomes 1."""
-BITS_PER_SAMPLE = 258
-"""Tag of a TIFF: the bits of each channel."""
+BITS_PER_SAMPLE, CHANNELS, EXTRA = 258, 277, 338
+"""Tags of a TIFF: the bits of each channel, their number, and kinds of those beside the colours."""
+PREMULTIPLIED = 1
+"""Kind of a fourth channel by which Pillow divides the others."""
+TIFF = (b"II*\0", b"MM\0*")
+"""First bytes of a TIFF file."""
 DEEP = ("I", "F")
 """Begin of Pillow's modes with more than 8 bits a pixel."""
+SAVE = "save each channel as a page of a TIFF, or all as .npy, [rows, columns, channels]"
 COLOURS = ("jitter", "grey", "blur", "solarise")
 """Keys of a crop that Pillow carries out, on three channels of 8 bits alone."""
 
@@ -118,8 +123,11 @@ def _array(content: bytes) -> NDArray[Any]:
 def _pages(content: bytes) -> NDArray[Any]:
     """Channels [H, W, C] of an image, those of all pages if it is a TIFF with several."""
     with Image.open(io.BytesIO(content)) as image:
-        pages = ImageSequence.Iterator(image) if isinstance(image, TiffImageFile) else [image]
-        arrays = [_page(page, content) for page in pages]
+        if isinstance(image, TiffImageFile):
+            pages = ImageSequence.Iterator(image)
+            arrays = [_all_channels(image, _page(page, content)) for page in pages]
+        else:
+            arrays = [_page(image, content)]
     if len({(array.shape[:2], array.dtype) for array in arrays}) > 1:
         raise ValueError("its pages have different sizes or bits: give each page the same")
     return np.concatenate(arrays, 2)
@@ -138,12 +146,19 @@ def _page(image: Image.Image, content: bytes) -> NDArray[Any]:
     if image.mode in ("P", "PA", "F"):
         raise ValueError(f"its mode is {image.mode}: save channels of 8 or 16 bits")
     if is_deep(image, content):
-        raise ValueError(
-            "Pillow reads only 8 of the 16 bits of its colours: save each channel as a page of a "
-            "TIFF, or all as .npy, [rows, columns, channels]"
-        )
+        raise ValueError(f"Pillow reads only 8 of the 16 bits of its colours: {SAVE}")
     values = np.asarray(image.convert("L") if image.mode == "1" else image)
     return values[..., None] if values.ndim == 2 else values
+
+
+def _all_channels(image: TiffImageFile, values_HWC: NDArray[Any]) -> NDArray[Any]:
+    """Channels of a page, [H, W, C]; raises ValueError unless Pillow reads all as they are."""
+    count = image.tag_v2.get(CHANNELS, 1)
+    if values_HWC.shape[2] != count:
+        raise ValueError(f"Pillow reads {values_HWC.shape[2]} of its {count} channels: {SAVE}")
+    if PREMULTIPLIED in image.tag_v2.get(EXTRA, ()):
+        raise ValueError(f"Pillow divides its channels by the last, as an opacity: {SAVE}")
+    return values_HWC
 
 
 def is_deep(image: Image.Image, content: bytes) -> bool:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ijepa.cores import usable_cores
 from ijepa.data import register
 from ijepa.data.addresses import unsigned
-from ijepa.data.bands import NPY, RGB, is_deep, read_bands
+from ijepa.data.bands import NPY, RGB, SAVE, TIFF, is_deep, read_bands
 from ijepa.data.register import Dataset, Resize
 from ijepa.data.shards import ONLY_LABEL, Index, Shard, read_shard, scan
 from ijepa.data.source import Entry, load_source
@@ -323,6 +323,8 @@ def inspect(content: bytes, channels: int = 3, bits: int = 8) -> tuple[str, str 
             elif ending != "jpg" or content[-2:] != b"\xff\xd9":
                 image.load()
     except UnidentifiedImageError:  # its text has an address in memory, which changes
+        if (channels, bits) != RGB and content.startswith(TIFF):
+            return "", f"a TIFF that Pillow does not read: {SAVE}"
         return "", "no image, one without its head, or of a format that Pillow lacks (HEIC?)"
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", str(error) or type(error).__name__

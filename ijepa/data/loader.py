@@ -31,8 +31,9 @@ SHARED = Path("/dev/shm")
 AHEAD = 2
 """Batches that torch has each worker make ahead (prefetch_factor)."""
 
-MAPPED = 512
-"""Tars that a process has mapped at a time. Each is an open file, and 1,024 is a common limit."""
+MAPPED = 256
+"""Tars of a split that a process has mapped at a time. Each is an open file, and 1,024 is a common
+limit; a process may read two splits, and pictures others."""
 
 
 class Images:
@@ -64,7 +65,7 @@ class Images:
             if self.pixels != RGB:
                 return read_bands(self.encoded(number), *self.pixels)
             return Image.open(io.BytesIO(self.encoded(number))).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, EOFError, SyntaxError, ValueError) as error:
             shard, _, _ = self.table.position(number)
             raise UserError(
                 f"image {number} in {self.paths[shard]} cannot be decoded ({error}): "

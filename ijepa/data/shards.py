@@ -153,7 +153,8 @@ def read_table(folder: Path, index: Index, split: str) -> Table:
         for name in labels:
             labels[name][start:end] = shard.labels[name]
         for name, numbers in shard.subsets.items():
-            lists.setdefault(name, []).append(start + np.array(numbers, _smallest(count)))
+            of_split = start + np.array(numbers, np.int64)
+            lists.setdefault(name, []).append(of_split.astype(_smallest(count)))
     subsets = {name: np.concatenate(lists[name]) for name in sorted(lists)}
     return Table(ends, places, labels, subsets)
 
