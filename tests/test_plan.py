@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,3 +168,19 @@ def test_a_raw_folder_in_which_no_mark_can_be_left_is_refused_with_the_remedy(
     expected = r"data/raw/tiny cannot be written .*name its target in the config's `raw:`"
     with pytest.raises(UserError, match=expected):
         session.check_folders(grid)
+
+
+def test_a_workflow_that_is_ending_is_waited_for_and_one_that_goes_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = session.hold()
+    other.__enter__()
+    words = r"another snakemake works in this folder \(process \d+\): wait for it, or end it"
+    with pytest.raises(UserError, match=words), session.hold():
+        pass
+    ending = threading.Timer(0.3, other.__exit__, (None, None, None))
+    ending.start()
+    with session.hold(patience=60):
+        assert "waiting for it" in capsys.readouterr().out
+    ending.join()

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ijepa.cores import usable_cores
 from ijepa.errors import UserError, program, run_command
 from ijepa.files import ROOT, writable
+from workflow.plan import session
 from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
 
@@ -35,6 +36,8 @@ LOG = Path("logs/snakemake.log")
 LINES_OF_LOG = 12
 HIDDEN = {"all"}
 """Rules that make nothing and are not shown."""
+PATIENCE = 600
+"""Seconds for a Snakemake to end whose command was killed: its running jobs are finished first."""
 PARENT_DIED = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
@@ -211,6 +214,8 @@ def reproduce(configs: list[Path], profile: str, more: list[str]) -> int:
     console = Console(stderr=False, soft_wrap=True)
     local = "slurm" not in Path(profile).name
     check_cache()
+    with session.hold(PATIENCE):
+        pass
     LOG.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"{grid.name}: planning   (Snakemake's own text: {LOG})", highlight=False)
     console.print(grid.grouped(), highlight=False)

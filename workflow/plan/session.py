@@ -9,16 +9,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from ijepa.errors import UserError
 from ijepa.files import ROOT, read_yaml, writable
+from ijepa.lock import held
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.grid import Grid
 
 NAMES = ("slurm_partition", "slurm_account", "qos", "constraint", "gpu_model", "card")
 """Keys of a profile that are names, even if they read as Python."""
+
+
+def hold(patience: float = 0) -> AbstractContextManager[None]:
+    """Hold this folder against a second workflow; the lock ends with its process.
+
+    Snakemake's own lock stays after a kill. One that is ending is waited for, ``patience`` seconds.
+    """
+    taken = "another snakemake works in this folder (process {process})"
+    return held(Path(".snakemake/running"), taken, patience)
 
 
 def name_the_user() -> None:

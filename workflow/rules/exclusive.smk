@@ -3,23 +3,20 @@
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
 from ijepa.cluster.slurm import EVERYTHING
-from ijepa.lock import held
 
 # Longest pause of the plugin between two checks of its jobs' states.
 SECONDS_BETWEEN_CHECKS = 180
 
 
 def hold_folder():
-    """Refuse a second workflow in this folder. The lock ends with this process; Snakemake's does not."""
+    """Refuse a second workflow in this folder."""
     global HELD  # until this process ends
-    taken = "another snakemake works in this folder (process {process})"
-    HELD = held(Path(".snakemake/running"), taken, patience=0)
+    HELD = session.hold()
     with errors_of_snakemake():
         HELD.__enter__()
 
