@@ -248,7 +248,7 @@ def test_rgb_runs_and_shards_are_named_and_written_as_before(data: Path) -> None
 
 
 IDENTITY = "904f84b22caa"
-"""Of that run, as the version before other channels computed it."""
+"""Identity of that run, which the version before other channels computed."""
 
 
 def tiff(bits: list[int], colours: int, kind: int, planar: int = 1) -> bytes:

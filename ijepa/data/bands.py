@@ -104,15 +104,8 @@ def _array(content: bytes) -> NDArray[Any]:
     """Array [H, W, C] of uint8 or uint16 from a .npy file."""
     array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     array_HWC = array[..., None] if array.ndim == 2 else array
-    if (
-        array_HWC.ndim != 3
-        or not array_HWC.size
-        or array.dtype.kind + str(array.itemsize)
-        not in (
-            "u1",
-            "u2",
-        )
-    ):
+    kind = f"{array.dtype.kind}{array.itemsize}"  # in either order of bytes
+    if array_HWC.ndim != 3 or not array_HWC.size or kind not in ("u1", "u2"):
         raise ValueError(
             f"it is an array of {array.dtype}, {list(array.shape)}: save uint8 or uint16, "
             "[rows, columns, channels]"

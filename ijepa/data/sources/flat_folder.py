@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
-from ijepa.data.sources.image_folder import images
+from ijepa.data.sources.image_folder import endings, images
 from ijepa.errors import UserError
 
 
@@ -36,7 +36,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(f"datasets.yaml: {dataset.name}: name the folder in options.test")
     folder = test if split == "test" and test is not None else raw
     empty = True
-    for path in images(folder, not dataset.rgb):
+    for path in images(folder, endings(dataset)):
         if split == "test" or test is None or not path.is_relative_to(test):
             empty = False
             yield Entry(path, 0, None, str(path.relative_to(raw)), {})

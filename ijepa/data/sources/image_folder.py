@@ -68,13 +68,13 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(
             f"{folder / unknown[0]} is no class of {dataset.name}: it has {', '.join(classes)}"
         )
-    if stray := _stray(folder, not dataset.rgb):
+    if stray := _stray(folder, endings(dataset)):
         raise UserError(f"{stray} lies in no class's folder: move it into one, or away")
     total = 0
     # A test split may lack a class; training images may not.
     for number, name in enumerate(classes):
         earlier_total = total
-        for path in images(folder / name, not dataset.rgb):
+        for path in images(folder / name, endings(dataset)):
             total += 1
             where = str(path.relative_to(raw))
             yield Entry(path, 0, None, where, {label: number})
@@ -89,9 +89,16 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
     return content
 
 
-def images(folder: Path, arrays: bool = False) -> Iterator[Path]:
-    """Images in a folder and in those below it, sorted in each, without hidden ones."""
-    endings = ENDINGS | ARRAYS if arrays else ENDINGS
+def endings(dataset: Dataset) -> set[str]:
+    """Endings of the files that are images of a data set."""
+    return ENDINGS if dataset.rgb else ENDINGS | ARRAYS
+
+
+def images(folder: Path, taken: set[str] = ENDINGS) -> Iterator[Path]:
+    """Images in a folder and in those below it, sorted in each, without hidden ones.
+
+    ``taken`` are the endings of their files.
+    """
     if not folder.is_dir():
         return
     with os.scandir(folder) as content:
@@ -101,13 +108,13 @@ def images(folder: Path, arrays: bool = False) -> Iterator[Path]:
         if path.is_dir():  # Path's: False for a link that leads nowhere, or to itself
             if item.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
-            yield from images(path, arrays)
+            yield from images(path, taken)
         elif path.suffix.lower() in OTHERS:
             raise UserError(
                 f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
                 "or remove it"
             )
-        elif path.suffix.lower() in endings:
+        elif path.suffix.lower() in taken:
             if not path.is_file():
                 kind = "a link to nothing" if item.is_symlink() else "no file"
                 raise UserError(f"{path} is {kind}: bring the image again, or remove it")
@@ -144,11 +151,10 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _stray(folder: Path, arrays: bool) -> Path | None:
+def _stray(folder: Path, taken: set[str]) -> Path | None:
     """Image that has no class, or None."""
-    endings = ENDINGS | ARRAYS if arrays else ENDINGS
     files = (path for path in folder.iterdir() if path.is_file())
-    return next((path for path in files if path.suffix.lower() in endings), None)
+    return next((path for path in files if path.suffix.lower() in taken), None)
 
 
 def _classes(dataset: Dataset, raw: Path, label: str) -> list[str]:
