@@ -16,10 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from timm.data.auto_augment import NAME_TO_OP, auto_augment_transform, rand_augment_transform
-from timm.data.mixup import Mixup, mixup_target
-from timm.data.random_erasing import RandomErasing
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -36,8 +33,6 @@ from ijepa.data.loader import (
     stack,
 )
 from ijepa.data.transforms import (
-    INTERPOLATIONS,
-    MEAN,
     Crop,
     augment,
     normalise,
@@ -65,20 +60,6 @@ LOSS_EVERY = 10
 
 CROP = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
 """Timm's training crop, which MAE's fine-tuning and V-JEPA's probe use unchanged."""
-
-
-def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Image with ``bits`` bits per channel; 0 bits make it black, which Pillow 13 refuses to draw.
-
-    RandAugment of magnitude 9 with deviation 0.5 asks for 0 bits now and then.
-    """
-    if bits == 0:
-        return Image.new(image.mode, image.size)
-    return image if bits >= 8 else ImageOps.posterize(image, bits)
-
-
-for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
-    NAME_TO_OP[_name] = posterize
 
 
 @dataclass(frozen=True)
@@ -114,7 +95,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self.optim(self.batch_size)
-        self.policy(224)
         if self.mixes and self.batch_size % 2:
             raise ValueError(
                 f"batch_size is {self.batch_size}: mixup and cutmix pair images, so that it must "
@@ -145,21 +125,16 @@ class TrainingConfig:
         """Augmentation named by ``auto_augment``, with timm's settings for ``size`` pixels."""
         if self.auto_augment is None:
             return None
-        settings: dict[str, Any] = {
-            "translate_const": int(size * 0.45),
-            "img_mean": tuple(round(255 * mean) for mean in MEAN),
-            "interpolation": INTERPOLATIONS[self.crop.interpolation],
-        }
-        is_rand = self.auto_augment.startswith("rand")
-        make: Any = rand_augment_transform if is_rand else auto_augment_transform
-        try:
-            policy: Callable[[Image.Image], Image.Image] = make(self.auto_augment, settings)
-        except (AssertionError, ValueError):
-            raise ValueError(
-                f"auto_augment is {self.auto_augment!r}, which timm does not know: allowed are "
-                "such as rand-m9-mstd0.5-inc1 and original, or null"
-            ) from None
-        return policy
+        from evals import augmentation  # which imports timm
+
+        return augmentation.named(self.auto_augment, self.crop.interpolation, size)
+
+    def check_policy(self) -> None:
+        """Raise ValueError for an ``auto_augment`` that timm does not know.
+
+        Not done with the other checks: whoever only plans with the defaults need not import timm.
+        """
+        self.policy(224)
 
 
 class Classifier(nn.Module):
@@ -359,6 +334,9 @@ def mixed(
     config: TrainingConfig, images_BCHW: Tensor, labels_B: Tensor, num_classes: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Erased and mixed images of a batch, and soft targets [B, K], as functions of (seed, step)."""
+    from timm.data.mixup import Mixup, mixup_target
+    from timm.data.random_erasing import RandomErasing
+
     smoothing, device = config.label_smoothing, str(images_BCHW.device)
     with seeded(config.seed, "mixed", step):
         if config.random_erase:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa import collection
-from ijepa.architecture import ViTConfig
+from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.loader import View
 from ijepa.data.transforms import Crop
 from ijepa.image_size import Size
@@ -96,6 +96,11 @@ class Recipe(ABC):
     ) -> dict[str, Tensor]:
         """Patches seen and patches predicted, by name, boolean [B, N], for a picture of masks."""
         return {}
+
+    @property
+    def variant(self) -> Variant:
+        """Options of the encoder that are the method's own."""
+        return Variant()
 
     @property
     def whole_batch(self) -> bool:

@@ -11,9 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models import beit
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,11 +29,19 @@ class Hidden(NamedTuple):
     token: Tensor
 
 
-class ViT(VisionTransformer):
-    """Encoder from images to one feature vector per patch, after that of [cls] if it has one."""
+class ViT(nn.Module):
+    """Encoder from images to one feature vector per patch, after that of [cls] if it has one.
+
+    Its parts and their names are those of timm's VisionTransformer.
+    """
 
     def __init__(self, config: ViTConfig, variant: Variant = Variant()) -> None:
-        super().__init__(
+        # Not at the top: timm takes seconds to import; who only reads a recipe builds no network.
+        from timm.models.beit import RelativePositionBias
+        from timm.models.vision_transformer import Block, VisionTransformer
+
+        super().__init__()
+        timm = VisionTransformer(
             img_size=config.image_size,
             patch_size=config.patch_size,
             in_chans=config.channels,
@@ -56,6 +61,9 @@ class ViT(VisionTransformer):
             weight_init="skip",
         )
         self.config, self.variant = config, variant
+        self.cls_token, self.pos_embed = timm.cls_token, timm.pos_embed
+        self.patch_embed, self.blocks, self.norm = timm.patch_embed, timm.blocks, timm.norm
+        self.num_prefix_tokens: int = timm.num_prefix_tokens
         self.patch_embed.strict_img_size = False  # local crops are smaller
         self.activation_checkpointing = False
         if variant.positions.startswith("sincos"):
@@ -66,7 +74,7 @@ class ViT(VisionTransformer):
                 positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
             self.pos_embed = nn.Parameter(positions, requires_grad=False)
         if variant.positions == "relative":
-            self.rel_pos_bias = beit.RelativePositionBias(config.grid, config.num_heads)
+            self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads)
         self._initialise()
         if variant.drop_path:
             for block in self.blocks:
@@ -95,7 +103,7 @@ class ViT(VisionTransformer):
         if self.pos_embed is not None and self.variant.positions == "learned":
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         images_BCHW: Tensor,
         keep_BK: Tensor | None = None,
@@ -172,6 +180,8 @@ class ViT(VisionTransformer):
         rows, columns = (side // self.config.patch_size for side in images_BCHW.shape[2:])
         if (rows, columns) == self.config.grid:
             return self.pos_embed
+        from timm.layers.pos_embed import resample_abs_pos_embed
+
         resampled: Tensor = resample_abs_pos_embed(
             self.pos_embed,
             [rows, columns],
@@ -206,8 +216,10 @@ class DropPath(nn.Module):
         return x * scale_B.view(-1, 1, 1)
 
 
-def transformer_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> Block:
+def transformer_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.Module:
     """Timm's pre-norm block with every method's settings, for predictors and decoders."""
+    from timm.models.vision_transformer import Block
+
     return Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
 
 
@@ -218,13 +230,15 @@ def beit_block(
     init_values: float | None = None,
     drop_path: float = 0.0,
     **_: Any,
-) -> beit.Block:
+) -> nn.Module:
     """Timm's block of BEiT: layer scale, and no bias for the keys.
 
     It takes all arguments that timm's VisionTransformer passes to a block. Those without a
     counterpart have their defaults and are ignored.
     """
-    return beit.Block(
+    from timm.models.beit import Block
+
+    return Block(
         dim,
         num_heads,
         qkv_bias=True,

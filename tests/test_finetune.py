@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from evals import supervised
+from evals.protocol import Facts, check
+from evals.protocols import attentive_probe, low_shot
 from evals.protocols.finetune import PRESETS, Config, classifier, evaluate, fine_tune, groups
 from evals.subject import Subject
 from ijepa.architecture import Variant
@@ -247,8 +249,6 @@ def test_presets_are_the_papers_rows() -> None:
         ({"random_erase": 2}, "random_erase is 2: it must be at most 1"),
         ({"label_smoothing": 1}, "label_smoothing is 1: it must be below 1"),
         ({"batch_size": 7}, "batch_size is 7: mixup and cutmix pair images"),
-        ({"auto_augment": "rnd"}, "auto_augment is 'rnd', which timm does not know"),
-        ({"auto_augment": "rand-q1"}, "auto_augment is 'rand-q1', which timm does not know"),
         ({"layer_decay": 0}, "layer_decay is 0: it must be above 0"),
         ({"drop_path": 1}, "drop_path is 1: it must be below 1"),
         ({"num_workers": -1}, "num_workers is -1: it must be at least 0"),
@@ -257,6 +257,19 @@ def test_presets_are_the_papers_rows() -> None:
 def test_a_bad_setting_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         strict(Config, change, "config")
+
+
+@pytest.mark.parametrize("policy", ["rnd", "rand-q1"])
+def test_an_augmentation_that_timm_does_not_know_is_refused(policy: str) -> None:
+    message = f"auto_augment is '{policy}', which timm does not know"
+    for name, config in (
+        ("finetune", Config(auto_augment=policy)),
+        ("attentive_probe", attentive_probe.Config(auto_augment=policy)),
+        ("low_shot", low_shot.Config(finetune=Config(auto_augment=policy))),
+    ):
+        with pytest.raises(UserError, match=f"^evaluations.x.config.*{message}"):
+            check(name, config, Facts(uses="both"), "evaluations.x.config")
+    check("low_shot", low_shot.Config(), Facts(uses="features"), "not fine-tuned")
 
 
 def test_images_that_cannot_be_trained_on_are_refused_before_training(

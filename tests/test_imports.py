@@ -43,7 +43,10 @@ NOT_IMPORTED = {
     "workflow.plan.estimate": NETWORKS,
     "workflow.plan.grid": NETWORKS,
     "workflow.reproduce": NETWORKS,
-    # Modules that build no ViT, or only if features are missing.
+    # Modules that build no ViT, or not always.
+    "workflow.plan.check": ["timm"],
+    "evals.protocols.low_shot": ["timm"],
+    "ijepa.config": ["timm"],
     "evals.report.page": ["timm"],
     "ijepa.data.tokens": ["timm"],
     "evals.group": ["timm"],

@@ -13,7 +13,7 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from timm.optim._param_groups import param_groups_weight_decay
 from torch import nn
 
-from evals.protocol import Uses
+from evals.protocol import Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
@@ -36,6 +36,11 @@ class Config(TrainingConfig):
     auto_augment: str | None = "original"
     random_erase: Probability = 0.25
     clip: Positive | None = 1.0
+
+
+def check(config: Config, _: Facts) -> None:
+    """Raise ValueError for an unknown augmentation."""
+    config.check_policy()
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
 from evals.pooling import Pool, parts
@@ -118,7 +117,8 @@ class Tuned(Classifier):
 
 
 def check(config: Config, facts: Facts) -> None:
-    """Raise ValueError for an unknown list of images."""
+    """Raise ValueError for an unknown augmentation or list of images."""
+    config.check_policy()
     facts.check_subset(config.subset)
 
 
@@ -179,10 +179,12 @@ def groups(config: Config, model: Classifier) -> list[dict[str, Any]]:
     The patch embedding, [cls] and positions are layer 0, block i is layer i + 1, the head is layer
     depth + 1. One-dimensional parameters, [cls] and positions have no weight decay.
     """
+    from timm.optim._param_groups import param_groups_layer_decay
+
     parameter_groups: list[dict[str, Any]] = param_groups_layer_decay(
         model,
         config.weight_decay,
-        no_weight_decay_list=[f"encoder.{name}" for name in model.encoder.no_weight_decay()],
+        no_weight_decay_list=["encoder.cls_token", "encoder.pos_embed"],
         layer_decay=config.layer_decay,
     )
     return parameter_groups

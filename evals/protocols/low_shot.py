@@ -89,10 +89,15 @@ def check(config: Config, facts: Facts) -> None:
     """
     facts.check_subset(config.subset)
     facts.check_per_class(config.per_class)
-    pool = config.finetune.pool if config.finetune and facts.uses == "both" else "patches"
-    if pool != "patches" and facts.class_token is False:
+    if config.finetune is None or facts.uses != "both":
+        return
+    try:
+        config.finetune.check_policy()
+    except ValueError as error:
+        raise ValueError(f"finetune.{error}") from None
+    if config.finetune.pool != "patches" and facts.class_token is False:
         raise ValueError(
-            f"finetune.pool is {pool}, but the encoder has no [cls]: set it to "
+            f"finetune.pool is {config.finetune.pool}, but the encoder has no [cls]: set it to "
             "patches (config_of), or leave it out"
         )
 

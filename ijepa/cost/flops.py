@@ -172,12 +172,6 @@ def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
     return Size(flops / images * mean / draws[step], int(parameters), int(trained), int(saved))
 
 
-def has_class_token(run: RunConfig) -> bool:
-    """True if the encoder of a run has [cls]; told by a network of one block without weights."""
-    shallow = _of_depths(run, dict.fromkeys(_depths(run), 1))
-    return on_meta(shallow).encoder.variant.class_token
-
-
 def _settled(draws: list[int]) -> bool:
     """True if the mean of the draws is known to 0.1 %: masks of fixed size never differ."""
     if len(draws) < 4:

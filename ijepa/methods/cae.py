@@ -88,6 +88,18 @@ class Config(method.MaskedRecipe):
     layer_scale: Positive = 0.1
     drop_path: BelowOne = 0.1
 
+    @property
+    def variant(self) -> Variant:
+        """Variant with BEiT's blocks on fixed positions, the row's half first."""
+        return Variant(
+            class_token=True,
+            positions="sincos_rows_first",
+            blocks="beit",
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            init="xavier_beit",
+        )
+
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Patches hidden in BEiT's blocks, boolean [B, N]."""
         return self.masking.hide(counts_B, grid, generator)
@@ -115,18 +127,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "drop_path": 0.0,
     },
 }
-
-
-def variant(config: Config) -> Variant:
-    """Variant with BEiT's blocks on fixed positions, the row's half first."""
-    return Variant(
-        class_token=True,
-        positions="sincos_rows_first",
-        blocks="beit",
-        layer_scale=config.layer_scale,
-        drop_path=config.drop_path,
-        init="xavier_beit",
-    )
 
 
 def check(config: Config, vit: ViTConfig) -> None:
@@ -175,7 +175,7 @@ class RegressorBlock(nn.Module):
             norm_layer(dim) for _ in range(4)
         )
         self.cross_attn = CrossAttention(dim, vit.num_heads)
-        self.mlp_cross = beit_block(dim, vit.num_heads, vit.mlp_ratio).mlp
+        self.mlp_cross = beit_block(dim, vit.num_heads, vit.mlp_ratio).get_submodule("mlp")
         self.gamma_1_cross, self.gamma_2_cross = (
             nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2)
         )
@@ -247,7 +247,7 @@ class Method(method.Method):
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
         self.config, self.vit = config, vit
-        self.visible_encoder = ViT(vit, variant(config))
+        self.visible_encoder = ViT(vit, config.variant)
         self.regressor = Regressor(config, vit)
         self.decoder = Decoder(config, vit)
 

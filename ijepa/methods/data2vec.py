@@ -76,6 +76,18 @@ class Config(method.MaskedRecipe):
     layer_scale: Positive = 1e-4
     drop_path: BelowOne = 0.2
 
+    @property
+    def variant(self) -> Variant:
+        """Variant of BEiT: relative positions only."""
+        return Variant(
+            class_token=True,
+            positions="relative",
+            blocks="beit",
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            init="beit",
+        )
+
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Patches hidden in BEiT's blocks, boolean [B, N]."""
         return self.masking.hide(counts_B, grid, generator)
@@ -103,18 +115,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def variant(config: Config) -> Variant:
-    """Variant of BEiT: relative positions only."""
-    return Variant(
-        class_token=True,
-        positions="relative",
-        blocks="beit",
-        layer_scale=config.layer_scale,
-        drop_path=config.drop_path,
-        init="beit",
-    )
-
-
 def check(config: Config, vit: ViTConfig) -> None:
     """Raise ValueError if the masks do not fit the grid or there are too few blocks."""
     num_hidden(config.mask_ratio, vit.grid)
@@ -131,7 +131,7 @@ class Network(nn.Module):
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
-        self.encoder = ViT(vit, variant(config))
+        self.encoder = ViT(vit, config.variant)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.dim))
         self.head = nn.Linear(vit.dim, vit.dim)
         for weights in (self.mask_token, self.head.weight):

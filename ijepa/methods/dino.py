@@ -87,6 +87,11 @@ class Config(method.Recipe):
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
             raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
 
+    @property
+    def variant(self) -> Variant:
+        """Variant with learned positions and [cls]."""
+        return Variant(class_token=True, positions="learned", drop_path=self.drop_path, init="dino")
+
     def views(self, image_size: Size) -> list[View]:
         """Two global views, then the local ones."""
         return [
@@ -138,11 +143,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "drop_path": 0.0,
     },
 }
-
-
-def variant(config: Config) -> Variant:
-    """Variant with learned positions and [cls]."""
-    return Variant(class_token=True, positions="learned", drop_path=config.drop_path, init="dino")
 
 
 def check(config: Config, vit: ViTConfig) -> None:
@@ -199,7 +199,7 @@ class Network(nn.Module):
 
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
-        self.encoder = ViT(vit, variant(config))
+        self.encoder = ViT(vit, config.variant)
         self.head = Head(config, vit.dim)
 
 

@@ -217,7 +217,7 @@ class Method(method.Method):
         super().__init__()
         self.config, self.vit = config, vit
         self.masking = sampler(config.masking, vit.grid)
-        self.context_encoder = ViT(vit)
+        self.context_encoder = ViT(vit, config.variant)
         self.predictor = Predictor(config, vit)
         if config.anticollapse == "ema":
             self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)

@@ -72,6 +72,17 @@ class Config(method.Recipe):
                 "predicts itself; two views are the least"
             )
 
+    @property
+    def variant(self) -> Variant:
+        """Variant with learned positions, which are resampled for small views, and [cls]."""
+        return Variant(
+            class_token=True,
+            positions="learned",
+            drop_path=self.drop_path,
+            init="dino",
+            antialias=True,
+        )
+
     def views(self, image_size: Size) -> list[View]:
         """Global views, then the local ones."""
         return [
@@ -145,14 +156,7 @@ class Method(method.Method):
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
         self.config, self.vit = config, vit
-        variant = Variant(
-            class_token=True,
-            positions="learned",
-            drop_path=config.drop_path,
-            init="dino",
-            antialias=True,
-        )
-        self.network = ViT(vit, variant)
+        self.network = ViT(vit, config.variant)
         self.projector = projector(vit.dim, config.projector_dim, config.output_dim)
 
     @property

@@ -77,6 +77,11 @@ class Config(method.MaskedRecipe):
                 f"decoder_heads ({self.decoder_heads})"
             )
 
+    @property
+    def variant(self) -> Variant:
+        """Variant with [cls] on fixed positions."""
+        return Variant(class_token=True, init="xavier")
+
     def hide(self, counts_B: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Patches hidden at random, boolean [B, N]."""
         return random_masks(counts_B, grid[0] * grid[1], generator)
@@ -140,7 +145,7 @@ class Method(method.Method):
     def __init__(self, config: Config, vit: ViTConfig) -> None:
         super().__init__()
         self.config, self.vit = config, vit
-        self.visible_encoder = ViT(vit, Variant(class_token=True, init="xavier"))
+        self.visible_encoder = ViT(vit, config.variant)
         self.decoder = Decoder(config, vit)
 
     @property

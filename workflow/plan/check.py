@@ -5,7 +5,7 @@
 
 import argparse
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from evals.report.results import read_external
 from evals.run import facts_of
 from evals.subject import Subject
 from ijepa.config import parse_run
-from ijepa.cost.flops import has_class_token
 from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
 from ijepa.data.shards import check_limit
@@ -118,7 +117,6 @@ def check(benchmark: Benchmark) -> None:
 def _check_cells(grid: Grid) -> None:
     """Raise UserError if an evaluation of an encoder is impossible, as far as is known now."""
     plans = {name: planned(run).run for name, run in grid.runs.items()}
-    has_cls = cache(lambda run: has_class_token(plans[run]))  # takes a second for each run
     facts_of_data = cache(lambda dataset, label: _facts(grid, dataset, label))
     for run, evaluation in dict.fromkeys((run, name) for run, _, name in grid.cells):
         item = grid.evaluations[evaluation]
@@ -127,14 +125,17 @@ def _check_cells(grid: Grid) -> None:
         facts = replace(facts_of_data(item.dataset, item.label), uses=grid.uses(run, evaluation))
         try:
             if run in plans:
-                vit = plans[run].vit
-                facts = replace(facts, depth=vit.depth, channels=vit.channels)
-                facts = replace(facts, square=vit.is_square)
+                vit, variant = plans[run].vit, plans[run].recipe.variant
+                facts = replace(
+                    facts,
+                    depth=vit.depth,
+                    class_token=variant.class_token,
+                    channels=vit.channels,
+                    square=vit.is_square,
+                )
+                config = resolved(config, {"variant": asdict(variant)}, where)
             elif run in grid.released:  # every layout has three
                 facts = replace(facts, channels=3)
-            if run in plans and "cls" in str(config):  # a pool, at any depth
-                facts = replace(facts, class_token=has_cls(run))
-                config = resolved(config, {"variant": {"class_token": has_cls(run)}}, where)
             check_protocol(item.evaluation, config, facts, where)
         except UserError as error:
             raise UserError(f"{error} ({run})") from None
