@@ -41,9 +41,17 @@ from ijepa.data.transforms import (
 from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
 from ijepa.optim import Optim, fused, learning_rate, trained
-from ijepa.precision import Precision, precision
+from ijepa.precision import precision
 from ijepa.randomness import generator
-from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability
+from ijepa.ranges import (
+    BelowOne,
+    Count,
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    Precision,
+    Probability,
+)
 from ijepa.transfer import placed
 from ijepa.update import gradients, update
 from ijepa.vit import ViT

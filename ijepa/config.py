@@ -17,8 +17,7 @@ from ijepa.files import read_yaml
 from ijepa.identity import earlier_identity, run_identity
 from ijepa.keep_and_start import Keep, Start, parse_start
 from ijepa.method import Recipe, load_method, method_names
-from ijepa.precision import Precision
-from ijepa.ranges import Count, NotNegativeInt
+from ijepa.ranges import Count, NotNegativeInt, Precision
 from ijepa.strict import merged, strict
 
 

@@ -7,12 +7,12 @@ all of it.
 import re
 from pathlib import Path
 
-from ijepa.checkpoint import read_tensors
 from ijepa.config import parse_run
 from ijepa.encoder_file import read_header
 from ijepa.errors import UserError
 from ijepa.keep_and_start import Start
 from ijepa.method import load_method
+from ijepa.released.tensors import read_tensors
 from ijepa.start import begin_from
 from ijepa.whole import save_whole
 

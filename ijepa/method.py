@@ -178,7 +178,7 @@ class Method(nn.Module, ABC):
         """Hook after an update of the weights; ``progress`` is steps before it / all steps."""
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """Values that the method schedules itself, for the log."""
+        """Values of this step that the method schedules itself; the log shows them."""
         return {}
 
 

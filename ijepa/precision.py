@@ -2,13 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-Precision = Literal["auto", "float32", "tf32", "bfloat16"]
-"""Setting of a run; ijepa.config says what each means."""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Ranges of numbers in configs, as annotations that pydantic checks (ijepa.strict)."""
+"""Ranges of values in configs, as annotations that pydantic checks (ijepa.strict)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,3 +13,5 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 """Some of a whole, but neither nothing nor all."""
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+"""Number format in which a network computes (ijepa.precision); ijepa.config explains each."""

@@ -82,7 +82,7 @@ class Watch:
             module.register_forward_hook(partial(self._after, path))
 
     def is_over(self) -> bool:
-        """False after a step that was finite; raises Replayed after the first one that was not."""
+        """False after a finite step; raises Replayed after one that was not finite, or the last."""
         for name, value in self.method.state_dict().items():
             self._look("update", name, "after the update", value)
         if self.is_bad() or self.step >= self.last:
@@ -92,7 +92,7 @@ class Watch:
         return False
 
     def is_bad(self) -> bool:
-        """True if the loss, a gradient or a weight of this step is not finite."""
+        """True if the loss, a gradient, a weight or a buffer of this step is not finite."""
         phases = {phase for phase, _ in self.named}
         return bool(phases & {"loss", "gradient", "update"})
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ijepa.architecture import ViTConfig
-from ijepa.checkpoint import load_encoder, ours, read_tensors
+from ijepa.checkpoint import load_encoder
 from ijepa.errors import UserError
 from ijepa.image_size import Size, as_size
 from ijepa.keep_and_start import Start
 from ijepa.method import Method
 from ijepa.released import convert as released
 from ijepa.released.layouts import unwrapped
+from ijepa.released.tensors import ours, read_tensors
 from ijepa.vit import ViT
 from ijepa.whole import load_whole, own_name, read_about
 

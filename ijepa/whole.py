@@ -1,7 +1,7 @@
 """All networks of a run in one file: both towers, predictor or decoder, heads, centres.
 
 The tensors have the names of the method's release, so the file can be taken in like the release's
-own (``python -m ijepa.checkpoint import``) and, for MAE and DINO, by timm. A method without
+own (``python -m ijepa.released.weights import``) and, for MAE and DINO, by timm. A method without
 published weights has its own names.
 """
 

@@ -33,6 +33,7 @@ from ijepa.data.tokens import build_tokens
 from ijepa.data.transforms import Crop, augment, centre_crop, normalise, squash, to_array
 from ijepa.errors import UserError
 from ijepa.files import read_json
+from ijepa.released.weights import export_encoder
 from ijepa.train import train
 from tests.conftest import raw_run_of
 from tests.released_files import VIT, network
@@ -211,7 +212,7 @@ def test_a_run_learns_from_them_and_is_evaluated(
     evaluate("linear_probe", probe, subject, tmp_path / "probe.json")
     if channels != 3:
         with pytest.raises(UserError, match=rf"images of {channels} channels, every --layout"):
-            checkpoint.export_encoder(out, tmp_path / "out.pth", "timm")
+            export_encoder(out, tmp_path / "out.pth", "timm")
 
 
 @pytest.mark.parametrize("kind", ["deep array"])

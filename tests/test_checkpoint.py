@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ijepa.checkpoint import import_encoder, load_encoder, read_tensors
+from ijepa.checkpoint import load_encoder
+from ijepa.released.tensors import read_tensors
+from ijepa.released.weights import import_encoder
 from tests.released_files import PLAIN, Weights, network, under
 
 

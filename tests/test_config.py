@@ -11,7 +11,7 @@ from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.method import load_method, method_names
 from ijepa.methods import ijepa
-from workflow.plan.benchmark import DATASET_NAME, as_plain, read_benchmark, read_files
+from workflow.plan.benchmark import DATASET_NAME, read_benchmark, read_files, without_defaults
 from workflow.plan.check import check
 from workflow.plan.grid import Grid
 
@@ -355,5 +355,5 @@ def test_every_config_has_the_shape_that_the_workflow_asks_for(path: Path) -> No
     assert benchmark.name == path.stem
     assert {table["name"] for table in raw["tables"]} == {table.name for table in benchmark.tables}
     # The plan's config.yaml holds the same config.
-    again = read_benchmark(as_plain(benchmark))
+    again = read_benchmark(without_defaults(benchmark))
     assert again == benchmark

@@ -111,8 +111,8 @@ def test_an_unknown_evaluation_is_refused() -> None:
 def test_knn_agrees_with_a_loop_over_all_pairs(
     queries: int, stored: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knn, "ASKED", queries)
-    monkeypatch.setattr(knn, "KNOWN", stored)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", queries)
+    monkeypatch.setattr(knn, "TRAIN_CHUNK", stored)
     subject = clouds(200, 50)
     result = knn.evaluate(knn.Config(num_neighbours=7, temperature=0.2), subject)
     right = 0
@@ -135,8 +135,8 @@ def test_neighbours_are_found_in_mapped_float16_as_in_float32(
     stored = torch.randn(100, 6, generator=random).half()
     np.save(tmp_path / "train.npy", stored.numpy())
     mapped = torch.from_numpy(np.load(tmp_path / "train.npy", mmap_mode="c"))
-    monkeypatch.setattr(knn, "ASKED", 4)
-    monkeypatch.setattr(knn, "KNOWN", 13)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", 4)
+    monkeypatch.setattr(knn, "TRAIN_CHUNK", 13)
     chunks = knn.neighbours(mapped, stored[:10].float(), 3)
     similarities, indices = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     unit = torch.nn.functional.normalize(stored.float(), dim=1)

@@ -22,12 +22,13 @@ from evals.run import evaluate
 from evals.subject import Subject
 from ijepa import checkpoint
 from ijepa.architecture import Variant
-from ijepa.checkpoint import export_folder, import_encoder, load_encoder
+from ijepa.checkpoint import load_encoder
 from ijepa.data.transforms import centre_crop, normalise, short_side, to_array
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError, run_command
-from ijepa.released import card, folder
+from ijepa.released import card, folder, weights
 from ijepa.released.layouts import FOLDERS
+from ijepa.released.weights import export_folder, import_encoder
 from tests.conftest import Trained
 from tests.hub import TOKEN, Hub, serving
 from tests.released_files import VIT, fabricate, network
@@ -163,10 +164,10 @@ def test_an_encoder_that_no_network_of_the_package_computes_is_refused(
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> Any:
-    """Exit status or message of ``python -m ijepa.checkpoint``."""
-    monkeypatch.setattr(sys, "argv", ["checkpoint", *map(str, words)])
+    """Exit status or message of ``python -m ijepa.released.weights``."""
+    monkeypatch.setattr(sys, "argv", ["weights", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        run_command(checkpoint.main)
+        run_command(weights.main)
     return ended.value.code
 
 

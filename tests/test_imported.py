@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from evals.decoder.source import Source
-from ijepa.checkpoint import export_encoder, import_encoder
 from ijepa.errors import UserError
 from ijepa.imported import import_whole
 from ijepa.masking import Masks
 from ijepa.methods import ijepa
 from ijepa.randomness import generator
+from ijepa.released.weights import export_encoder, import_encoder
 from tests.released_files import OPTIMIZER, under
 from tests.released_files import VIT as SMALL
 from workflow.plan.benchmark import Released

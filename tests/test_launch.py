@@ -233,7 +233,7 @@ def test_a_finished_encoder_is_delivered_even_if_its_job_cannot_be_queried(
     cluster: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The launcher has no Slurm or is on another machine, where the run may still be going on."""
-    monkeypatch.setattr(slurm, "here", lambda: False)
+    monkeypatch.setattr(slurm, "is_here", lambda: False)
     task = launched(raw_run_of("mae"), data, tmp_path / "run")
     job = {"cluster": cluster, "number": "7", "host": "elsewhere"}
     write_json(task.state / "jobs.json", [job])
@@ -336,7 +336,7 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
         return slurm.State("FAILED")
 
     monkeypatch.setattr(Request, "check", lambda _: None)
-    monkeypatch.setattr(slurm, "here", lambda: True)
+    monkeypatch.setattr(slurm, "is_here", lambda: True)
     monkeypatch.setattr(slurm, "find", lambda _mark: None)
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State(slurm.FORGOTTEN))
     monkeypatch.setattr(launch, "submit", lambda task: jobs.SlurmJob(task, "6"))

@@ -99,6 +99,7 @@ def test_a_class_with_too_few_images_is_named() -> None:
         ({"per_class": 2, "share": 0.1}, "per_class 2 and share 0.1 are given: give one of them"),
         ({"per_class": 0}, "per_class is 0"),
         ({"share": 1.5}, "share is 1.5"),
+        ({"finetune": {"subset": "1pct"}}, "give subset beside finetune"),
         ({"finetune": {"epoch": 9}}, r"finetune\.epoch: unknown key \(did you mean epochs"),
     ],
 )

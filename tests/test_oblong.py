@@ -30,6 +30,7 @@ from ijepa.data.transforms import IJEPA, Crop, augment, centre_crop, normalise, 
 from ijepa.errors import UserError
 from ijepa.files import read_json
 from ijepa.method import Batch, load_method, method_names
+from ijepa.released.weights import export_encoder
 from ijepa.train import train
 from tests.conftest import Trained, raw_run_of
 from workflow.plan.estimate import forward_flops
@@ -71,7 +72,7 @@ def test_a_run_learns_from_oblong_images_and_is_evaluated(
     assert "<svg" in gallery.patch_features(patches, "centre", (24, 40), test)
 
     with pytest.raises(UserError, match=r"\(24, 40\) pixels, every --layout is for square"):
-        checkpoint.export_encoder(out, tmp_path / "out.pth", "timm")
+        export_encoder(out, tmp_path / "out.pth", "timm")
     with pytest.raises(UserError, match="only encoders of square images"):
         picture.grid_of(out, None)
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ijepa.checkpoint import import_encoder, load_encoder
+from ijepa.checkpoint import load_encoder
 from ijepa.data.build import inspect
 from ijepa.data.sources import image_folder
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
+from ijepa.released.weights import import_encoder
 from tests.released_files import FILES, network
 from workflow.plan.benchmark import read_benchmark
 

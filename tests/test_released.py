@@ -21,19 +21,14 @@ from evals.report.results import read_results
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.architecture import SIZES, Variant, ViTConfig
-from ijepa.checkpoint import (
-    describe,
-    export_encoder,
-    import_encoder,
-    load_encoder,
-    main,
-    read_tensors,
-)
+from ijepa.checkpoint import load_encoder
 from ijepa.errors import UserError, run_command
 from ijepa.method import load_method, method_names
 from ijepa.methods import cae, data2vec, mae
 from ijepa.released import convert as released
 from ijepa.released.layouts import LAYOUTS
+from ijepa.released.tensors import read_tensors
+from ijepa.released.weights import describe, export_encoder, import_encoder, main
 from ijepa.vit import ViT, sincos_positions
 from tests.released_files import (
     FILES,

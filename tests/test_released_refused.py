@@ -10,15 +10,12 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from ijepa.checkpoint import (
-    export_encoder,
-    import_encoder,
-    load_encoder,
-    read_tensors,
-)
+from ijepa.checkpoint import load_encoder
 from ijepa.errors import UserError
 from ijepa.released import convert as released
 from ijepa.released.layouts import LAYOUTS
+from ijepa.released.tensors import read_tensors
+from ijepa.released.weights import export_encoder, import_encoder
 from tests.released_files import (
     FILES,
     PLAIN,
@@ -35,7 +32,7 @@ def test_every_tensor_that_is_missing_or_unknown_is_named(kind: str, tmp_path: P
     fabricate(kind, tmp_path / "file.pth")
     whole = read_tensors(tmp_path / "file.pth")
     reading = released.encoder(whole, "file")
-    root = released.find(whole, LAYOUTS[layout])[reading.tower]
+    root = released.prefixes_of(whole, LAYOUTS[layout])[reading.tower]
     own = [name for name in whole if name.startswith(root) and name not in reading.leftovers]
     assert len(own) == len(net.state_dict()) + ("transformers" in kind) * 2 * 2 * VIT.depth
     for name in own:

@@ -370,6 +370,15 @@ def test_a_run_of_the_config_is_trained_before_the_one_that_starts_from_it() -> 
     assert not grid.runs["random_init"].start
 
 
+def test_a_run_may_start_from_the_encoder_of_an_epoch_that_another_one_keeps() -> None:
+    start = {"from": "first@epoch1", "parts": "encoder"}
+    grid = Grid(read_benchmark(config(first={"keep": {"epochs": [1]}}, second={"start": start})))
+    started = grid.runs["second"].config(1)["start"]
+    assert started["from"] == "results/stages/runs/first/seed1/epochs/1.safetensors"
+    assert ("first", 1) in grid.trained
+    assert grid.begun_from("second", 1) == [grid.encoder("first", 1)]
+
+
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
@@ -378,6 +387,11 @@ def test_a_run_of_the_config_is_trained_before_the_one_that_starts_from_it() -> 
             r"runs\.second\.start\.from: first must stand before second",
         ),
         ({"a": {"keep": {"whole": False}}, "b": {"start": {"from": "a"}}}, "a keeps no networks"),
+        ({"a": {}, "b": {"start": {"from": "a@epoch1"}}}, "a keeps no epoch 1: add it to its keep"),
+        (
+            {"a": {"keep": {"epochs": [1]}}, "b": {"start": {"from": "a@epoch1"}}},
+            r"start\.parts: of an epoch the encoder alone is kept: say parts: encoder",
+        ),
     ],
 )
 def test_a_start_that_the_config_cannot_give_is_refused(runs: dict[str, Any], message: str) -> None:

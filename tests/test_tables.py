@@ -113,6 +113,12 @@ def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
     )
 
 
+def test_a_share_and_its_interval_have_two_decimals() -> None:
+    share = {"metric": "identification", "low": 0.634, "high": 0.718}
+    frame = tidy(entry("ijepa_vith14", 0, "in1k_linear", 0.682, **share))
+    assert "| 0.68 [0.63, 0.72] |" in table_columns.markdown(of_paper("table1", frame))
+
+
 def test_rows_stand_in_the_papers_order_and_those_without_a_run_say_so() -> None:
     rows = of_paper("table2", tidy()).rows
     assert rows["method"].tolist() == [

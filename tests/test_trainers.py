@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ijepa.checkpoint import import_encoder, load_encoder
+from ijepa.checkpoint import load_encoder
 from ijepa.errors import UserError
+from ijepa.released.weights import import_encoder
 from tests.released_files import FILES, OPTIMIZER, network, under
 
 LEFT = {

@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ijepa import train
-from ijepa.checkpoint import import_encoder, load_encoder
+from ijepa.checkpoint import load_encoder
 from ijepa.config import parse_run
 from ijepa.method import load_method, method_names
+from ijepa.released.weights import import_encoder
 from tests.conftest import Trained, raw_run_of
 
 GOLDEN = Path(__file__).parent / "golden_files"

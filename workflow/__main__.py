@@ -17,7 +17,10 @@ COMMANDS = {
     "clevr": ("ijepa.data.clevr", "render CLEVR-like images"),
     "tokens": ("ijepa.data.tokens", "token ids of a data set's images, for CAE"),
     "download": ("ijepa.released.download", "fetch published weights and check their SHA-256"),
-    "weights": ("ijepa.checkpoint", "inspect, import and export encoders, push them to a hub"),
+    "weights": (
+        "ijepa.released.weights",
+        "inspect, import, export encoders, push them to a hub",
+    ),
     "train": ("ijepa.train", "pretrain one encoder in this process"),
     "replay": ("ijepa.replay", "name the first tensor that was not finite in a training"),
     "watch": ("ijepa.watch", "follow trainings in the terminal, with curves"),

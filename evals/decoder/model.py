@@ -136,7 +136,7 @@ class Decoder(method.Method):
         return ((conditions_BD - self.mean) / self.std).masked_fill(constant_D, 0.0)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Squared error of the predicted noise, for one block and one noise level an image."""
+        """Squared error of the predicted noise or velocity: one block, one noise level an image."""
         assert self.source is not None
         images, count = batch.images_BCHW, batch.num_images()
         drawn = self.source.draw(count, batch.generator("blocks"))
@@ -148,8 +148,8 @@ class Decoder(method.Method):
         conditions = self.standardised(self.source.conditions(images, regions))
         random = batch.generator("noise")
         noise, steps = (
-            placed(batch.rows(drawn), images.device)
-            for drawn in (
+            placed(batch.rows(whole), images.device)
+            for whole in (
                 torch.randn(count, *clean.shape[1:], generator=random),
                 torch.randint(self.config.timesteps, (count,), generator=random),
             )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ijepa.ranges import BelowOne, Count, NotNegativeInt, Positive
+from ijepa.ranges import BelowOne, Count, NotNegativeInt, Positive, Precision
 
 Condition = Literal["prediction", "image"]
 
@@ -66,7 +66,7 @@ class Config:
     resamples: Annotated[int, Field(ge=40)] = 1000
     seed: NotNegativeInt = 0
     num_workers: NotNegativeInt = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         halvings = 2 ** (len(self.channels) - 1)

@@ -6,8 +6,8 @@ DINO tries 10, 20, 100 and 200 neighbours and prints the best on the test images
 paper. Here the preset ``dino`` chooses their number on training images, each of which is classified
 by all others.
 
-Shape suffixes: N training images, Q query images, B of them in a chunk, K neighbours or images of a
-chunk, D features, C classes.
+Shape suffixes: N training images, M of them in a chunk, Q query images, B of them in a chunk, K
+neighbours, D features, C classes.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ijepa.transfer import placed
 
 USES: tuple[Uses, ...] = ("features",)
 
-ASKED, KNOWN = 1024, 32_768
+QUERY_CHUNK, TRAIN_CHUNK = 1024, 32_768
 """Query and training images compared at a time: 128 MiB of similarities for any data set."""
 
 
@@ -117,20 +117,20 @@ def neighbours(
     are then no neighbours of themselves.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    queries = unit(query_QD.to(device)).split(ASKED)
+    queries = unit(query_QD.to(device)).split(QUERY_CHUNK)
     similarities = [chunk.new_empty(len(chunk), 0) for chunk in queries]
     indices = [chunk.new_empty(len(chunk), 0, dtype=torch.int64) for chunk in queries]
-    starts = range(0, len(train_ND), KNOWN)
+    starts = range(0, len(train_ND), TRAIN_CHUNK)
     for start in tqdm(starts, desc="neighbours", unit="chunk", mininterval=2, delay=2):
-        train_KD = unit(train_ND[start : start + KNOWN].to(device))
+        train_MD = unit(train_ND[start : start + TRAIN_CHUNK].to(device))
         for number, query_BD in enumerate(queries):
-            similarity_BK = query_BD @ train_KD.T
+            similarity_BM = query_BD @ train_MD.T
             if own is not None:
-                own_B = own[number * ASKED : number * ASKED + len(query_BD)] - start
-                here = ((own_B >= 0) & (own_B < len(train_KD))).nonzero().flatten()
-                similarity_BK[placed(here, device), placed(own_B[here], device)] = -torch.inf
+                own_B = own[number * QUERY_CHUNK : number * QUERY_CHUNK + len(query_BD)] - start
+                here = ((own_B >= 0) & (own_B < len(train_MD))).nonzero().flatten()
+                similarity_BM[placed(here, device), placed(own_B[here], device)] = -torch.inf
             # Keep the nearest of this chunk's nearest and of the nearest so far.
-            top = similarity_BK.topk(min(k, len(train_KD)), dim=1)
+            top = similarity_BM.topk(min(k, len(train_MD)), dim=1)
             values = torch.cat([similarities[number], top.values], 1)
             positions = torch.cat([indices[number], top.indices + start], 1)
             best = values.topk(min(k, values.shape[1]), dim=1)

@@ -73,6 +73,11 @@ class Config(Pooled):
             raise ValueError(f"{' and '.join(settings)} are given: give one of them")
         if (self.logistic.pool, self.logistic.layers) != (None, 1):
             raise ValueError("logistic.pool and logistic.layers: give pool and layers beside it")
+        if self.finetune is not None and self.finetune.subset is not None:
+            raise ValueError(
+                f"finetune.subset is {self.finetune.subset!r}: give subset beside finetune, "
+                "because both heads have the same images"
+            )
         if not settings:
             object.__setattr__(self, "subset", PUBLISHED)
 

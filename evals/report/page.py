@@ -13,9 +13,9 @@ from evals.about import read_about
 from evals.described import read_described
 from evals.patches import PATCHES_FILE
 from evals.report import costs, figures, gallery, table_columns, tables
-from evals.report.answer import answer
 from evals.report.figures import Panel
 from evals.report.formats import environment
+from evals.report.opening_sentences import opening_sentences
 from evals.report.plan import ReportPlan
 from evals.report.results import CONTROLS, UNITS, external
 from evals.report.tabulate import Table
@@ -75,7 +75,7 @@ def report(
         .render(
             name=results.name,
             results=results,
-            answer=answer(tables_by_name.values()),
+            answer=opening_sentences(tables_by_name.values()),
             tables=[
                 _section(name, table, is_first=number == 0)
                 for number, (name, table) in enumerate(tables_by_name.items())

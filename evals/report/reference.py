@@ -28,7 +28,7 @@ from evals.report import noise
 from evals.report.compare import differences
 from evals.report.plan import ReportPlan, read_plan
 from evals.report.result_set import Results, read_result_set
-from evals.report.results import CONTROLS
+from evals.report.results import CONTROLS, rounded
 from ijepa.errors import UserError, program, run_command
 from ijepa.log_reader import REFERENCE
 
@@ -178,9 +178,9 @@ def summary(results: Results, titles: dict[str, str]) -> Table:
             minutes = [
                 r["about"].get("facts", {}).get("train_seconds", 0.0) / 60 for r in cell
             ] or minutes
-            scale = 100 if cell and cell[0]["metric"] == "top1" else 1
-            values = [scale * r["value"] for r in cell]
-            cells.append(f"{sum(values) / len(values):.1f}" if values else "-")
+            metric = cell[0]["metric"] if cell else ""
+            values = [(100 if metric == "top1" else 1) * r["value"] for r in cell]
+            cells.append(rounded(sum(values) / len(values), metric) if values else "-")
         table.add_row(run, *cells, f"{sum(minutes) / len(minutes):.1f}")
     return table
 

@@ -31,6 +31,11 @@ NO_MATTER = ["num_workers", "seed"]
 """Settings of a protocol that may differ between machines or seeds."""
 
 
+def rounded(value: float, metric: str) -> str:
+    """Text of an interval's end or of a mean: a decimal of percents, two of a share."""
+    return f"{value:.{2 if metric == 'identification' else 1}f}"
+
+
 def read_results(paths: list[Path], gpu_hours: Path | None = None) -> pd.DataFrame:
     """Tidy results of ``paths``, .../RUN/seedN/EVALUATION.json, as COLUMNS.
 

@@ -13,7 +13,7 @@ import pandas as pd
 from evals.report import formats
 from evals.report.formats import Cell, Header, View, number
 from evals.report.published import file_of
-from evals.report.results import CONTROLS
+from evals.report.results import CONTROLS, rounded
 from evals.report.tabulate import Column, Table
 
 GAIN_OVER = {
@@ -219,7 +219,8 @@ def _measured(table: Table, row: Any, column: Column) -> Cell:
     elif pd.isna(row[f"{name}_low"]):
         text = f"{value:.2f}"
     else:
-        text = f"{value:.2f} [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
+        low, high = (rounded(row[f"{name}_{end}"], column.metric) for end in ("low", "high"))
+        text = f"{value:.2f} [{low}, {high}]"
     results = table.results
     if len(results):
         results = results[(results["run"] == row["run"]) & (results["evaluation"] == name)]

@@ -11,7 +11,7 @@ place.
 - Ctrl-C, or SIGTERM, ends the job too. The job first saves a checkpoint, if the cluster gives it
   the time (KillWait, usually 30 seconds).
 - A job that is preempted, runs out of time or loses its node goes on from its last checkpoint, as
-  often as needed (``ijepa.cluster.job``).
+  often as needed (``ijepa.cluster.job``), unless nothing was saved (``MOST_IDLE``).
 """
 
 import argparse
@@ -37,7 +37,10 @@ from ijepa.lock import held
 T = TypeVar("T")
 
 MOST_IDLE = 3
-"""Number of times in a row that a job may be lost without a new checkpoint."""
+"""Losses in a row without a new checkpoint at which a run fails; one is enough if time ran out.
+
+Slurm's own requeues of a job do not count.
+"""
 SECONDS_TO_TRY_AGAIN = 60
 """Time between tries if Slurm does not answer, or has as many of the user's jobs as it allows."""
 
@@ -168,7 +171,7 @@ def live(launch: Launch) -> Job | None:
         if record["cluster"] == "debug":
             continue
         on_slurm = record["cluster"] == "slurm"
-        if not slurm.here() if on_slurm else record["host"] != socket.gethostname():
+        if not slurm.is_here() if on_slurm else record["host"] != socket.gethostname():
             if launch.encoder.exists():
                 continue
             kind = "job" if on_slurm else "process"

@@ -101,7 +101,7 @@ class Launch:
 
     @property
     def encoder(self) -> Path:
-        """Encoder of a finished job, before it is copied to ``out``."""
+        """Path of a finished job's encoder; ``out`` becomes a second name of that file."""
         return self.state / "encoder.safetensors"
 
     @property

@@ -240,14 +240,14 @@ class Request:
             )
 
 
-def here() -> bool:
+def is_here() -> bool:
     """True if this machine has Slurm's commands."""
     return shutil.which("sbatch") is not None
 
 
 def installed() -> None:
     """Raise UserError if this machine has no Slurm."""
-    if not here():
+    if not is_here():
         raise UserError(
             "there is no Slurm on this machine (no sbatch in PATH): log in to the cluster, or use "
             "--profile workflow/profiles/local"
@@ -336,7 +336,7 @@ def address(node: str) -> str:
 
 
 def minutes(limit: str) -> int | None:
-    """Minutes of Slurm's [days-]hours:minutes:seconds; None for no limit."""
+    """Whole minutes of Slurm's [days-]hours:minutes:seconds; None for no limit."""
     if limit == "infinite":
         return None
     days, _, clock = limit.rpartition("-")

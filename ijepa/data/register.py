@@ -25,7 +25,7 @@ Checksum = Annotated[str, Field(pattern="^(md5|sha1|sha224|sha256|sha384|sha512)
 """Algorithm and hexadecimal digest."""
 
 
-def with_training(splits: dict[str, int | None]) -> dict[str, int | None]:
+def has_training(splits: dict[str, int | None]) -> dict[str, int | None]:
     """Return the splits unchanged; raises ValueError if there are no training images."""
     if "train" not in splits:
         raise ValueError("train is missing: every data set has training images; null if unknown")
@@ -64,7 +64,7 @@ class Dataset(Entry):
     citation: str
     licence: str
     image_size: int
-    splits: Annotated[dict[Literal["train", "test"], int | None], AfterValidator(with_training)]
+    splits: Annotated[dict[Literal["train", "test"], int | None], AfterValidator(has_training)]
     labels: dict[str, list[str] | int | None] = {}
     view: Literal["centre", "squash"] = "centre"
     channels: int = Field(default=3, ge=1)

@@ -114,12 +114,12 @@ def metadata(library: str, method: str, run: dict[str, Any], licence: str) -> di
 
 
 def documentation(method: str) -> str:
-    """Docstring of a method of this project, "" for any other word."""
+    """Docstring of a method of this project, "" for any other name."""
     return (load_method(method).__doc__ or "") if method in method_names() else ""
 
 
 def use(library: str, config: dict[str, Any]) -> str:
-    """Python that loads the folder; classes with a pooler of their own are told to leave it out."""
+    """Python that loads the folder; classes with a pooler of their own load without it."""
     pooler = config.get("architectures") in (["ViTModel"], ["BeitModel"])
     arguments = ", add_pooling_layer=False" if pooler else ""
     return LOADING[library].replace("{arguments}", arguments)

@@ -106,7 +106,7 @@ def readings(tensors: Mapping[str, Tensor], tower: str | None = None) -> list[Re
 def read(tensors: Mapping[str, Tensor], name: str, tower: str | None = None) -> Reading | None:
     """Reading of a file's encoder in the layout called ``name``; None if there is none."""
     layout = LAYOUTS[name]
-    roots = find(tensors, layout)
+    roots = prefixes_of(tensors, layout)
     if not roots:
         return None
     requested = next(iter(layout.towers)) if tower is None else tower
@@ -157,11 +157,12 @@ def read(tensors: Mapping[str, Tensor], name: str, tower: str | None = None) -> 
     )
 
 
-def find(tensors: Iterable[str], layout: Layout) -> dict[str, str]:
-    """Beginning of the names of each encoder in a file, by tower, in the layout's order."""
-    beginnings = [
-        name.removesuffix(layout.patch) for name in tensors if name.endswith(layout.patch)
-    ]
+def prefixes_of(names: Iterable[str], layout: Layout) -> dict[str, str]:
+    """Prefix of the names of each encoder in a file, by tower, in the layout's order.
+
+    Of several prefixes that fit a tower it is the last.
+    """
+    beginnings = [name.removesuffix(layout.patch) for name in names if name.endswith(layout.patch)]
     return {
         tower: beginning
         for tower, (pattern, *_) in layout.towers.items()
@@ -284,10 +285,10 @@ def variant_of(weights: Mapping[str, Tensor]) -> Variant:
 
 
 def positions_of(weights: Mapping[str, Tensor]) -> Any:
-    """Kind of positions, a field of Variant.
+    """Kind of positions, a field of Variant: learned also if there is no table.
 
-    In a fixed table, also in a resampled one, one half is the same in all rows, the other in all
-    columns.
+    Raises ValueError if no square grid has a table of this size. In a fixed table, also in a
+    resampled one, one half is the same in all rows, the other in all columns.
     """
     if TABLE in weights:
         return "relative"

@@ -1,4 +1,4 @@
-"""Upload of a folder that ``python -m ijepa.checkpoint export`` wrote, to the Hub or its like.
+"""Upload of a folder that ``ijepa-bench weights export`` wrote, to the Hub or its like.
 
 ``HF_ENDPOINT`` in the environment names another hub, ``HF_TOKEN`` the token (or that of
 ``hf auth login``).
@@ -26,8 +26,8 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise UserError(
-            f"{folder} has no {', '.join(missing)}: make it with python -m ijepa.checkpoint export "
-            "FILE --layout timm-folder --out FOLDER"
+            f"{folder} has no {', '.join(missing)}: make it with "
+            "python -m ijepa.released.weights export FILE --layout timm-folder --out FOLDER"
         )
     if (token := get_token()) is None:
         raise UserError(
@@ -44,7 +44,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a repository: {reason(error)}") from None
     except HfHubHTTPError as error:
-        raise refused(endpoint, repo, error) from None
+        raise http_error(endpoint, repo, error) from None
     except (NO_ANSWER, OfflineModeIsEnabled) as error:
         raise UserError(
             f"{endpoint} could not be reached ({reason(error)}): check the network, HF_ENDPOINT "
@@ -53,8 +53,8 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     return str(address)
 
 
-def refused(endpoint: str, repo: str, error: HfHubHTTPError) -> UserError:
-    """UserError for an answer of the hub that is an error."""
+def http_error(endpoint: str, repo: str, error: HfHubHTTPError) -> UserError:
+    """UserError for an HTTP error of the hub; for 401 and 403 it names the token."""
     status = error.response.status_code
     remedy = "run the same command again, later if it is the hub's fault"
     if status in (401, 403):

@@ -5,6 +5,7 @@ business of the method's and the evaluation's own ``Config`` (workflow.plan.chec
 torch, as the Snakefile reads it.
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -106,8 +107,7 @@ class Run:
 class Released:
     """Published weights to evaluate; ``address`` may be a path on this machine.
 
-    ``python -m ijepa.released.download --help`` and ``python -m ijepa.checkpoint import --help``
-    explain the other keys.
+    ``ijepa-bench download --help`` and ``ijepa-bench weights import --help`` explain the others.
     """
 
     name: EncoderName
@@ -121,7 +121,7 @@ class Released:
     keep: Literal["encoder", "whole"] | None = None
 
     def options(self) -> Settings:
-        """Options of ``python -m ijepa.checkpoint import`` that are given."""
+        """Options of ``python -m ijepa.released.weights import`` that are given."""
         names = ("layout", "tower", "image_size", "num_heads", "keep")
         return {
             name.replace("_", "-"): value
@@ -264,19 +264,35 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
 
 
 def _located(run: Run, benchmark: Benchmark, where: str) -> Settings:
-    """Start of a run with the path of what it names; raises UserError for a later run."""
+    """Start of a run with the path of what it names; raises UserError for what cannot be there."""
     name = run.start.get("from")
-    runs = [other.name for other in benchmark.runs]
-    if name in runs:
-        if runs.index(name) >= runs.index(run.name):
-            raise UserError(f"{where}.from: {name} must stand before {run.name} in runs: move it")
-        if benchmark.runs[runs.index(name)].keep.get("whole") is False:
-            raise UserError(f"{where}.from: {name} keeps no networks: set its keep.whole: true")
-        path = f"results/{benchmark.name}/runs/{name}/seed{{seed}}/whole.safetensors"
-        return {**run.start, "from": path}
     if name in [weights.name for weights in benchmark.released]:
         return {**run.start, "from": f"data/weights/{name}"}
-    return run.start
+    runs = [other.name for other in benchmark.runs]
+    of, _, epoch = str(name).partition("@epoch")
+    if of not in runs:
+        return run.start
+    if runs.index(of) >= runs.index(run.name):
+        raise UserError(f"{where}.from: {of} must stand before {run.name} in runs: move it")
+    origin = benchmark.runs[runs.index(of)]
+    folder = f"results/{benchmark.name}/runs/{of}/seed{{seed}}"
+    if not epoch:
+        if origin.keep.get("whole") is False:
+            raise UserError(f"{where}.from: {of} keeps no networks: set its keep.whole: true")
+        return {**run.start, "from": f"{folder}/whole.safetensors"}
+    if name not in origin.kept:
+        raise UserError(f"{where}.from: {of} keeps no epoch {epoch}: add it to its keep.epochs")
+    if run.start.get("parts") != "encoder":
+        raise UserError(f"{where}.parts: of an epoch the encoder alone is kept: say parts: encoder")
+    return {**run.start, "from": f"{folder}/epochs/{epoch}.safetensors"}
+
+
+def _there(missing: Path) -> str:
+    """Config beside a missing one that it was meant for, or all of them."""
+    names = sorted(file.name for file in missing.parent.glob("*.yaml"))
+    if close := difflib.get_close_matches(missing.name, names, 1):
+        return f"did you mean {missing.with_name(close[0])}?"
+    return f"{missing.parent} has {', '.join(names) or 'no config'}"
 
 
 def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
@@ -285,8 +301,7 @@ def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
     paths = list(paths)
     for path in paths:
         if not path.exists():
-            names = ", ".join(str(file) for file in sorted(path.parent.glob("*.yaml")))
-            raise UserError(f"{path} does not exist: {path.parent} has {names or 'no config'}")
+            raise UserError(f"{path} does not exist: {_there(path)}")
         content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(f"{path} must hold keys and values, as config/mini.yaml does")
@@ -294,10 +309,10 @@ def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
     return raw, read_benchmark(raw, str(paths[0]))
 
 
-def as_plain(item: Any) -> Any:
+def without_defaults(item: Any) -> Any:
     """A config, or a part of one, as plain data without the keys that have their type's default."""
     if isinstance(item, list):
-        return [as_plain(part) for part in item]
+        return [without_defaults(part) for part in item]
     if not is_dataclass(item):
         return item
     plain = {}
@@ -305,7 +320,7 @@ def as_plain(item: Any) -> Any:
         value = getattr(item, key.name)
         default = key.default if key.default_factory is MISSING else key.default_factory()
         if value != default:
-            plain[key.name] = as_plain(value)
+            plain[key.name] = without_defaults(value)
     return plain
 
 

@@ -15,6 +15,7 @@ from evals.protocol import configure, load_evaluation
 from ijepa.architecture import ViTConfig
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
+from ijepa.data import register
 from ijepa.errors import UserError, program, run_command
 from ijepa.image_size import sides
 from workflow.plan.benchmark import PIXELS, UNTRAINED, Benchmark, read_files
@@ -127,12 +128,11 @@ def _group_seconds(
     for name in evaluations:
         item = grid.evaluations[name]
         if item.evaluation == "linear_probe":
-            config = item.settings(group.run)
-            rates = len(config.get("learning_rates", (0,) * 4))
-            heads = 4 * rates * (1 if layers == 1 else 2)
-            epochs = config.get("epochs", 28)
-            width_of_all = width * (1 + layers) / 2
-            seconds += cost["head"] * counts["train"] * epochs * width_of_all * heads
+            probe = configure(item.evaluation, item.settings(group.run), item.name)
+            heads = len(probe.learning_rates) * len(probe.weight_decays) * len(probe.norms)
+            # Heads of the last layer, and as many of the last ones together.
+            widths = width if layers == 1 else width * (1 + min(layers, probe.layers))
+            seconds += cost["head"] * counts["train"] * probe.epochs * widths * heads
         else:
             seconds += cost["evaluation"]
     return seconds
@@ -148,22 +148,23 @@ def _images_seconds(
 ) -> float:
     """Seconds of an evaluation that runs the encoder, fine-tuned or frozen under a head."""
     item = grid.evaluations[evaluation]
-    config = item.settings(run)
+    from evals.protocols.low_shot import HELD_OUT  # not at the top: it imports torch
+
+    config = configure(item.evaluation, item.settings(run), item.name)
     counts, forward = _evaluated(grid, item.dataset, splits), forward_flops(vits[run])
     module = load_evaluation(item.evaluation)
     if hasattr(module, "flops"):
-        settings = configure(item.evaluation, config, item.name)
-        return float(module.flops(settings, ViTConfig(**vits[run])) / network)
-    tuned = config.get("finetune", config) or {"epochs": 0}  # null: the linear head alone
-    images = float(counts["train"])
-    if item.evaluation == "low_shot":
-        classes = 10 if config.get("per_class") else 1
-        images *= config.get("share", 0.01)
-        images = config["per_class"] * classes if config.get("per_class") else images
+        return float(module.flops(config, ViTConfig(**vits[run])) / network)
+    images, tested, epochs = float(counts["train"]), counts["test"], 0
+    if item.evaluation != "low_shot":
+        epochs = config.epochs
+    elif config.finetune is not None:  # else the linear head alone
+        classes = register.load_dataset(item.dataset).num_classes(item.label) or 1
+        few = config.per_class * classes if config.per_class else None
+        images = few or images * (config.share or 0.01)  # official lists have 1 %
+        tested, epochs = tested + HELD_OUT, config.finetune.epochs
     passes = 3 if item.evaluation in ("low_shot", "finetune") else 1
-    held_out = 5000 if item.evaluation == "low_shot" else 0
-    tested = counts["test"] + held_out
-    return float((images * tuned.get("epochs", 50) * passes + tested) * forward / network)
+    return float((images * epochs * passes + tested) * forward / network)
 
 
 def wall_seconds(grid: Grid, seconds: Seconds) -> float:
@@ -227,7 +228,6 @@ def _sizes(grid: Grid, dataset: str) -> dict[str, int]:
 
     Raises UserError if neither knows them.
     """
-    from ijepa.data import register
     from ijepa.data.shards import read_index
 
     if Path(grid.index(dataset)).exists():

@@ -22,7 +22,7 @@ from workflow.plan.benchmark import (
     Released,
     Run,
     Table,
-    as_plain,
+    without_defaults,
 )
 from workflow.plan.paths import Cell, Group, Paths
 
@@ -179,7 +179,12 @@ class Grid(Paths):
     def origin(self, run: str) -> list[str]:
         """Run of this config from whose networks a run starts, if any."""
         path = Path(str(self.runs[run].start.get("from", "")))
-        return [name for name in self.runs if path == Path(self.whole(name, "{seed}"))]
+        return [
+            name
+            for name in self.runs
+            if path == Path(self.whole(name, "{seed}"))
+            or path.parent == Path(self.run_folder(name, "{seed}"), "epochs")
+        ]
 
     def begun_from(self, run: str, seed: int | str) -> list[str]:
         """File that must be there before a run starts, if any: a run's encoder, or weights."""
@@ -304,7 +309,7 @@ class Grid(Paths):
     @cached_property
     def plan(self) -> str:
         """Folder of those files, named by their content: a run that is under way keeps its own."""
-        content = json.dumps(as_plain(self.benchmark), sort_keys=True).encode()
+        content = json.dumps(without_defaults(self.benchmark), sort_keys=True).encode()
         return f"{self.work}/plan/{hashlib.sha256(content).hexdigest()[:12]}"
 
     def images_option(self, dataset: str) -> str:
@@ -360,7 +365,7 @@ class Grid(Paths):
                 item = self.evaluations[cell.evaluation]
                 write_yaml(Path(self.evaluation_plan(*cell)), item.settings(cell.run))
         write_yaml(Path(self.tables_plan), asdict(self.report_plan))
-        write_yaml(Path(self.config_plan), as_plain(self.benchmark))
+        write_yaml(Path(self.config_plan), without_defaults(self.benchmark))
 
     @cached_property
     def drawn(self) -> list[str]:

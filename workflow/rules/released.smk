@@ -31,5 +31,5 @@ rule import_weights:
         licence=lambda wc: GRID.released[wc.released].licence,
         options=lambda wc: as_options(GRID.released[wc.released].options()),
     shell:
-        "python -m ijepa.checkpoint import {input} --out {output} {params.options}"
+        "python -m ijepa.released.weights import {input} --out {output} {params.options}"
         " --licence {params.licence:q} 2>&1 | tee {log}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from evals.report.answer import answer
+from evals.report.opening_sentences import opening_sentences
 from evals.report.plan import TableSpec
 from evals.report.results import read_external, read_results
 from evals.report.tabulate import Table, tabulate
@@ -71,7 +71,7 @@ def table(folder: Path, **differs: Any) -> Table:
 def test_a_clear_lead_is_told_with_its_interval_and_its_cost(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
     plant(tmp_path, "beta", share(1000))
-    first, *others = answer([table(tmp_path)])
+    first, *others = opening_sentences([table(tmp_path)])
     found = re.fullmatch(
         rf"alpha leads in k-NN \(by 10\.0 points {INTERVAL} over beta\), "
         r"at 3\.0 minutes of pretraining \(beta 6\.0\)\.",
@@ -96,7 +96,7 @@ def test_the_cost_is_in_gpu_hours_where_there_was_a_gpu_and_unknown_costs_are_sa
         ([300.0, np.nan], ", at 300.0 GPU-hours of pretraining."),
         ([np.nan, 300.0], ", at a cost of pretraining that is not known here."),
     ):
-        first, *_ = answer([tabulate(frame.assign(gpu_hours=hours), SPEC)])
+        first, *_ = opening_sentences([tabulate(frame.assign(gpu_hours=hours), SPEC)])
         assert first.endswith(text)
 
 
@@ -104,15 +104,15 @@ def test_minutes_of_training_are_said_to_rank_no_method(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
     plant(tmp_path, "beta", share(1000))
     frame, warning = tidy(tmp_path), "; minutes of training tell how fast a method begins"
-    assert warning in answer([tabulate(frame, SPEC)])[-1]
+    assert warning in opening_sentences([tabulate(frame, SPEC)])[-1]
     days = tabulate(frame.assign(train_minutes=1440.0), SPEC)
-    assert not any(warning in text for text in answer([days]))
+    assert not any(warning in text for text in opening_sentences([days]))
 
 
 def test_a_tie_is_no_lead(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1004))
     plant(tmp_path, "beta", share(1000, shift=500))
-    first, *_ = answer([table(tmp_path)])
+    first, *_ = opening_sentences([table(tmp_path)])
     found = re.fullmatch(
         rf"Not significant is the lead in k-NN \(alpha by 0\.2 points {INTERVAL} over beta\)\.",
         first,
@@ -125,12 +125,14 @@ def test_images_decide_where_both_results_have_them(tmp_path: Path) -> None:
     """Thirty images won and none lost are no noise, but two proportions cannot tell."""
     plant(tmp_path, "alpha", share(1030))
     plant(tmp_path, "beta", share(1000))
-    assert answer([table(tmp_path)])[0].startswith("alpha leads in k-NN (by 1.5 points")
+    assert opening_sentences([table(tmp_path)])[0].startswith("alpha leads in k-NN (by 1.5 points")
     for path in tmp_path.glob("*/*/*.json"):
         result = json.loads(path.read_text())
         del result["correct"]
         path.write_text(json.dumps(result))
-    assert answer([table(tmp_path)])[0].startswith("Not significant is the lead in k-NN (alpha by")
+    assert opening_sentences([table(tmp_path)])[0].startswith(
+        "Not significant is the lead in k-NN (alpha by"
+    )
 
 
 def test_with_one_seed_the_noise_of_pretraining_is_said_to_be_unknown(tmp_path: Path) -> None:
@@ -138,13 +140,13 @@ def test_with_one_seed_the_noise_of_pretraining_is_said_to_be_unknown(tmp_path: 
     plant(tmp_path, "beta", share(1000))
     assert (
         "noise of the test images alone: with one seed, nothing is known"
-        in answer([table(tmp_path)])[-1]
+        in opening_sentences([table(tmp_path)])[-1]
     )
     for run, right in (("alpha", 1201), ("beta", 1001)):
         plant(tmp_path, run, share(right), seed=1)
     assert (
         "against the noise of the test images and the spread over seeds; minutes"
-        in answer([table(tmp_path)])[-1]
+        in opening_sentences([table(tmp_path)])[-1]
     )
 
 
@@ -153,12 +155,12 @@ def test_a_lead_within_the_spread_over_seeds_is_not_significant(tmp_path: Path) 
     for seed, (alpha, beta) in enumerate([(1300, 1000), (1000, 1100), (1100, 1000)]):
         plant(tmp_path, "alpha", share(alpha), seed=seed)
         plant(tmp_path, "beta", share(beta), seed=seed)
-    first, *_ = answer([table(tmp_path)])
+    first, *_ = opening_sentences([table(tmp_path)])
     assert re.match(r"Not significant is the lead in k-NN \(alpha by 5\.0 points \[-", first)
     for seed, (alpha, beta) in enumerate([(1100, 1000), (1110, 1005), (1105, 1003)]):
         plant(tmp_path, "alpha", share(alpha), seed=seed)
         plant(tmp_path, "beta", share(beta), seed=seed)
-    assert answer([table(tmp_path)])[0].startswith("alpha leads in k-NN (by 5.1 points")
+    assert opening_sentences([table(tmp_path)])[0].startswith("alpha leads in k-NN (by 5.1 points")
 
 
 def test_encoders_that_gained_nothing_significant_are_named(tmp_path: Path) -> None:
@@ -166,13 +168,13 @@ def test_encoders_that_gained_nothing_significant_are_named(tmp_path: Path) -> N
     plant(tmp_path, "beta", share(1003))
     plant(tmp_path, "random_init", share(1000))
     plant(tmp_path, "pixels", share(1300))
-    assert answer([table(tmp_path)])[1] == (
+    assert opening_sentences([table(tmp_path)])[1] == (
         "Not significantly above random_init (the network untrained) is beta in k-NN; raw pixels "
         "score higher than every encoder in k-NN."
     )
     plant(tmp_path, "beta", share(1100))
     plant(tmp_path, "pixels", share(900))
-    assert answer([table(tmp_path)])[1] == (
+    assert opening_sentences([table(tmp_path)])[1] == (
         "Every encoder is significantly above random_init (the network untrained) in every "
         "evaluation."
     )
@@ -184,7 +186,7 @@ def test_many_evaluations_are_counted_and_each_is_judged_once(tmp_path: Path) ->
         plant(tmp_path, "alpha", share(1200), name)
         plant(tmp_path, "beta", share(1000), name)
     made = table(tmp_path, evaluations=names, titles={"e0": "probe, own"})
-    first, *_, last = answer([made, made])
+    first, *_, last = opening_sentences([made, made])
     assert first.startswith("alpha leads in \u201cprobe, own\u201d (by 10.0 points [")
     assert ", e1 (by" in first
     assert ") and 2 more evaluations, at 3.0 minutes" in first
@@ -199,7 +201,7 @@ def test_the_answer_is_three_sentences_however_many_runs_lead(tmp_path: Path) ->
             plant(tmp_path, run, share(1300 if leaders.get(name) == run else 1000), name)
     plant(tmp_path, "pixels", share(1400), "e4")
     made = table(tmp_path, evaluations=[*leaders, "tie"])
-    leads, rest, noise = answer([made])
+    leads, rest, noise = opening_sentences([made])
     assert re.fullmatch(
         rf"alpha leads in e0 \(by 15\.0 points {INTERVAL} over \w+\) and e1 \(.*?\), at 3\.0 "
         r"minutes of pretraining.*?; beta leads in e2 \(by .*?\), at 6\.0 minutes of "
@@ -221,25 +223,29 @@ def test_a_lead_that_many_comparisons_explain_is_not_significant(tmp_path: Path)
     for name in names:
         plant(tmp_path, "alpha", share(1007 if name == "e0" else 1000), name)
         plant(tmp_path, "beta", share(1000), name)
-    assert answer([table(tmp_path, evaluations=["e0"])])[0].startswith("alpha leads in e0")
-    assert answer([table(tmp_path, evaluations=names)])[0].startswith("Not significant are")
+    assert opening_sentences([table(tmp_path, evaluations=["e0"])])[0].startswith(
+        "alpha leads in e0"
+    )
+    assert opening_sentences([table(tmp_path, evaluations=names)])[0].startswith(
+        "Not significant are"
+    )
 
 
 def test_a_number_with_a_problem_is_marked(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
     plant(tmp_path, "beta", share(1000))
     made = table(tmp_path, seeds=[0, 1])  # the second seed is missing
-    assert "over beta (!))" in answer([made])[0]
+    assert "over beta (!))" in opening_sentences([made])[0]
 
 
 def test_a_number_without_its_count_of_images_is_not_judged(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
     (tmp_path / "mine.csv").write_text("run,evaluation,value\nmine,knn,90\n")
     frame = pd.concat([tidy(tmp_path), read_external([tmp_path / "mine.csv"])], ignore_index=True)
-    first, *_ = answer([tabulate(frame, SPEC)])
+    first, *_ = opening_sentences([tabulate(frame, SPEC)])
     assert "(mine by 30.0 points [not judged: n is not known] over alpha)" in first
 
 
 def test_a_single_encoder_has_no_lead(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
-    assert answer([table(tmp_path)]) == ["There are no two accuracies to compare yet."]
+    assert opening_sentences([table(tmp_path)]) == ["There are no two accuracies to compare yet."]

@@ -69,7 +69,7 @@ class Difference:
         return f"{self.title} ({verb}{self.points:.1f} points [{interval}] over {self.other}{mark})"
 
 
-def answer(tables: Iterable[Table]) -> list[str]:
+def opening_sentences(tables: Iterable[Table]) -> list[str]:
     """Sentences on all accuracies of the tables: leads, what is no gain, and how it was judged.
 
     The first two are each left out if there is nothing to tell.
