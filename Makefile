@@ -13,9 +13,12 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: reproduce repro pull setup test test-all test-processes test-versions test-browser test-slurm durations lint docs lock bench shards clean
 
 # Results in results/NAME, beside those that git has (python -m workflow.reproduce --help).
-reproduce: setup
-	@python workflow/scripts/preflight.py run
+reproduce: $(CONFIG) setup
+	@$(PREFLIGHT) run
 	@python -m workflow.reproduce $(CONFIG)
+
+%.yaml: # a config that is not there, told before anything is installed
+	@echo "error: $@ does not exist: config has $(notdir $(wildcard config/*.yaml))" >&2; exit 1
 
 # The same, versioned: make repro, dvc push, git commit. A clone's way to the results: make pull.
 repro: setup
@@ -29,19 +32,25 @@ pull: setup
 
 setup: .venv/complete
 
+# What a machine lacks, in one line: any python3 can say it.
+PREFLIGHT := python3 -c 'import sys; sys.exit(sys.version_info < (3, 6))' 2>/dev/null || { \
+	echo "error: there is no python3 (3.6 or newer) here: install it (apt-get install python3)" >&2; exit 1; }; \
+	python3 workflow/scripts/preflight.py
+
 # The stamp is written last: an interrupted installation is finished by the next make.
 # uv doesn't compile by itself: the first job's imports would take 22 s instead of 7.
 .venv/complete: requirements.lock
-	@python3 workflow/scripts/preflight.py install
+	@$(PREFLIGHT) install
 	@here=$$(python3 -m site --user-base)/bin/uv; \
 	if uv=$$(command -v uv || command -v $$here) || { python3 -m pip install --quiet --user uv 2>/dev/null && uv=$$here; }; then \
-	  [ -x $(PYTHON) ] || $$uv venv --quiet --python 3.11 .venv 2>/dev/null || $$uv venv --python ">=3.12,<3.14" .venv; \
+	  [ -x $(PYTHON) ] || $$uv venv --quiet --python 3.11 .venv 2>/dev/null || $$uv venv --quiet --python ">=3.12,<3.14" .venv 2>/dev/null || { \
+	    echo "error: there is no Python 3.11 to 3.13 here, and uv can fetch none (from github.com): install python3.11, or export UV_PYTHON_INSTALL_MIRROR" >&2; exit 1; }; \
 	  echo "installing the packages of requirements.lock into .venv: a minute or three"; \
 	  $$uv pip install --quiet --compile-bytecode --python $(PYTHON) --requirement requirements.lock; \
 	else \
 	  python=$$(command -v $(PYTHON) || command -v python3.11) || { \
 	    echo "error: there is neither uv nor Python 3.11 here, and pip may not install uv: install one of them (https://docs.astral.sh/uv, or python3.11 with venv)" >&2; exit 1; }; \
-	  [ -x $(PYTHON) ] || $$python -m venv .venv || exit 1; \
+	  [ -x $(PYTHON) ] || $$python -m venv .venv || { rm -rf .venv; exit 1; }; \
 	  $(PYTHON) -m ensurepip >/dev/null; $(PYTHON) -m pip install --requirement requirements.lock; \
 	fi
 	@ln -sf ../../workflow/scripts/ijepa-bench .venv/bin/ijepa-bench

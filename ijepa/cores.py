@@ -1,4 +1,8 @@
-"""Cores and memory that this process may use."""
+"""Cores and memory that this process may use.
+
+The first look at a machine needs it too (workflow/scripts/preflight.py), by whatever python3 there
+is: therefore the quoted type, which Python 3.6 could not evaluate.
+"""
 
 import math
 import os
@@ -28,7 +32,7 @@ def quota() -> float:
     return min((_quota(folder) for folder in groups("cpu")), default=math.inf)
 
 
-def groups(kind: str) -> list[Path]:
+def groups(kind: str) -> "list[Path]":
     """Folders of this process's cgroup, of version 2 and of 1 for a kind, and of those above it."""
     own = Path("/proc/self/cgroup")
     folders: list[Path] = []

@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from ijepa import cores
 from tests.conftest import raw_run_of
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.estimate import SECONDS, forward_flops, job_seconds, wall_seconds
@@ -131,11 +133,17 @@ def test_minutes_and_seconds() -> None:
         ({"which": lambda name, **_: None if name == "git" else "/bin"}, "git is not installed"),
         ({"disk_usage": lambda _: SimpleNamespace(free=5e9)}, "5.0 GB of disk left, 12 are needed"),
         ({"memory": lambda: 2e9}, "2.0 GB of memory, 4 are needed"),
+        ({"access": lambda *_: False}, "cannot be written: clone to a folder of your own"),
+        ({"getrlimit": lambda _: (2 * 10**9, -1)}, "ulimit -v allows 2.0 GB of addresses"),
+        ({"uv": lambda: None, "right_python": lambda: False}, "there is no Python 3.11 with venv"),
         (
-            {"uv": lambda: None, "right_python": lambda: False},
-            "there is no Python 3.11 here",
+            {"uv": lambda: None, "right_python": lambda: True, "reaches_index": lambda _: False},
+            "cannot be reached: connect this machine, or tell pip of a mirror",
         ),
-        ({"network": lambda: False}, "the package index cannot be reached"),
+        (
+            {"uv": lambda: "uv", "full_cache": lambda *_: None, "reaches_index": lambda _: False},
+            "cannot be reached: connect this machine, or tell uv of a mirror",
+        ),
         ({"libc": lambda: (2, 17)}, "this Linux has glibc 2.17, PyTorch's packages ask for 2.28"),
         ({"libc": lambda: (0,)}, "this Linux has no glibc, "),
         ({"machine": lambda: "ppc64le"}, "no packages for processors of the kind ppc64le"),
@@ -149,10 +157,11 @@ def test_what_a_machine_lacks_is_one_line_with_the_remedy(
         "which": lambda name, **_: f"/bin/{name}",
         "disk_usage": lambda _: SimpleNamespace(free=1e12),
         "memory": lambda: 1e12,
-        "network": lambda: True,
+        "environment": lambda _: None,
+        "reaches_index": lambda _: True,
     }
     for name, value in (enough | lacking).items():
-        owners = (shutil, platform, preflight) if name != "platform" else (sys,)
+        owners = (preflight, shutil, platform, os, resource) if name != "platform" else (sys,)
         monkeypatch.setattr(next(o for o in owners if hasattr(o, name)), name, value)
     line = preflight.fault("install")
     assert line is not None
@@ -161,10 +170,52 @@ def test_what_a_machine_lacks_is_one_line_with_the_remedy(
     assert ":" in line
 
 
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_environment_of_another_python_or_of_none_is_to_be_deleted(tmp_path: Path) -> None:
+    assert preflight.environment(tmp_path) is None
+    python = program(tmp_path / ".venv/bin/python", "echo 3 9")
+    found = preflight.environment(tmp_path)
+    assert found is not None
+    assert f"{python} is Python 3.9, the packages are for 3.11 to 3.13: delete" in found
+    program(python, "echo 3 12")
+    assert preflight.environment(tmp_path) is None
+    python.unlink()
+    found = preflight.environment(tmp_path)
+    assert found is not None
+    assert f"{python} does not start any more: delete its environment (rm -r .venv)" in found
+
+
+def test_the_disk_of_uv_s_downloads_is_looked_at_if_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv = str(program(tmp_path / "uv", "echo /proc/none/uv"))  # /proc is never the clone's disk
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
+    found = preflight.full_cache(uv, tmp_path)
+    assert found is not None
+    assert "/proc, where uv keeps its downloads, has 1.0 GB of disk left, 6 are needed" in found
+    program(tmp_path / "uv", f"echo {tmp_path}/uv-cache")
+    assert preflight.full_cache(uv, tmp_path) is None
+
+
+def test_the_package_index_is_asked_by_the_program_that_will_install(tmp_path: Path) -> None:
+    assert not preflight.reaches_index(str(program(tmp_path / "uv", "echo dns error; exit 2")))
+    assert preflight.reaches_index(str(program(tmp_path / "uv", "echo six==1.17")))
+    no_python = "echo error: No interpreter found for Python 3.11; exit 2"
+    assert preflight.reaches_index(str(program(tmp_path / "uv", no_python)))
+
+
 def test_the_first_look_at_a_machine_needs_no_newer_python_than_rhel_8_has() -> None:
-    source = Path(preflight.__file__).read_text()
-    ast.parse(source, feature_version=(3, 6))
-    assert "capture_output=" not in source
+    for module in (preflight, cores):
+        source = Path(str(module.__file__)).read_text()
+        ast.parse(source, feature_version=(3, 6))
+        assert "capture_output=" not in source
+        assert "-> list[" not in source
 
 
 @pytest.mark.processes
