@@ -16,7 +16,14 @@ from workflow.plan.check import check
 from workflow.plan.grid import Grid
 
 FOLDER = Path(__file__).parents[1] / "config"
-INCOMPLETE = ("seeds", "released", "fewshot_mini", "fewshot_released", "lejepa_short")
+INCOMPLETE = (
+    "seeds",
+    "released",
+    "fewshot_mini",
+    "fewshot_released",
+    "lejepa_short",
+    "sigreg_short",
+)
 """Configs that lack what the user adds: another config, or the checksum of a file."""
 CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if p.stem not in INCOMPLETE)
 

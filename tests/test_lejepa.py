@@ -231,16 +231,17 @@ def test_the_configs_augment_equally_both_ways(name: str) -> None:
 
 
 @pytest.mark.usefixtures("real_register")
-def test_the_short_config_has_runs_of_the_long_one_with_fewer_epochs() -> None:
+@pytest.mark.parametrize("name", ["lejepa_short", "sigreg_short"])
+def test_a_short_config_has_runs_of_the_long_one_with_fewer_epochs(name: str) -> None:
     folder = Path(__file__).parents[1] / "config"
-    paths = [folder / "lejepa.yaml", folder / "lejepa_short.yaml"]
+    paths = [folder / "lejepa.yaml", folder / f"{name}.yaml"]
     _, long = read_files(paths[:1])
     _, short = read_files(paths)
     check(short)
     runs: dict[str, Any] = {run.name: planned(run).run for run in long.runs}
     for run in short.runs:
         recipe: Any = planned(run).run.recipe
-        assert recipe.optim.epochs == 0.5
+        assert recipe.optim.epochs == 0.3
         same_length = dataclasses.replace(recipe, optim=runs[run.name].recipe.optim)
         assert same_length == runs[run.name].recipe
     assert (short.vit, short.evaluations) == (long.vit, long.evaluations)
