@@ -15,6 +15,7 @@ from evals.decoder import __main__ as command
 from evals.decoder import blocks, identification, pictures
 from evals.decoder.blocks import Block
 from evals.decoder.cost import cost
+from evals.decoder.evaluation import check_judge
 from evals.decoder.model import Decoder, Network, load_decoder
 from evals.decoder.settings import PRESETS, Config
 from evals.decoder.source import Source
@@ -27,6 +28,7 @@ from evals.run import evaluate
 from evals.subject import Subject
 from ijepa import train
 from ijepa.architecture import ViTConfig
+from ijepa.checkpoint import save_tensors
 from ijepa.errors import UserError
 from ijepa.vit import patchify, unpatchify
 from tests.conftest import Trained
@@ -245,6 +247,18 @@ def test_a_judge_that_is_no_encoder_is_named_before_the_training(
     with pytest.raises(UserError, match=r"judge\.safetensors does not exist"):
         protocol.evaluate(tiny_config(judge=str(tmp_path / "judge.safetensors")), subject)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_judge_of_other_images_than_pictures_is_named(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"patch_size": 4, "dim": 8, "depth": 1, "num_heads": 1}
+    for changes, message in (
+        ({"image_size": 8, "mean": (0.5,) * 4, "std": (0.5,) * 4}, "images of 4 channels"),
+        ({"image_size": (8, 12)}, r"size \(8, 12\)"),
+    ):
+        vit = dataclasses.asdict(ViTConfig(**shape, **changes))
+        save_tensors(tmp_path / "judge.safetensors", {}, {"run": {"vit": vit}})
+        with pytest.raises(UserError, match=message):
+            check_judge(tiny_config(judge=str(tmp_path / "judge.safetensors")))
 
 
 def test_the_cost_of_a_decoder_is_counted_without_weights() -> None:

@@ -246,6 +246,21 @@ def test_a_number_without_its_count_of_images_is_not_judged(tmp_path: Path) -> N
     assert "(mine by 30.0 points [not judged: n is not known] over alpha)" in first
 
 
+def test_decoded_pictures_are_told_by_their_share_its_interval_and_chance(tmp_path: Path) -> None:
+    for run, value in (("alpha", 0.68), ("random_init", 0.5)):
+        plant(tmp_path, run, share(1000))
+        path = tmp_path / run / "seed0" / "knn.json"
+        result = json.loads(path.read_text())
+        del result["correct"]
+        interval = [value - 0.03, value + 0.04]
+        result |= {"metric": "identification", "value": value, "interval": interval}
+        path.write_text(json.dumps(result))
+    assert opening_sentences([table(tmp_path, titles={"knn": "predicted block"})]) == [
+        "Share of other images that are less like a decoded picture than its own (predicted "
+        "block): 0.68 for alpha [0.65, 0.72] and 0.50 for random_init [0.47, 0.54]; chance is 0.50."
+    ]
+
+
 def test_a_single_encoder_has_no_lead(tmp_path: Path) -> None:
     plant(tmp_path, "alpha", share(1200))
     assert opening_sentences([table(tmp_path)]) == ["There are no two accuracies to compare yet."]

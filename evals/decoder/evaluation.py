@@ -18,6 +18,7 @@ from evals.decoder.source import Source
 from evals.decoder.train import batches, folder_of, trained
 from evals.result import Result
 from evals.subject import Subject
+from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.encoder_file import read_header
 from ijepa.errors import UserError
@@ -106,6 +107,12 @@ def compare(config: Config, decoded: list[Decoded], judge: ViT | None) -> dict[s
 
 
 def check_judge(config: Config) -> None:
-    """Raise UserError, before the decoder is trained, if ``judge`` is no encoder."""
-    if config.judge not in ("own", "pixels"):
-        read_header(Path(config.judge))
+    """Raise UserError, before the decoder is trained, if ``judge`` is no encoder of pictures."""
+    if config.judge in ("own", "pixels"):
+        return
+    vit = ViTConfig(**read_header(Path(config.judge))["run"]["vit"])
+    if vit.channels != 3 or not vit.is_square:
+        raise UserError(
+            f"judge: {config.judge} is for images of {vit.channels} channels and size "
+            f"{vit.image_size}, pictures are square and have three: name another encoder"
+        )

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from evals.report import costs, noise, table_columns
 from evals.report.formats import MARK, number
-from evals.report.results import CONTROLS
+from evals.report.results import CONTROLS, rounded
 from evals.report.tabulate import Column, Table
 from evals.result import unpacked
 from ijepa.result_file import read_result
@@ -72,13 +73,15 @@ class Difference:
 def opening_sentences(tables: Iterable[Table]) -> list[str]:
     """Sentences on all accuracies of the tables: leads, what is no gain, and how it was judged.
 
-    The first two are each left out if there is nothing to tell.
+    The first two are each left out if there is nothing to tell. Before them stands what decoded
+    pictures show, if there are some.
     """
     tables = list(tables)
+    decoded = _decoded(tables)
     leads, gains, below_pixels = _differences(tables)
     pairs = [*leads, *gains]
     if not pairs:
-        return ["There are no two accuracies to compare yet."]
+        return decoded or ["There are no two accuracies to compare yet."]
     judged = [pair for pair in pairs if not math.isnan(pair.p)]
     corrected = dict(zip(map(id, judged), noise.holm([pair.p for pair in judged]), strict=True))
     leads, gains = (
@@ -90,7 +93,34 @@ def opening_sentences(tables: Iterable[Table]) -> list[str]:
         _not_significant([lead for lead in leads if not lead.significant], gains, below_pixels),
         _noise(tables, len(judged)),
     ]
-    return [f"{text}." for text in sentences if text]
+    return [*decoded, *(f"{text}." for text in sentences if text)]
+
+
+def _decoded(tables: list[Table]) -> list[str]:
+    """Sentence for each kind of decoded pictures: how often they are told from other images'."""
+    sentences = {}
+    for table in tables:
+        for column in table.columns:
+            if column.metric != "identification":
+                continue
+            shares = [
+                f"{row[column.name]:.2f} for {row['run']}{_interval(row, column)}"
+                for _, row in table.rows.iterrows()
+                if row["run"] and not math.isnan(row[column.name])
+            ]
+            if shares:
+                sentences[column.name] = (
+                    f"Share of other images that are less like a decoded picture than its own "
+                    f"({_named(column)}): {_joined(shares)}; chance is 0.50."
+                )
+    return [*sentences.values()]
+
+
+def _interval(row: Any, column: Column) -> str:
+    low, high = (row[f"{column.name}_{end}"] for end in ("low", "high"))
+    if math.isnan(low):
+        return ""
+    return f" [{rounded(low, column.metric)}, {rounded(high, column.metric)}]"
 
 
 def _differences(tables: list[Table]) -> tuple[list[Difference], list[Difference], list[str]]:
