@@ -256,8 +256,8 @@ def test_decoded_pictures_are_told_by_their_share_its_interval_and_chance(tmp_pa
         result |= {"metric": "identification", "value": value, "interval": interval}
         path.write_text(json.dumps(result))
     assert opening_sentences([table(tmp_path, titles={"knn": "predicted block"})]) == [
-        "Share of other images that are less like a decoded picture than its own (predicted "
-        "block): 0.68 for alpha [0.65, 0.72] and 0.50 for random_init [0.47, 0.54]; chance is 0.50."
+        "Share of other images that are less like a decoded picture than its own: predicted "
+        "block 0.68 for alpha [0.65, 0.72] and 0.50 for random_init [0.47, 0.54]; chance is 0.50."
     ]
 
 

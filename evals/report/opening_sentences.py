@@ -97,8 +97,8 @@ def opening_sentences(tables: Iterable[Table]) -> list[str]:
 
 
 def _decoded(tables: list[Table]) -> list[str]:
-    """Sentence for each kind of decoded pictures: how often they are told from other images'."""
-    sentences = {}
+    """Sentence on decoded pictures, if there are some: how often they are told from others."""
+    clauses = {}
     for table in tables:
         for column in table.columns:
             if column.metric != "identification":
@@ -109,11 +109,9 @@ def _decoded(tables: list[Table]) -> list[str]:
                 if row["run"] and not math.isnan(row[column.name])
             ]
             if shares:
-                sentences[column.name] = (
-                    f"Share of other images that are less like a decoded picture than its own "
-                    f"({_named(column)}): {_joined(shares)}; chance is 0.50."
-                )
-    return [*sentences.values()]
+                clauses[column.name] = f"{_named(column)} {_joined(shares)}"
+    about = "Share of other images that are less like a decoded picture than its own"
+    return [f"{about}: {'; '.join(clauses.values())}; chance is 0.50."] if clauses else []
 
 
 def _interval(row: Any, column: Column) -> str:
