@@ -184,6 +184,8 @@ def draw(
     """Write the three pictures of ``images``; returns their files."""
     if count < 1:
         raise UserError(f"--count {count}: show at least one patch")
+    if out.suffix in (".png", ".jpg", ".svg", ".pdf"):
+        raise UserError(f"--out {out} is a folder for several files: leave {out.suffix} out")
     size, grid = grid_of(encoder, image_size)
     chosen = (0, patch_number(patch, grid))
     pixels = [to_array(centre_crop(read_image(path), size)) for path in images]

@@ -185,6 +185,7 @@ def test_larger_images_have_more_patches(encoder: Path, images: list[Path], tmp_
         ({"patch": "-1,0"}, "--patch '-1,0': give a row and a column"),
         ({"patch": "3"}, "--patch '3': give a row and a column, as 3,4"),
         ({"count": 0}, "--count 0"),
+        ({"out": "cat.png"}, r"cat\.png is a folder for several files: leave \.png out"),
         ({"image_size": 36}, "--image-size 36: .* has patches of 8 pixels"),
         ({"images": ["none.png"]}, "none.png does not exist"),
         ({"images": ["text.png"]}, "text.png cannot be opened as an image"),
@@ -204,8 +205,9 @@ def test_mistakes_are_told_before_the_network_runs(
     given = {"encoder": encoder, "images": images, **changed}
     given["encoder"] = tmp_path / given["encoder"]
     given["images"] = [tmp_path / name for name in given["images"]]
+    given["out"] = tmp_path / given.get("out", "out")
     with pytest.raises(UserError, match=message):
-        picture.draw(out=tmp_path / "out", **given)
+        picture.draw(**given)
 
 
 def test_an_encoder_with_relative_positions_keeps_its_size(

@@ -104,7 +104,8 @@ def test_results_of_other_settings_are_not_compared(reference: Results) -> None:
     own["elsewhere", 0, "knn"] = result(0.5)
     verdict = judge(own, reference)
     assert not verdict.agrees
-    assert verdict.not_comparable == ["run0/seed0/knn"]
+    assert [*verdict.not_comparable] == ["run0/seed0/knn"]
+    assert "(the first: protocol.num_neighbours 7 ->" in str(verdict)
     assert verdict.missing == ["elsewhere/seed0/knn"]
     assert "no result can be compared" in str(verdict)
 

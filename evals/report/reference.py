@@ -56,11 +56,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Comparison with the reference: results judged, wrong, not comparable, without a reference."""
+    """Comparison with the reference: results judged, wrong, not comparable, without a reference.
+
+    Those that are not comparable have the facts in which they differ.
+    """
 
     judged: int
     wrong: list[Row]
-    not_comparable: list[str]
+    not_comparable: dict[str, str]
     missing: list[str]
     identical: int = 0
 
@@ -85,9 +88,14 @@ class Verdict:
                 f"({len(self.wrong)} of {self.judged}):"
             )
             lines += [f"  {row.line}" for row in self.wrong]
+            lines.append(
+                "  (evaluations/RUN/seedN/EVALUATION.json: delete a file, and the same command "
+                "makes it anew; ijepa-bench provenance leads to its origin)"
+            )
         if self.not_comparable:
             lines.append(
-                f"not comparable, of other settings or data: {listed(self.not_comparable)}"
+                f"not comparable, of other settings or data: {listed([*self.not_comparable])} "
+                f"(the first: {next(iter(self.not_comparable.values()))}, here -> in git)"
             )
         if self.missing:
             lines.append(f"without a published result: {listed(self.missing)}")
@@ -97,14 +105,14 @@ class Verdict:
 def judge(own: Results, reference: Results, alpha: float = ALPHA) -> Verdict:
     """Compare results with a reference, each with the one of its own run, seed and evaluation."""
     deviation = between_seeds(reference)
-    rows, not_comparable, missing, identical = [], [], [], 0
+    rows, not_comparable, missing, identical = [], dict[str, str](), [], 0
     for key, result in sorted(own.items()):
         run, seed, evaluation = key
         name = f"{run}/seed{seed}/{evaluation}"
         if key not in reference:
             missing.append(name)
-        elif differences(own, reference, key):
-            not_comparable.append(name)
+        elif facts := differences(own, reference, key):
+            not_comparable[name] = facts
         else:
             value, published = result["value"], reference[key]["value"]
             identical += value == published

@@ -11,6 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from ijepa import config
 from ijepa.config import RunConfig
@@ -132,7 +133,8 @@ def predict(
     Raises UserError if a data set's size is not known beforehand.
     """
     costs, published = [], published_costs()
-    for name, (run, gpus) in runs.items():
+    bar = tqdm(runs.items(), desc="count FLOPs", unit="run", delay=2)
+    for name, (run, gpus) in bar:
         speed = speeds[name] if speeds else math.nan
         if here:
             gpus = min(gpus, max(1, torch.cuda.device_count()))
