@@ -33,7 +33,7 @@ from tests.conftest import Trained, raw_run_of
 from tests.test_train import log_of, state, wait_for_checkpoint, weights
 from tests.test_workflow import plan
 
-TRIES, TIMEOUT = 4, 0.5
+TRIES, TIMEOUT = 4, 0.1
 
 
 class FaultyServer(RangeServer):
@@ -55,14 +55,14 @@ class FaultyHandler(Handler):
 
     def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         if self.server.barrier:
-            self.server.barrier.wait(2)
+            self.server.barrier.wait(30)
         fault = next(self.server.faults, None)
         if self.server.secret not in f"{self.path} {self.headers['Authorization']}":
             fault = 403
         if isinstance(fault, int):
             return self.send_error(fault)
         if fault == "stalls":
-            time.sleep(2 * TIMEOUT)
+            time.sleep(5 * TIMEOUT)
         if fault == "whole":
             status, headers = 200, {}
         if fault == "other part":
@@ -93,7 +93,6 @@ class Half:
 @pytest.fixture
 def server(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     monkeypatch.setattr(remote, "PAUSES", (0,) * (TRIES - 2))
-    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", TIMEOUT)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv(remote.SECRETS, raising=False)
     server = FaultyServer(data)
@@ -182,7 +181,7 @@ def test_features_from_an_address_equal_those_from_local_files(
 
 @pytest.mark.parametrize(
     "faults",
-    [["breaks off"] * 3, ["too short"], [503, 429, 500], ["closes"] * 20, ["stalls", "closes"]],
+    [["breaks off"] * 3, ["too short"], [503, 429, 500], ["closes"] * 20],
 )
 def test_faults_that_pass_change_no_byte(
     data: Path, server: FaultyServer, mirrored: Path, faults: list[str | int]
@@ -209,9 +208,16 @@ def test_faults_that_pass_change_no_byte(
     ],
 )
 def test_faults_that_stay_are_one_error_that_names_address_shard_and_remedy(
-    server: FaultyServer, mirrored: Path, fault: str | int, message: str, tries: int
+    server: FaultyServer,
+    mirrored: Path,
+    fault: str | int,
+    message: str,
+    tries: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Requests are made again only where that may help."""
+    if fault == "stalls":  # others may take long on a busy machine
+        monkeypatch.setattr(remote, "TIMEOUT_SECONDS", TIMEOUT)
     server.faults = itertools.repeat(fault)
     with pytest.raises(UserError) as failure:
         Images(mirrored, "train")[50]
