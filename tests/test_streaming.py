@@ -290,7 +290,7 @@ def test_a_tar_that_is_copied_later_is_read_at_once_but_not_before_it_is_whole(
 def test_a_mirror_is_verified_without_reading_its_tars(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the commands."""
+    """Mirrored and verified by the commands."""
     for words in (["mirror", server.address], ["verify"]):
         server.requests.clear()
         monkeypatch.setattr(sys, "argv", ["data", *words, "--out", str(tmp_path / "mirror")])
