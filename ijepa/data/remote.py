@@ -165,7 +165,8 @@ def _fault(error: BaseException) -> str:
     """Cause of a failed request; requests' own text would repeat the address with its secrets."""
     while cause := error.__cause__ or error.__context__:
         error = cause
-    return ADDRESS.sub("the address", str(error)) or type(error).__name__
+    text = " ".join(str(error).split())  # a line that is no HTTP may have line ends
+    return ADDRESS.sub("the address", text) or type(error).__name__
 
 
 def remote_of(folder: Path) -> Remote | None:
