@@ -209,6 +209,11 @@ class LabelledViews(Dataset[tuple[NDArray[Any], int]]):
                 view = self.policy(view)
         return to_array(view), int(self.labels[number])
 
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[NDArray[Any], int]]:
+        """Items of a batch, as torch's loader asks for them."""
+        self.images.read_ahead(self.numbers[[position for _, position in keys]].tolist())
+        return [self[key] for key in keys]
+
 
 def collate(items: list[tuple[NDArray[Any], int]]) -> tuple[Tensor, Tensor]:
     """Batch of items: bytes [B, H, W, C] and labels [B]."""

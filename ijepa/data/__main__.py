@@ -1,4 +1,4 @@
-"""Shards of a data set: ``python -m ijepa.data fetch|build|verify|missing|statistics``."""
+"""Shards of a data set: ``python -m ijepa.data fetch|build|mirror|verify|missing|statistics``."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ijepa.data import register
 from ijepa.data.build import build_shards, missing
+from ijepa.data.mirror import mirror
 from ijepa.data.shards import check_limit, verify
 from ijepa.data.source import Source, load_source
 from ijepa.errors import UserError, program, run_command
@@ -20,6 +21,7 @@ def main() -> None:
         ("missing", "list the missing raw files that you must bring yourself"),
         ("fetch", "download the raw files, if they have an address, and check them"),
         ("build", "write the shards that are missing or damaged"),
+        ("mirror", "copy the index of shards that lie at an address, where their tars stay"),
         ("verify", "compare every shard with the index"),
         ("statistics", "mean and deviation of the training images, for vit: of a config"),
     ):
@@ -28,10 +30,12 @@ def main() -> None:
             sub.add_argument(
                 "wanted", nargs="+", metavar="DATASET=RAW", help="names and raw folders"
             )
+        elif command == "mirror":
+            sub.add_argument("address", help="folder of the shards, http(s) or hf://")
         elif command not in ("verify", "statistics"):
             sub.add_argument("dataset", help="a name in data/datasets.yaml")
             sub.add_argument("--raw", type=Path, required=True, help="folder of the raw files")
-        if command in ("build", "verify", "statistics"):
+        if command in ("build", "mirror", "verify", "statistics"):
             sub.add_argument("--out", type=Path, required=True, help="folder of the shards")
         if command == "statistics":
             sub.add_argument(
@@ -67,6 +71,8 @@ def main() -> None:
         if options.images_of is not None:
             limits = read_yaml(options.images_of).get("images", {})
             check_limit(limits.get(options.dataset, {}), options.out)
+    elif options.command == "mirror":
+        mirror(options.address, options.out)
     elif options.command == "statistics":
         # Not at the top: torch takes seconds to import, and the other commands need none.
         from ijepa.data.statistics import statistics

@@ -43,6 +43,13 @@ def _unsigned_query(query: str) -> str:
     return SIGNED.sub("", query).rstrip("?&")
 
 
+def bare(address: str) -> str:
+    """An address without user, query and fragment, any of which may be secret."""
+    scheme, mark, rest = address.partition("://")
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
+
+
 def on_the_hub(address: str) -> tuple[str, dict[str, str]]:
     """HTTP address and headers for a file of a data set on the Hub.
 

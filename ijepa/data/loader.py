@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.bands import RGB, Picture, read_bands
 from ijepa.data.jpeg import Jpeg, Pixels
+from ijepa.data.remote import CONNECTIONS, remote_of
 from ijepa.data.shards import read_index, read_table
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
@@ -42,7 +44,7 @@ class Images:
     ``labels`` gives for each kind of label the class of every image, ``subsets`` for each official
     list the numbers of its images. Only these and the images' places in the tars are held in
     memory (ijepa.data.shards.Table); the bytes are mapped, so that all processes of a machine
-    share them.
+    share them. A mirror's missing tars are read from its address (ijepa.data.remote).
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -51,7 +53,9 @@ class Images:
         self.paths = [folder / shard["name"] for shard in index.splits[split]]
         self.table = read_table(folder, index, split)
         self.labels, self.subsets = self.table.labels, self.table.subsets
+        self.remote = remote_of(folder)
         self._maps: dict[int, mmap.mmap] = {}
+        self._ahead: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return int(self.table.ends[-1])
@@ -61,10 +65,11 @@ class Images:
 
         Raises UserError that names it if it cannot be decoded.
         """
+        content = self.encoded(number)
         try:
             if self.pixels != RGB:
-                return read_bands(self.encoded(number), *self.pixels)
-            return Image.open(io.BytesIO(self.encoded(number))).convert("RGB")
+                return read_bands(content, *self.pixels)
+            return Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             shard, _, _ = self.table.position(number)
             raise UserError(
@@ -74,8 +79,35 @@ class Images:
 
     def encoded(self, number: int) -> bytes:
         """File of image ``number``, as it is in the shard."""
+        if number in self._ahead:
+            return self._ahead.pop(number)
         shard, first, size = self.table.position(number)
-        return self._mapped(shard)[first : first + size]
+        if self._is_here(shard):
+            return self._mapped(shard)[first : first + size]
+        return self._from_address(number)
+
+    def read_ahead(self, numbers: Sequence[int]) -> None:
+        """Read images that lie at an address, several at a time, for later calls of ``encoded``."""
+        self._ahead = {}
+        if self.remote is None:
+            return
+        away = [n for n in numbers if not self._is_here(self.table.position(n)[0])]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            self._ahead = dict(zip(away, pool.map(self._from_address, away), strict=True))
+
+    def _from_address(self, number: int) -> bytes:
+        assert self.remote is not None
+        shard, first, size = self.table.position(number)
+        return self.remote.read(self.paths[shard].name, first, size)
+
+    def _is_here(self, shard: int) -> bool:
+        """True if a tar is read from the folder; in a mirror, one being copied is too short."""
+        if self.remote is None or shard in self._maps:
+            return True
+        try:
+            return self.paths[shard].stat().st_size >= self.table.tar_end(shard)
+        except FileNotFoundError:
+            return False
 
     def _mapped(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:
@@ -86,7 +118,7 @@ class Images:
         return self._maps[shard]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": {}, "_ahead": {}}
 
 
 class View(NamedTuple):
@@ -129,12 +161,18 @@ class TrainingViews(Dataset[Item]):
             tokens = crop_tokens(ids, image.size, views[0][1], self.grid).astype(np.int64).ravel()
         return Item([to_array(view) for view, _ in views], tokens)
 
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Item]:
+        """Items of a batch, as torch's loader asks for them."""
+        self.images.read_ahead([number for _, number in keys])
+        return [self[key] for key in keys]
+
     def _image(self, number: int) -> Picture | Jpeg:
         """Image that is decoded, or a JPEG whose views are decoded as they need."""
         if self.pixels == "exact":
             return self.images[number]
+        content = self.images.encoded(number)
         try:
-            return Jpeg(self.images.encoded(number), lambda: self.images[number])
+            return Jpeg(content, lambda: self.images[number])
         except ValueError:
             return self.images[number]
 
@@ -154,6 +192,11 @@ class EvaluationViews(Dataset[NDArray[Any]]):
     def __getitem__(self, number: int) -> NDArray[Any]:
         make = WHOLE_VIEWS[self.view]
         return to_array(make(self.images[number], self.size, INTERPOLATIONS[self.interpolation]))
+
+    def __getitems__(self, numbers: list[int]) -> list[NDArray[Any]]:
+        """Items of a batch, as torch's loader asks for them."""
+        self.images.read_ahead(numbers)
+        return [self[number] for number in numbers]
 
 
 @dataclass(frozen=True)

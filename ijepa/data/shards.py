@@ -3,6 +3,7 @@
 A split lies in ``SPLIT-00000.tar`` and so on. Beside each tar is ``SPLIT-00000.json`` with its
 SHA-256, its labels and the place of each image in the tar, so that any image takes one read. A
 shard is finished when that file is there and right. ``index.json``, written last, lists all shards.
+The tars may lie at an address (ijepa.data.remote).
 
 Images keep the order of the raw files, which makes building as fast as copying. Our loader reads
 them in random order; a reader that streams the tars must shuffle them.
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ijepa.data.bands import RGB
+from ijepa.data.remote import CONNECTIONS, Remote, remote_of
 from ijepa.errors import UserError
 from ijepa.files import digest, read_json, write_json
 
@@ -81,7 +83,7 @@ def read_index(folder: Path) -> Index:
     """Index of a folder of shards."""
     path = folder / "index.json"
     try:
-        return Index(**json.loads(path.read_text(encoding="utf-8")))
+        return parse_index(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: make the shards first (make shards DATASET={folder.name})"
@@ -91,6 +93,11 @@ def read_index(folder: Path) -> Index:
             f"{path} is damaged, or of an earlier version ({error}): delete it and make the shards "
             "again"
         ) from None
+
+
+def parse_index(content: bytes) -> Index:
+    """Index from its file's bytes; raises ValueError or TypeError if they are something else."""
+    return Index(**json.loads(content))
 
 
 def read_shard(path: Path) -> Shard:
@@ -128,6 +135,11 @@ class Table:
             raise IndexError(number)
         block, size = self.places[number].tolist()
         return int(self.ends.searchsorted(number, side="right")), block * tarfile.BLOCKSIZE, size
+
+    def tar_end(self, shard: int) -> int:
+        """First byte after the last image of a tar that has images."""
+        block, size = self.places[self.ends[shard] - 1].tolist()
+        return int(block * tarfile.BLOCKSIZE + size)
 
 
 def read_table(folder: Path, index: Index, split: str) -> Table:
@@ -168,12 +180,15 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
     """Compare every shard of the splits with the index, byte for byte, and return the index.
 
     A file that was compared before and has kept its size and modification time is not read again,
-    because ImageNet takes minutes. Raises UserError that names each missing or damaged shard.
+    because ImageNet takes minutes. Tars of a mirror that lie at its address are not read: the index
+    there must be of the same version, and each tar as long as its places need. Raises UserError
+    that names each missing or damaged shard.
     """
     index = read_index(folder)
     for split in splits or []:
         if split not in index.splits:
             raise UserError(f"{folder} has no split {split!r}: it has {', '.join(index.splits)}")
+    remote = remote_of(folder)
     record = folder / ".verified.json"
     verified = read_json(record) if record.exists() else {}
     expected = {
@@ -185,6 +200,9 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
             (Path(shard["name"]).with_suffix(".json").name, shard["places_sha256"]),
         )
     }
+    tars = [name for name in expected if remote and name.endswith(".tar")]
+    away = {name for name in tars if not (folder / name).exists()}
+    local = [name for name in expected if name not in away]
 
     def compare(name: str) -> tuple[str | None, list[Any]]:
         path = folder / name
@@ -196,16 +214,46 @@ def verify(folder: Path, splits: list[str] | None = None) -> Index:
         return f"{path} is damaged: its SHA-256 is not that of index.json", []
 
     with ThreadPoolExecutor() as pool:
-        results = dict(zip(expected, pool.map(compare, expected), strict=True))
+        results = dict(zip(local, pool.map(compare, local), strict=True))
     if faults := [fault for fault, _ in results.values() if fault]:
-        raise UserError(
-            f"{'; '.join(faults)}. To mend: make shards, or python -m ijepa.data build "
-            f"{index.dataset} --raw RAW --out {folder} (only these are written again)"
-        )
+        command = f"build {index.dataset} --raw RAW"
+        mend = "make shards, or"
+        if remote:
+            command, mend = f"mirror {remote.address}", "delete them, then"
+        mend += f" python -m ijepa.data {command} --out {folder}"
+        raise UserError(f"{'; '.join(faults)}. To mend: {mend} (only these are written again)")
+    if remote and away:
+        _compare_with_address(remote, folder, index, sorted(away))
     states = {name: state for name, (_, state) in results.items()}
     if os.access(folder, os.W_OK) and not states.items() <= verified.items():
         write_json(record, verified | states)
     return index
+
+
+def _compare_with_address(remote: Remote, folder: Path, index: Index, tars: list[str]) -> None:
+    """Raise UserError unless an address has a mirror's version and each tar as long as it must be.
+
+    To compare a tar's SHA-256, all of it would have to be read.
+    """
+    content = remote.read("index.json")
+    try:
+        version = parse_index(content).version()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        version = "unknown"
+    if version != index.version():
+        raise UserError(
+            f"{remote.address} has version {version}, {folder} mirrors version {index.version()}: "
+            "mirror it anew, to another folder"
+        )
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        sizes = dict(zip(tars, pool.map(remote.size, tars), strict=True))
+    for name in tars:
+        end = sum(max(read_shard(folder / name).places, default=(0, 0)))
+        if sizes[name] < end:
+            raise UserError(
+                f"{remote.address}/{name} has {sizes[name]:,} bytes, its images end at {end:,}: "
+                f"bring the whole tar there, or to {folder}"
+            )
 
 
 def check_limit(limit: dict[str, int], folder: Path) -> None:
