@@ -105,7 +105,7 @@ class Images:
         if self.remote is None or shard in self._maps:
             return True
         try:
-            return self.paths[shard].stat().st_size >= self.table.tar_end(shard)
+            return bool(self.paths[shard].stat().st_size >= self.table.tar_end(shard))
         except FileNotFoundError:
             return False
 
