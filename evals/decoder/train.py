@@ -108,6 +108,11 @@ class First(Subset[Any]):
         images: Any = self.dataset
         return {name: classes[: len(self)] for name, classes in images.labels.items()}
 
+    def read_ahead(self, numbers: list[int]) -> None:
+        """Read images that lie at an address, several at a time; they have the split's numbers."""
+        images: Any = self.dataset
+        images.read_ahead(numbers)
+
 
 def part(subject: Subject, split: str, count: int | None = None) -> First:
     """First ``count`` images of a split, by default all that the evaluation uses."""
