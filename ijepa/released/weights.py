@@ -72,6 +72,7 @@ from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import cannot_be_written, load_encoder, may_replace, save_tensors
 from ijepa.encoder_file import encoder_digest
 from ijepa.files import digest, written_whole
+from ijepa.imported import import_whole
 from ijepa.provenance import here
 from ijepa.released import convert as released
 from ijepa.released import folder
@@ -228,8 +229,6 @@ def main() -> None:
         keep = options.pop("keep")
         import_encoder(file, **options)
         if keep == "whole":
-            from ijepa.imported import import_whole  # not at the top: it needs this module
-
             import_whole(file, options["out"])
     elif action == "export" and options["layout"] in FOLDERS:
         export_folder(file, **options)
