@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from evals.report import costs, noise, table_columns
 from evals.report.formats import MARK, number
-from evals.report.results import CONTROLS, rounded
+from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
 from evals.result import unpacked
 from ijepa.result_file import read_result
@@ -104,7 +103,7 @@ def _decoded(tables: list[Table]) -> list[str]:
             if column.metric != "identification":
                 continue
             shares = [
-                f"{row[column.name]:.2f} for {row['run']}{_interval(row, column)}"
+                f"{row[column.name]:.2f} for {row['run']}{table_columns.interval(row, column)}"
                 for _, row in table.rows.iterrows()
                 if row["run"] and not math.isnan(row[column.name])
             ]
@@ -112,13 +111,6 @@ def _decoded(tables: list[Table]) -> list[str]:
                 clauses[column.name] = f"{_named(column)} {_joined(shares)}"
     about = "Share of other images that are less like a decoded picture than its own"
     return [f"{about}: {'; '.join(clauses.values())}; chance is 0.50."] if clauses else []
-
-
-def _interval(row: Any, column: Column) -> str:
-    low, high = (row[f"{column.name}_{end}"] for end in ("low", "high"))
-    if math.isnan(low):
-        return ""
-    return f" [{rounded(low, column.metric)}, {rounded(high, column.metric)}]"
 
 
 def _differences(tables: list[Table]) -> tuple[list[Difference], list[Difference], list[str]]:

@@ -216,17 +216,22 @@ def _measured(table: Table, row: Any, column: Column) -> Cell:
         text = "-"
     elif not pd.isna(spread := row[f"{name}_std"]):
         text = f"{value:.2f} +- {spread:.2f}"
-    elif pd.isna(row[f"{name}_low"]):
-        text = f"{value:.2f}"
     else:
-        low, high = (rounded(row[f"{name}_{end}"], column.metric) for end in ("low", "high"))
-        text = f"{value:.2f} [{low}, {high}]"
+        text = f"{value:.2f}{interval(row, column)}"
     results = table.results
     if len(results):
         results = results[(results["run"] == row["run"]) & (results["evaluation"] == name)]
     details = tuple(_details(result) for _, result in results.iterrows())
     marked = (row["run"], name) in table.marked
     return Cell(text, "measured", value, marked, details)
+
+
+def interval(row: Any, column: Column) -> str:
+    """Interval of a single seed's number in brackets, after a space; "" if there is none."""
+    low, high = (row[f"{column.name}_{end}"] for end in ("low", "high"))
+    if pd.isna(low):
+        return ""
+    return f" [{rounded(low, column.metric)}, {rounded(high, column.metric)}]"
 
 
 def _details(result: Any) -> dict[str, str]:
