@@ -46,7 +46,8 @@ def main() -> None:
 
     def seconds(heads: Heads, optimizer: Optimizer, layers: int) -> float:
         begun = time.perf_counter()
-        x_BLD = torch.cat([pooled(network, part, layers) for part in images_BCHW.split(CHUNK)])
+        parts = [pooled(network, part, layers, "patches") for part in images_BCHW.split(CHUNK)]
+        x_BLD = torch.cat(parts)
         heads.loss(x_BLD, y_B).sum().backward()
         optimizer.step(1.0)
         heads.finite().all().item()  # waits for the device

@@ -23,9 +23,6 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="YAML file of evaluations")
     parser.add_argument("encoder", help="encoder file, or the word pixels")
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
-    parser.add_argument(
-        "--image-size", type=int, default=32, help="side of the images, for pixels only"
-    )
     parser.add_argument("--features", type=Path, required=True, help="about.json of the features")
     parser.add_argument("--results", type=Path, required=True, help="folder for NAME.json")
     parser.add_argument(
@@ -51,7 +48,6 @@ def main() -> None:
         options.results,
         options.work,
         plan.images,
-        options.image_size,
     )
     write_done(options.done, plan.evaluations)
 

@@ -129,7 +129,6 @@ def evaluate_group(
     results: Path,
     work: Path,
     limit: dict[str, int],
-    image_size: int = 32,
 ) -> None:
     """Extract an encoder's features of a data set once, then write the result of every item.
 
@@ -149,7 +148,7 @@ def evaluate_group(
         raw = configure(item.evaluation, item.config, where)
         configs[item.name] = config = resolved(raw, header, where)
         check(item.evaluation, config, facts[item.label], where)
-    extract(encoder, data, image_size, features, limit)
+    extract(encoder, data, features, limit)
     failures = []
     for item in items:
         out = results / f"{item.name}.json"

@@ -42,7 +42,7 @@ HELD_BYTES = 2 * 10**9
 
 
 @torch.no_grad()
-def pooled(network: "ViT", images_BCHW: Tensor, layers: int, pool: Pool = "patches") -> Tensor:
+def pooled(network: "ViT", images_BCHW: Tensor, layers: int, pool: Pool) -> Tensor:
     """Pooled features after each of the last ``layers`` blocks, [B, L, D] float32.
 
     With ``cls_patches`` they are 2 D wide, [cls] first. The final LayerNorm is applied to each

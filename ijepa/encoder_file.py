@@ -15,7 +15,7 @@ from ijepa.files import digest
 EPOCHS = "epochs"
 """Folder, beside a run's encoder, of the encoders that it kept on its way."""
 PIXELS = "pixels"
-"""Name in place of an encoder's digest for the control without an encoder."""
+"""Name of the control without an encoder, in place of a run's name, a file or a digest."""
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def test_a_run_learns_from_them_and_is_evaluated(
     encoder, _ = checkpoint.load_encoder(out)
     assert encoder.patch_embed.proj.weight.shape[1] == channels
     about = tmp_path / "features" / "about.json"
-    extract(out, shards, 32, about)
+    extract(out, shards, about)
     views = EvaluationViews(Images(shards, "test"), 32)
     images = np.stack([views[number] for number in range(4)]).astype(np.float64) / 255
     by_hand = torch.from_numpy((images - mean) / std).permute(0, 3, 1, 2).float()
@@ -218,7 +218,7 @@ def test_a_run_learns_from_them_and_is_evaluated(
 @pytest.mark.parametrize("kind", ["deep array"])
 def test_raw_pixels_are_in_shares_of_the_largest_value(shards: Path, tmp_path: Path) -> None:
     about = tmp_path / "features" / "about.json"
-    extract(None, shards, 32, about)
+    extract(None, shards, about)
     features = stored(about, "test")
     assert features.shape[2] == 32 * 32 * 3
     assert 0.4 < features.mean() < 0.6
@@ -344,7 +344,7 @@ def test_an_encoder_of_other_channels_is_not_evaluated(shards: Path, tmp_path: P
     about = {"run": run, "variant": asdict(Variant()), "facts": {}}
     checkpoint.save_tensors(tmp_path / "encoder", encoder.state_dict(), about)
     with pytest.raises(UserError, match="is for images of 3 channels, sky has 4"):
-        extract(tmp_path / "encoder", shards, 32, tmp_path / "features" / "about.json")
+        extract(tmp_path / "encoder", shards, tmp_path / "features" / "about.json")
     subject = Subject(shards, "class", encoder=tmp_path / "encoder")
     with pytest.raises(UserError, match="the encoder is for images of 3 channels, the data"):
         evaluate("finetune", {}, subject, tmp_path / "out.json")

@@ -138,7 +138,7 @@ def test_the_method_and_the_evaluation_of_the_documentation_run(data: Path, tmp_
     out = tmp_path / "out" / "encoder.safetensors"
     train(parse_run(raw), data, tmp_path / "work", out)
     features = tmp_path / "features" / "about.json"
-    extract(out, data, 32, features)
+    extract(out, data, features)
     result = tmp_path / "class_means.json"
     evaluate("class_means", {}, Subject(data, "class", features_of=features), result)
     assert protocol.load_evaluation("class_means").Config().layers == 1

@@ -388,7 +388,7 @@ def test_a_result_says_what_where_and_by_whom(
 ) -> None:
     encoder, features = tmp_path / "encoder.safetensors", tmp_path / "features" / "about.json"
     train(parse_run(raw_run), data, tmp_path / "work", encoder)
-    extract(encoder, data, 32, features)
+    extract(encoder, data, features)
     subject = Subject(data, "class", features_of=features)
     evaluate("knn", {"num_neighbours": 5}, subject, tmp_path / "knn.json")
     result = json.loads((tmp_path / "knn.json").read_text())

@@ -31,7 +31,7 @@ def test_stored_features_are_those_of_a_forward_pass_by_hand(
     encoder = tmp_path / "encoder.safetensors"
     train(parse_run(raw_run_of(name)), data, tmp_path / "work", encoder)
     about = tmp_path / "features" / "about.json"
-    extract(encoder, data, 32, about)
+    extract(encoder, data, about)
     subject = Subject(data, "class", features_of=about)
     network = load_encoder(encoder)[0]
     views = EvaluationViews(Images(data, "test"), 32)
@@ -63,7 +63,7 @@ def test_stored_features_are_those_of_a_forward_pass_by_hand(
 
 
 def test_features_stand_in_the_order_of_their_labels(data: Path, tmp_path: Path) -> None:
-    extract(None, data, 32, tmp_path / "about.json")
+    extract(None, data, tmp_path / "about.json")
     subject = Subject(data, "class", features_of=tmp_path / "about.json")
     for split in ("train", "test"):
         images, x_NLD = Images(data, split), subject.features(split)
@@ -78,7 +78,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads only the images that were left, and ends with the same bytes."""
-    extract(None, data, 32, tmp_path / "whole" / "about.json")
+    extract(None, data, tmp_path / "whole" / "about.json")
     monkeypatch.setattr(features, "BATCH_SIZE", 16)
     monkeypatch.setattr(features, "SECONDS_BETWEEN_NOTES", 0)
     real, sizes = features._features, list[int]()
@@ -94,10 +94,10 @@ def test_an_interrupted_extraction_goes_on_where_it_was(
 
     monkeypatch.setattr(features, "_features", dying)
     with pytest.raises(KeyboardInterrupt):
-        extract(None, data, 32, tmp_path / "part" / "about.json")
+        extract(None, data, tmp_path / "part" / "about.json")
     assert not (tmp_path / "part" / "about.json").exists()
     monkeypatch.setattr(features, "_features", counted)
-    extract(None, data, 32, tmp_path / "part" / "about.json")
+    extract(None, data, tmp_path / "part" / "about.json")
     assert sum(sizes) == 128 + 32
     for split in ("train", "test"):
         ends = [(tmp_path / end / f"{split}.npy").read_bytes() for end in ("whole", "part")]
@@ -117,7 +117,7 @@ def test_features_of_another_encoder_or_data_set_are_refused(
             tmp_path / str(seed) / "encoder.safetensors",
         )
     about = tmp_path / "features" / "about.json"
-    extract(tmp_path / "0" / "encoder.safetensors", data, 32, about, {"train": 40, "test": 20})
+    extract(tmp_path / "0" / "encoder.safetensors", data, about, {"train": 40, "test": 20})
     other = tmp_path / "1" / "encoder.safetensors"
     subject = Subject(data, "class", encoder=other, features_of=about)
     with pytest.raises(UserError, match=r"has features of encoder \w+, but .* is another one"):
@@ -129,7 +129,7 @@ def test_features_of_another_encoder_or_data_set_are_refused(
 
 
 def test_features_of_fewer_images_than_asked_for_are_refused(data: Path, tmp_path: Path) -> None:
-    extract(None, data, 32, tmp_path / "about.json", {"train": 20})
+    extract(None, data, tmp_path / "about.json", {"train": 20})
     some = Subject(data, "class", features_of=tmp_path / "about.json", limit={"train": 20})
     assert len(some.features("train")) == 20
     with pytest.raises(UserError, match="features of 20 train images, 128 are asked for"):
@@ -138,7 +138,7 @@ def test_features_of_fewer_images_than_asked_for_are_refused(data: Path, tmp_pat
 
 @pytest.mark.parametrize("size", [5, 200])
 def test_features_whose_file_is_damaged_are_refused(size: int, data: Path, tmp_path: Path) -> None:
-    extract(None, data, 32, tmp_path / "about.json")
+    extract(None, data, tmp_path / "about.json")
     file = tmp_path / "train.npy"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(UserError, match=r"train.npy is damaged .* extract the features again"):
@@ -148,5 +148,5 @@ def test_features_whose_file_is_damaged_are_refused(size: int, data: Path, tmp_p
 def test_an_encoder_that_is_none_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "encoder.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not an encoder of this project"):
-        extract(tmp_path / "encoder.safetensors", data, 32, tmp_path / "out" / "about.json")
+        extract(tmp_path / "encoder.safetensors", data, tmp_path / "out" / "about.json")
     assert not (tmp_path / "out" / "about.json").exists()

@@ -176,7 +176,7 @@ def test_the_model_card_tells_method_data_licence_recipe_commit_and_our_numbers(
 ) -> None:
     """Over 5 s where no other test has trained this run."""
     file, features = trained("ijepa"), tmp_path / "features" / "about.json"
-    extract(file, data, 32, features)
+    extract(file, data, features)
     result = tmp_path / "results" / "evaluations" / "ijepa" / "seed0" / "knn.json"
     evaluate("knn", {}, Subject(data, "class", features_of=features), result)
     monkeypatch.setitem(card.HUB_DATASETS, "tiny", "me/tiny")

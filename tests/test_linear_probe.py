@@ -30,6 +30,7 @@ from ijepa.vit import ViT
 CLASSES = 10
 CPU = torch.device("cpu")
 SHORT = Config(
+    pool="patches",
     optimiser="sgd",
     milestones=(2,),
     epochs=3,
@@ -257,8 +258,8 @@ def test_pooled_features_are_those_of_the_last_blocks_after_the_norm() -> None:
         network(images_BCHW)
         expected = torch.stack([norm(out)[:, 1:].float().mean(1) for out in outputs], 1)
         classes = torch.stack([norm(out)[:, 0].float() for out in outputs], 1)
-    assert pooled(network, images_BCHW, 2).equal(expected[:, 1:])
-    assert pooled(network, images_BCHW, 4).equal(expected)
+    assert pooled(network, images_BCHW, 2, "patches").equal(expected[:, 1:])
+    assert pooled(network, images_BCHW, 4, "patches").equal(expected)
     assert pooled(network, images_BCHW, 4, "cls").equal(classes)
     both = torch.cat([classes, expected], 2)
     assert pooled(network, images_BCHW, 4, "cls_patches").equal(both)
@@ -296,7 +297,7 @@ def test_training_features_are_those_of_each_images_own_view(
             for n in numbers.tolist()
         ]
         images_BHWC = torch.from_numpy(np.stack([np.asarray(view) for view in pixels]))
-        expected = pooled(source.network, normalise(images_BHWC), 2)
+        expected = pooled(source.network, normalise(images_BHWC), 2, "patches")
         torch.testing.assert_close(x_BLD, expected, rtol=0, atol=1e-2)
         assert y_B.equal(subject.labels("train")[numbers])
         seen.append(x_BLD)

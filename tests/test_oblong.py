@@ -53,7 +53,7 @@ def test_a_run_learns_from_oblong_images_and_is_evaluated(
     assert header["run"]["vit"]["image_size"] == OBLONG
     assert encoder.config.grid == (6, 10)
 
-    extract(out, data, 32, about)
+    extract(out, data, about)
     views = EvaluationViews(Images(data, "test"), (24, 40))
     images = normalise(torch.from_numpy(np.stack([views[number] for number in range(4)])))
     assert images.shape == (4, 3, 24, 40)

@@ -223,7 +223,7 @@ def test_extraction_keeps_the_patches_of_some_test_images(
     encoder: Path, data: Path, tmp_path: Path
 ) -> None:
     """Those at equal distances among the images that are used, as the encoder gives them."""
-    extract(encoder, data, 32, tmp_path / "about.json", {"test": 20})
+    extract(encoder, data, tmp_path / "about.json", {"test": 20})
     stored = np.load(tmp_path / patches.PATCHES_FILE)
     note = json.loads((tmp_path / patches.PATCHES_FILE).with_suffix(".part.json").read_text())
     assert note["about"]["shown"] == [0, 3, 6, 9, 12, 15]
@@ -231,6 +231,6 @@ def test_extraction_keeps_the_patches_of_some_test_images(
     pixels = np.stack([to_array(centre_crop(test[number], 32)) for number in (0, 3, 6, 9, 12, 15)])
     x_BND = patch_features(load_encoder(encoder)[0], normalise(torch.from_numpy(pixels)))
     np.testing.assert_allclose(stored, x_BND, atol=2e-3, rtol=2e-3)
-    extract(encoder, data, 32, tmp_path / "about.json", {"test": 12})
+    extract(encoder, data, tmp_path / "about.json", {"test": 12})
     note = json.loads((tmp_path / patches.PATCHES_FILE).with_suffix(".part.json").read_text())
     assert note["about"]["shown"] == [0, 2, 4, 6, 8, 10]

@@ -298,7 +298,7 @@ def test_an_imported_encoder_is_evaluated_like_any_other(data: Path, tmp_path: P
     fabricate("mae", tmp_path / "file.pth")
     import_encoder(tmp_path / "file.pth", tmp_path / "encoder.safetensors", num_heads=3)
     features = tmp_path / "features" / "about.json"
-    extract(tmp_path / "encoder.safetensors", data, 32, features)
+    extract(tmp_path / "encoder.safetensors", data, features)
     evaluate("knn", {}, Subject(data, "class", features_of=features), folder / "knn.json")
     table = read_results([folder / "knn.json"])
     assert table["method"].tolist() == ["released"]

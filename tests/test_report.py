@@ -63,7 +63,7 @@ def results(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     for name in ("ijepa", "random_init", "pixels"):
         encoder = folder / "runs" / name / "seed0" / "encoder.safetensors"
         features = folder / "features" / name / "seed0" / "tiny" / "about.json"
-        extract(encoder if encoder.exists() else None, data, 32, features)
+        extract(encoder if encoder.exists() else None, data, features)
         for evaluation in EVALUATIONS:
             out = folder / "evaluations" / name / "seed0" / f"{evaluation}.json"
             subject = Subject(data, "class", features_of=features)

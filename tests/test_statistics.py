@@ -98,7 +98,7 @@ def test_evaluation_and_other_packages_normalise_as_the_encoder_was_trained(
     about = {"run": run, "variant": asdict(Variant()), "facts": {}}
     checkpoint.save_tensors(tmp_path / "encoder", encoder.state_dict(), about)
     assert checkpoint.load_encoder(tmp_path / "encoder")[0].config == vit
-    extract(tmp_path / "encoder", data, 32, tmp_path / "features" / "about.json")
+    extract(tmp_path / "encoder", data, tmp_path / "features" / "about.json")
     features = stored(tmp_path / "features" / "about.json", "test")
     view = torch.from_numpy(EvaluationViews(Images(data, "test"), 32)[0].copy())
     with torch.no_grad():

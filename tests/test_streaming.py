@@ -172,7 +172,7 @@ def test_features_from_an_address_equal_those_from_local_files(
 ) -> None:
     features = {}
     for name, folder in (("local", data), ("mirror", mirrored)):
-        extract(trained("ijepa"), folder, 32, tmp_path / "features" / name / "about.json")
+        extract(trained("ijepa"), folder, tmp_path / "features" / name / "about.json")
         files = (tmp_path / "features" / name).glob("*.npy")
         features[name] = {path.name: path.read_bytes() for path in files}
     assert features["local"].keys() >= {"train.npy", "test.npy"}

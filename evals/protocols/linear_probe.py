@@ -209,16 +209,16 @@ def evaluate(config: Config, subject: Subject) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source: Source
     moments = None
-    pool = config.pool or "patches"
+    assert config.pool is not None, "evals.pooling.resolved gives the method's own"
     if subject.features_of is not None:
-        source = Stored(subject, config.layers, pool, device)
+        source = Stored(subject, config.layers, config.pool, device)
         if config.whiten:
             moments = source.moments(numbers)
     else:
         source = Encoded(
             subject,
             config.layers,
-            pool,
+            config.pool,
             device,
             config.crop,
             config.seed,

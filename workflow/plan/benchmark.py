@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
+from ijepa.encoder_file import PIXELS
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.keep_and_start import Keep, parse_start
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.strict import merged, strict
 
-PIXELS = "pixels"
-"""The control without a network; it is in every table that does not name its runs."""
 UNTRAINED = "random_init"
 """The other control: the first run's network as it was initialised."""
 

@@ -34,9 +34,9 @@ from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
 from ijepa.data.shards import check_limit
 from ijepa.data.source import load_source
+from ijepa.encoder_file import PIXELS
 from ijepa.released.layouts import LAYOUTS, TOWERS
 from workflow.plan.benchmark import (
-    PIXELS,
     UNTRAINED,
     Benchmark,
     Evaluation,

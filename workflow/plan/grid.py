@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.report.plan import ReportPlan, TableSpec
+from ijepa.encoder_file import PIXELS
 from ijepa.files import write_yaml
 from workflow.plan.benchmark import (
-    PIXELS,
     UNTRAINED,
     Benchmark,
     Evaluation,
