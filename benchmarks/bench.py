@@ -299,7 +299,7 @@ class Bench:
         return compare(
             self.device,
             self.repeats,
-            lambda: list(fetched(_features(ours, images, self.device) for images in batches)),
+            lambda: list(fetched(_features(ours, images) for images in batches)),
             lambda: plain.features(
                 theirs, (normalise(images.to(self.device)) for images in batches)
             ),

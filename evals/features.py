@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +66,18 @@ from tqdm import tqdm
 from evals.about import FORMAT
 from evals.patches import PATCHES_FILE, spread_out
 from evals.pooling import NUM_LAYERS, PATCHES, Pool, kinds
+from evals.replicas import replicas
 from evals.subject import check_channels
-from evals.views import patch_features, pooled
+from evals.views import inputs, patch_features, pooled
 from ijepa.allocator import keep_freed_memory
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
-from ijepa.data.transforms import normalise
 from ijepa.encoder_file import PIXELS, encoder_digest, read_header
 from ijepa.files import read_json, write_json
 from ijepa.image_size import Size
 from ijepa.provenance import here
-from ijepa.transfer import fetched, placed
+from ijepa.transfer import fetched
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -109,7 +110,7 @@ def extract(
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = cache(lambda: _loaded(encoder_file, device))
+    networks = cache(lambda: _loaded(encoder_file, device))
     seconds = 0.0
     for split in index.splits:
         images = Images(data, split)
@@ -117,27 +118,29 @@ def extract(
         views = EvaluationViews(images, image_size, index.view)
         whole = Subset(views, range(count))
         seconds += _extract_split(
-            network, whole, out.with_name(f"{split}.npy"), about, device, _features
+            networks, whole, out.with_name(f"{split}.npy"), about, device, _features
         )
         if split == "test" and encoder_file is not None:
             shown = spread_out(count)
             some, about_some = Subset(views, shown), {**about, "shown": shown}
             path = out.with_name(PATCHES_FILE)
-            seconds += _extract_split(network, some, path, about_some, device, _patches)
+            seconds += _extract_split(networks, some, path, about_some, device, _patches)
     write_json(
         out, about | {"format": FORMAT, "features": here(), "feature_seconds": round(seconds, 2)}
     )
 
 
 def _extract_split(
-    network: "Callable[[], ViT | None]",
+    networks: "Callable[[], list[ViT | None]]",
     views: "Subset[NDArray[np.uint8]]",
     path: Path,
     about: dict[str, Any],
     device: torch.device,
-    features_of: "Callable[[ViT | None, Tensor, torch.device], Tensor]",
+    features_of: "Callable[[ViT | None, Tensor], Tensor]",
 ) -> float:
     """Write a row for each view; returns the seconds that they took, over all calls.
+
+    The networks are copies of one encoder, a GPU each, and take the batches in turn.
 
     Rows that an earlier call has noted as written are kept. The note lies beside the file and is
     written only after the rows that it counts are flushed. If all rows are there, the network is
@@ -163,7 +166,12 @@ def _extract_split(
     with tqdm(
         total=count, initial=num_done, desc=f"features of {path.stem}", unit="image", mininterval=2
     ) as bar:
-        for x_BLD in fetched(features_of(network(), images, device) for images in batches):
+        copies = networks()
+        outputs = (
+            features_of(network, images)
+            for images, network in zip(batches, cycle(copies), strict=False)
+        )
+        for x_BLD in fetched(outputs, len(copies)):
             if not x_BLD.isfinite().all():
                 raise UserError(
                     f"features of {path.stem} images are not finite, or too large for float16: the "
@@ -186,31 +194,27 @@ def _extract_split(
     return seconds_before + time.perf_counter() - start
 
 
-def _loaded(encoder_file: Path | None, device: torch.device) -> "ViT | None":
-    """Network of an encoder file; None for raw pixels."""
+def _loaded(encoder_file: Path | None, device: torch.device) -> "list[ViT | None]":
+    """Network of an encoder file, on every GPU; None for raw pixels."""
     if encoder_file is None:
-        return None
+        return [None]
     # Not at the top: timm takes seconds to import; pixels and finished features do not need it.
     from ijepa.checkpoint import load_encoder
 
-    return load_encoder(encoder_file)[0].to(device)
+    return [*replicas(load_encoder(encoder_file)[0], device)]
 
 
 @torch.no_grad()
-def _features(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
+def _features(network: "ViT | None", images_BHWC: Tensor) -> Tensor:
     if network is None:
         return (images_BHWC.flatten(1).float() / 255).unsqueeze(1).half()
     pool: Pool = "cls_patches" if network.variant.class_token else "patches"
-    vit = network.config
-    images_BCHW = normalise(placed(images_BHWC, device), vit.mean, vit.std)
-    return pooled(network, images_BCHW, NUM_LAYERS, pool).half()
+    return pooled(network, inputs(network, images_BHWC), NUM_LAYERS, pool).half()
 
 
-def _patches(network: "ViT | None", images_BHWC: Tensor, device: torch.device) -> Tensor:
+def _patches(network: "ViT | None", images_BHWC: Tensor) -> Tensor:
     assert network is not None, "raw pixels have no patches"
-    vit = network.config
-    images_BCHW = normalise(placed(images_BHWC, device), vit.mean, vit.std)
-    return patch_features(network, images_BCHW).half()
+    return patch_features(network, inputs(network, images_BHWC)).half()
 
 
 def split_counts(words: list[str]) -> dict[str, int]:

@@ -91,8 +91,8 @@ def evaluate(name: str, raw: dict[str, Any], subject: Subject, out: Path) -> Non
             "images": subject.limit,
             "chosen": result.chosen,
             "seconds": round(seconds, 2),
-            # An evaluation uses one GPU, however many there are.
-            "gpu_seconds": round(seconds * torch.cuda.is_available(), 2),
+            # It holds all GPUs that it sees, whether it uses them or not.
+            "gpu_seconds": round(seconds * torch.cuda.device_count(), 2),
             **({} if result.correct is None else {"correct": result.correct}),
             **({} if result.classes is None else {"classes": names | result.classes}),
             "about": about,

@@ -9,6 +9,7 @@ H and W pixels.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from evals.pooling import Pool, parts
+from evals.replicas import replicas
 from evals.subject import Subject, finite
 from ijepa.data.loader import (
     EvaluationViews,
@@ -39,6 +41,12 @@ CHUNK = 128
 
 HELD_BYTES = 2 * 10**9
 """Stored features smaller than this, as float32, are held in memory; others are read by batch."""
+
+
+def inputs(network: "ViT", images_BHWC: Tensor) -> Tensor:
+    """Images as a network takes them, [B, C, H, W], normalised, on its device."""
+    vit, device = network.config, network.patch_embed.proj.weight.device
+    return normalise(placed(images_BHWC, device), vit.mean, vit.std)
 
 
 @torch.no_grad()
@@ -146,7 +154,8 @@ class Stored:
 class Encoded:
     """Features that the frozen encoder computes: training images are augmented, others are not.
 
-    The view of a training image is a function of (seed, epoch, its number).
+    The view of a training image is a function of (seed, epoch, its number). All GPUs that the
+    process sees have a copy of the encoder; their features come to ``device``, the first one.
 
     Both iterators raise UserError at their end if a feature was not finite. To ask after every
     batch would make the host wait for the device.
@@ -164,7 +173,9 @@ class Encoded:
         interpolation: str | None = None,
     ) -> None:
         self.subject, self.device, self.num_workers = subject, device, num_workers
-        self.network = subject.network().to(device).eval()
+        self.networks = replicas(subject.network(), device)
+        self.turns = cycle(self.networks)
+        self.network = self.networks[0]
         self.num_layers = min(layers, len(self.network.blocks))
         self.pool, self.interpolation = pool, interpolation or crop.interpolation
         self.dim = self.network.config.dim * len(parts(pool))
@@ -177,7 +188,7 @@ class Encoded:
         keys = [
             [(epoch, number) for number in chunk.tolist()]
             for numbers in batches
-            for chunk in numbers.split(CHUNK)
+            for chunk in self._chunks(numbers)
         ]
         items = iter(
             DataLoader(
@@ -190,7 +201,7 @@ class Encoded:
         )
         labels = self.subject.labels("train")
         for numbers in batches:
-            parts = [self._encode(next(items).views[0]) for _ in numbers.split(CHUNK)]
+            parts = [self._encode(next(items).views[0]) for _ in self._chunks(numbers)]
             yield torch.cat(parts), placed(labels[numbers], self.device)
         self._check()
 
@@ -205,10 +216,17 @@ class Encoded:
         yield from map(self._encode, images)
         self._check()
 
+    def _chunks(self, numbers: Tensor) -> tuple[Tensor, ...]:
+        """A batch in parts for one forward pass each, so small that every GPU has one."""
+        chunks: tuple[Tensor, ...] = numbers.split(
+            min(CHUNK, -(-len(numbers) // len(self.networks)))
+        )
+        return chunks
+
     def _encode(self, images_BHWC: Tensor) -> Tensor:
-        vit = self.network.config
-        images_BCHW = normalise(placed(images_BHWC, self.device), vit.mean, vit.std)
-        x_BLD = pooled(self.network, images_BCHW, self.num_layers, self.pool)
+        network = next(self.turns)
+        x_BLD = pooled(network, inputs(network, images_BHWC), self.num_layers, self.pool)
+        x_BLD = x_BLD.to(self.device, non_blocking=True)
         self.are_finite &= x_BLD.isfinite().all()
         return x_BLD
 

@@ -5,6 +5,7 @@ wait until the queue is empty, and the GPU then wait for the host. Copies from a
 are queued like all other work. On a CPU there is nothing to copy.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -18,23 +19,22 @@ def placed(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
-def fetched(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+def fetched(tensors: Iterable[Tensor], ahead: int = 1) -> Iterator[Tensor]:
     """Tensors on the host, in order.
 
-    One of a GPU is waited for only after the work of the next one is queued, so that the GPU always
-    has work.
+    One of a GPU is waited for only after the work of the next ones is queued, as many as ``ahead``,
+    the number of GPUs that make them, so that each always has work.
     """
-    earlier: tuple[Tensor, torch.cuda.Event | None] | None = None
+    queued: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
     for x in tensors:
         if x.device.type == "cpu":
             yield x
             continue
-        later = x.to("cpu", non_blocking=True), mark(x.device)
-        if earlier is not None:
-            yield _arrived(*earlier)
-        earlier = later
-    if earlier is not None:
-        yield _arrived(*earlier)
+        queued.append((x.to("cpu", non_blocking=True), mark(x.device)))
+        if len(queued) > ahead:
+            yield _arrived(*queued.popleft())
+    while queued:
+        yield _arrived(*queued.popleft())
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
@@ -42,7 +42,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
 
 

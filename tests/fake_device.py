@@ -99,6 +99,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """The fake device; torch does not look for a driver, and events need none."""
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", Mock)
+    monkeypatch.setattr(torch.cuda, "current_stream", Mock())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     return CUDA
 

@@ -4,6 +4,7 @@ There is no GPU here: tests.fake_device raises Waited where the host would wait.
 """
 
 import dataclasses
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +88,22 @@ def test_pixels_are_normalised_on_the_device() -> None:
     assert images.shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize(("gpus", "counts"), [(1, [2, 3, 3]), (2, [3, 3, 3])])
 @pytest.mark.parametrize("class_token", [False, True])
-def test_features_are_fetched_after_the_next_batch_is_queued(class_token: bool) -> None:
+def test_features_are_fetched_after_the_next_batch_of_every_gpu_is_queued(
+    class_token: bool, gpus: int, counts: list[int]
+) -> None:
     network = on_device(ViT(VIT, Variant(class_token=class_token)).eval())
     queued = []
 
     def encoded() -> Any:
         for number in range(3):
             queued.append(number)
-            yield _features(network, torch.zeros(4, 32, 32, 3, dtype=torch.uint8), CUDA)
+            yield _features(network, torch.zeros(4, 32, 32, 3, dtype=torch.uint8))
 
     with OnDevice():
-        arrived = [(len(queued), x_BLD) for x_BLD in fetched(encoded())]
-    assert [count for count, _ in arrived] == [2, 3, 3]
+        arrived = [(len(queued), x_BLD) for x_BLD in fetched(encoded(), gpus)]
+    assert [count for count, _ in arrived] == counts
     assert all(x_BLD.device.type == "cpu" for _, x_BLD in arrived)
 
 
@@ -129,7 +133,7 @@ def test_a_step_of_linear_heads_waits_for_nothing() -> None:
 def test_the_encoder_of_a_probe_on_images_waits_for_nothing() -> None:
     source = object.__new__(Encoded)
     source.device, source.num_layers, source.pool = CUDA, 2, "patches"
-    source.network = on_device(ViT(VIT).eval())
+    source.turns = cycle([on_device(ViT(VIT).eval())])
     with OnDevice():
         source.are_finite = torch.ones((), dtype=torch.bool, device=CUDA)
         source._encode(torch.zeros(4, 32, 32, 3, dtype=torch.uint8))

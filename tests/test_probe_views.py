@@ -40,7 +40,9 @@ def test_evaluation_views_are_resized_as_the_preset_says(
     monkeypatch.setattr(linear_probe, "Encoded", source)
     config: Any = strict(Config, PRESETS[preset], "config")
     with pytest.raises(Enough):
-        linear_probe.evaluate(replace(config, pool="patches", batch_size=4), OnImages(data, "class"))
+        linear_probe.evaluate(
+            replace(config, pool="patches", batch_size=4), OnImages(data, "class")
+        )
     assert sources[0].views.views[0].crop.interpolation == crops
     assert sources[0].interpolation == views
 

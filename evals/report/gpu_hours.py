@@ -137,7 +137,7 @@ def _group(path: Path, noted_starts: dict[tuple[str, str], list[Start]]) -> Work
     """Work of a job that extracted features and made the evaluations on them."""
     about = read_about(path)
     process, (run, seed, dataset) = about["features"], path.parts[-4:-1]
-    seconds, gpus = about["feature_seconds"], 0 if "core" in process["machine"] else 1
+    seconds, gpus = about["feature_seconds"], _gpus(process["machine"])
     key = ("evaluate_features", f"{run}_{_seed(seed)}_{dataset}")
     starts = _with_own(noted_starts.pop(key, []), process.get("job"), seconds, gpus)
     return _work("evaluate_features", dataset, starts, run, _seed(seed))
@@ -151,9 +151,14 @@ def _evaluation(
     run, seed, name = *path.parts[-3:-1], path.stem
     starts = noted_starts.pop(("evaluate", f"{run}_{_seed(seed)}_{name}"), [])
     if result.get("job") not in groups:
-        gpus = int(result["gpu_seconds"] > 0)
+        gpus = _gpus(result["machine"])
         starts = _with_own(starts, result.get("job"), result["seconds"], gpus)
     return _work("evaluate", name, starts, run, _seed(seed))
+
+
+def _gpus(machine: str) -> int:
+    """GPUs of a process, all that it saw, from its provenance: ``8 x NVIDIA H200``."""
+    return 0 if "core" in machine else int(machine.split(" x ")[0])
 
 
 def _with_own(starts: list[Start], job: str | None, seconds: float, gpus: int) -> list[Start]:

@@ -1,0 +1,76 @@
+"""Several GPUs share the images of a frozen encoder; here the CPU stands for each of three."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evals import features, replicas
+from evals.features import extract
+from evals.views import Encoded
+from ijepa.config import parse_run
+from ijepa.data.transforms import Crop
+from ijepa.train import train
+from ijepa.vit import ViT
+from tests.conftest import raw_run_of
+from tests.test_linear_probe import CPU, OnImages
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Which copy saw how many images, a forward pass each."""
+    monkeypatch.setattr(replicas, "gpus_beside", lambda device: [device] * 2)
+    seen: list[tuple[int, int]] = []
+    copies: list[ViT] = []
+    outputs = ViT.outputs
+
+    def noted(self: ViT, images_BCHW: torch.Tensor, *given: Any, **options: Any) -> Any:
+        if not any(self is other for other in copies):
+            copies.append(self)
+        number = next(n for n, other in enumerate(copies) if other is self)
+        seen.append((number, len(images_BCHW)))
+        return outputs(self, images_BCHW, *given, **options)
+
+    monkeypatch.setattr(ViT, "outputs", noted)
+    return seen
+
+
+def source(data: Path) -> Encoded:
+    return Encoded(OnImages(data, "class"), 2, "patches", CPU, Crop(), seed=0, num_workers=0)
+
+
+def test_a_batch_is_divided_and_its_features_come_back_in_order(
+    data: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = torch.tensor([7, 100, 3, 55, 9, 20, 31])
+    ((shared_BLD, shared_y),) = source(data).training([numbers], 0)
+    assert passes == [(0, 3), (1, 3), (2, 1)]
+    monkeypatch.setattr(replicas, "gpus_beside", lambda device: [])
+    ((alone_BLD, alone_y),) = source(data).training([numbers], 0)
+    torch.testing.assert_close(shared_BLD, alone_BLD, rtol=0, atol=1e-5)
+    assert shared_y.equal(alone_y)
+
+
+def test_stored_features_are_the_same_whoever_made_them(
+    data: Path,
+    tmp_path: Path,
+    passes: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "BATCH_SIZE", 16)
+    encoder = tmp_path / "encoder.safetensors"
+    train(parse_run(raw_run_of("ijepa")), data, tmp_path / "work", encoder)
+    passes.clear()
+    extract(encoder, data, tmp_path / "shared" / "about.json")
+    assert len({number for number, _ in passes}) == 3
+    monkeypatch.setattr(replicas, "gpus_beside", lambda device: [])
+    extract(encoder, data, tmp_path / "alone" / "about.json")
+    for name in ("train.npy", "test.npy", "test.patches.npy"):
+        shared, alone = (np.load(tmp_path / folder / name) for folder in ("shared", "alone"))
+        np.testing.assert_array_equal(shared, alone)
+
+
+def test_a_cpu_has_no_gpus_beside_it() -> None:
+    assert replicas.gpus_beside(CPU) == []
