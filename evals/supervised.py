@@ -263,13 +263,7 @@ def train(
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
     numbers = torch.arange(len(labels)) if numbers is None else numbers
-    batch_size = min(config.batch_size, len(numbers))
-    batch_size -= batch_size % 2 if config.mixes else 0
-    if not batch_size:
-        raise UserError(
-            f"{subject.data}: {len(numbers)} training images are too few to train on"
-            + (" with mixup or cutmix, which pair them" if config.mixes else "")
-        )
+    batch_size = fitting_batch(config, subject, len(numbers))
     per_epoch = len(numbers) // batch_size
     num_steps = config.epochs * per_epoch
     optim = config.optim(batch_size)
@@ -281,18 +275,9 @@ def train(
     first, means = resume(subject, identity, model, optimizer)
     losses = Losses(means, per_epoch, what)
 
-    views = LabelledViews(
-        config, subject.images("train"), labels, numbers, model.encoder.config.image_size
-    )
-    steps = Steps(len(numbers), batch_size, first, num_steps, config.seed)
-    batches = DataLoader(
-        views,
-        batch_sampler=steps,
-        num_workers=fitting(views, next(iter(steps), []), config.num_workers),
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-    )
     vit = model.encoder.config
+    views = LabelledViews(config, subject.images("train"), labels, numbers, vit.image_size)
+    batches = loaded(views, Steps(len(numbers), batch_size, first, num_steps, config.seed))
     save_at = time.monotonic() + CHECKPOINT_SECONDS
     with tqdm(total=num_steps, initial=first, desc=what, unit="step", mininterval=2) as bar:
         for step, (images_BHWC, labels_B) in enumerate(batches, start=first):
@@ -333,6 +318,29 @@ def train(
         "lr": optim.lr,
         "train_loss": [round(loss, 4) for loss in means],
     }
+
+
+def loaded(views: LabelledViews, steps: Steps) -> DataLoader[Any]:
+    """Batches of views and labels, a step each."""
+    return DataLoader(
+        views,
+        batch_sampler=steps,
+        num_workers=fitting(views, next(iter(steps), []), views.config.num_workers),
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def fitting_batch(config: TrainingConfig, subject: Subject, images: int) -> int:
+    """Images of a batch, no more than there are; raises UserError if there are too few for one."""
+    batch_size = min(config.batch_size, images)
+    batch_size -= batch_size % 2 if config.mixes else 0
+    if not batch_size:
+        raise UserError(
+            f"{subject.data}: {images} training images are too few to train on"
+            + (" with mixup or cutmix, which pair them" if config.mixes else "")
+        )
+    return batch_size
 
 
 def cross_entropy(

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -137,32 +137,18 @@ def learn(
     # Networks at initialisation, from other weights, or from the last checkpoint.
     torch.manual_seed(run.seed)
     method = (build() if build else load_method(run.method).Method(recipe, run.vit)).to(device)
-    recompute_blocks(method, run.activation_checkpointing)
-    compile_teachers(method, run.compile)
-    optimizer = adamw(method, optim)
-    first = resume(folder / "checkpoint.pt", method, optimizer)
-    same_checkpoint(first, folder)
-    if run.start and not first:
-        note = begin_from(run.start, method, run.method)
-        if world.rank == 0:
-            print(note, flush=True)
+    optimizer, first = begin(run, method, folder, world)
     shared = distributed.shared(method, world)
 
     # Images from that step on.
-    kinds = recipe.views(run.vit.image_size)
-    views = TrainingViews(
-        inputs.images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels
-    )
-    order = (len(inputs.images), optim.batch_size, first, num_steps, run.seed)
-    steps = Steps(*order, world.rank, world.size)
+    loader = batches_from(first, num_steps, run, inputs, world)
     watched = monitored(inputs.images, run.vit).to(device)
 
     with (
         Log(folder / "train.jsonl", run, first, num_steps, watched, world) as log,
         Saver(folder / "checkpoint.pt") as saver,
     ):
-        batches = log.waiting(training_batches(views, steps, run.num_workers))
-        for step, item in enumerate(batches, start=first):
+        for step, item in enumerate(log.waiting(loader), start=first):
             # Rates of this update.
             progress = step / num_steps
             lr, decay = learning_rate(optim, step, num_steps), weight_decay(optim, step, num_steps)
@@ -197,6 +183,37 @@ def learn(
             if stop:
                 raise Stopped(f"stopped after step {done} of {num_steps}, which is saved")
     return method, optimizer
+
+
+def begin(
+    run: RunConfig, method: Method, folder: Path, world: World
+) -> tuple[torch.optim.Optimizer, int]:
+    """Give networks the weights from which the run goes on; returns optimizer and first step.
+
+    These are of the folder's checkpoint, else of the file that the run starts from, else as they
+    are.
+    """
+    recompute_blocks(method, run.activation_checkpointing)
+    compile_teachers(method, run.compile)
+    optimizer = adamw(method, run.recipe.optim)
+    first = resume(folder / "checkpoint.pt", method, optimizer)
+    same_checkpoint(first, folder)
+    if run.start and not first:
+        note = begin_from(run.start, method, run.method)
+        if world.rank == 0:
+            print(note, flush=True)
+    return optimizer, first
+
+
+def batches_from(
+    first: int, num_steps: int, run: RunConfig, inputs: Inputs, world: World
+) -> Iterable[Item]:
+    """This process's images of each step from ``first`` on."""
+    images, kinds = inputs.images, run.recipe.views(run.vit.image_size)
+    views = TrainingViews(images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels)
+    order = (len(images), run.recipe.optim.batch_size, first, num_steps, run.seed)
+    steps = Steps(*order, world.rank, world.size)
+    return training_batches(views, steps, run.num_workers)
 
 
 def parts(
