@@ -191,7 +191,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def read(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """Rows of a file of results; numbers are floats, an empty cell is left out."""
     texts = ("subject", "commit", "machine")
     with path.open(encoding="utf-8", newline="") as file:
@@ -287,8 +287,8 @@ def main() -> None:
                 writer.writerow(row)
                 file.flush()  # a benchmark that was stopped leaves the rows that it has
                 print(row, flush=True)
-        write_text(options.out / "growth.svg", plot(read(path)))
-    print(table(read(path)), end="")
+        write_text(options.out / "growth.svg", plot(read_rows(path)))
+    print(table(read_rows(path)), end="")
 
 
 if __name__ == "__main__":

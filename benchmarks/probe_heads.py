@@ -65,7 +65,7 @@ def main() -> None:
         *[[seconds(*r) for r in runs] for _ in range(options.repeats)], strict=True
     )
     print(
-        f"1 head {statistics.median(alone):.3f} s a batch, {len(many.grid)} heads "
+        f"1 head {statistics.median(alone):.3f} s a batch, {len(many.settings)} heads "
         f"{statistics.median(together):.3f} s: "
         f"{statistics.median(together) / statistics.median(alone):.2f} times"
     )

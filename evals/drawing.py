@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from evals import patches
 from ijepa.data.bands import Bands, Picture
+from ijepa.image_size import PatchGrid
 
 Patch = tuple[int, int]
 """Number of an image, and of a patch in it, row-major."""
-Grid = tuple[int, int]
-"""Rows and columns of patches."""
 
 FRAMES = ("#D55E00", "#0072B2")
 """Colours of the chosen patch's frame and of the nearest ones' (Okabe and Ito)."""
@@ -86,7 +85,7 @@ def sheet(
     drawing: Figure,
     pixels: Sequence[NDArray[np.uint8]],
     maps: dict[str, NDArray[np.float64]],
-    grid: Grid,
+    grid: PatchGrid,
     frames: Sequence[Patch] = (),
 ) -> None:
     """Draw images in columns, and below each its maps, [B, N] or in colour [B, N, 3].
@@ -122,7 +121,7 @@ def nearest_sheet(
     similarity_BN: NDArray[np.float64],
     chosen: Patch,
     count: int,
-    grid: Grid,
+    grid: PatchGrid,
 ) -> None:
     """Draw a patch with the patches around it, and after it those that are nearest to it."""
     shown = [chosen, *patches.nearest(similarity_BN, *chosen, count)]

@@ -130,9 +130,9 @@ class Stack(nn.Module):
 class Heads(nn.Module):
     """One head for every combination of features, norm of ``norms``, rate and weight decay.
 
-    ``grid`` lists the heads in the order of every result. A single layer makes no ``concat`` heads.
-    ``moments``, the mean [L D] and the covariance [L D, L D] of all layers' features, adds heads on
-    whitened features.
+    ``settings`` lists the heads in the order of every result. A single layer makes no ``concat``
+    heads. ``moments``, the mean [L D] and the covariance [L D, L D] of all layers' features, adds
+    heads on whitened features.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Heads(nn.Module):
                 )
                 for features, width in inputs.items()
             ]
-        self.grid = [
+        self.settings = [
             Head(stack.features, stack.norm, lr, weight_decay)
             for stack in stacks
             for lr, weight_decay in rates

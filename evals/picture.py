@@ -53,12 +53,13 @@ from PIL import Image, ImageOps
 
 from evals import patches
 from evals.described import texts
-from evals.drawing import COLUMNS, LONGEST_NAME, Grid, nearest_sheet, sheet
+from evals.drawing import COLUMNS, LONGEST_NAME, nearest_sheet, sheet
 from evals.views import patch_features
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.data.transforms import centre_crop, normalise, to_array
 from ijepa.encoder_file import read_header
 from ijepa.files import written_whole
+from ijepa.image_size import PatchGrid
 
 DOTS_PER_INCH = 150
 BATCH_SIZE = 8
@@ -100,7 +101,7 @@ def read_image(path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def grid_of(encoder: Path, image_size: int | None) -> tuple[int, Grid]:
+def patches_of(encoder: Path, image_size: int | None) -> tuple[int, PatchGrid]:
     """Side of the images in pixels and the grid of patches, from an encoder's header."""
     header = read_header(encoder)
     vit, variant = ViTConfig(**header["run"]["vit"]), Variant(**header.get("variant", {}))
@@ -128,7 +129,7 @@ def grid_of(encoder: Path, image_size: int | None) -> tuple[int, Grid]:
     return size, (size // vit.patch_size,) * 2
 
 
-def patch_number(text: str | None, grid: Grid) -> int:
+def patch_number(text: str | None, grid: PatchGrid) -> int:
     """Number of the patch ``ROW,COLUMN``; the middle one if there is no text."""
     rows, columns = grid
     words = f"{rows // 2},{columns // 2}".split(",") if text is None else text.split(",")
@@ -186,7 +187,7 @@ def draw(
         raise UserError(f"--count {count}: show at least one patch")
     if out.suffix in (".png", ".jpg", ".svg", ".pdf"):
         raise UserError(f"--out {out} is a folder for several files: leave {out.suffix} out")
-    size, grid = grid_of(encoder, image_size)
+    size, grid = patches_of(encoder, image_size)
     chosen = (0, patch_number(patch, grid))
     pixels = [to_array(centre_crop(read_image(path), size)) for path in images]
     x_BND = features(encoder, np.stack(pixels))

@@ -26,12 +26,13 @@ class RunConfig:
     """One configured pretraining.
 
     ``recipe`` is the method's own Config. ``precision`` auto means bfloat16 autocast on hardware
-    that computes in it, else float32. ``tf32`` is float32 whose products a GPU rounds to 10 bits of
-    mantissa, several times as fast; a CPU has none. ``activation_checkpointing`` recomputes the
-    activations within each block in the backward pass instead of storing them, for networks that
-    would not fit into memory. ``compile`` lets torch compile the blocks of encoders that receive no
-    gradient (target encoder, teacher), whose shapes never change: a minute at the start, and
-    rounding that differs. It is off: on a CPU it was slower, on a GPU it was not measured yet.
+    that computes in it, else float32; frozen features are always computed so. ``tf32`` is float32
+    whose products a GPU rounds to 10 bits of mantissa, several times as fast; a CPU has none.
+    ``activation_checkpointing`` recomputes the activations within each block in the backward pass
+    instead of storing them, for networks that would not fit into memory. ``compile`` lets torch
+    compile the blocks of encoders that receive no gradient (target encoder, teacher), whose shapes
+    never change: a minute at the start, and rounding that differs. It is off: on a CPU it was
+    slower, on a GPU it was not measured yet.
     ``pixels`` fast decodes training images by libjpeg-turbo, to slightly other bytes
     (ijepa.data.jpeg); it needs the package simplejpeg. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.

@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 Size = int | tuple[int, int]
+PatchGrid = tuple[int, int]
+"""Rows and columns of patches."""
 _whole = TypeAdapter(int)
 
 

@@ -3,7 +3,9 @@
 A module has ``Config``, a frozen dataclass whose defaults are the published recipe; ``Method``;
 ``check``; and ``PRESETS``, the differences of other published recipes and of the toy twin ``tiny``:
 ``recipe: {preset: NAME}`` in a config. Methods with published checkpoints also have ``RELEASED``,
-the names of their weights there.
+the names of their weights there; where needed ``COPIES``, beginnings of names under which the
+release writes weights a second time, and ``UNUSED``, parameters that no network uses and that the
+release's file lacks.
 """
 
 from abc import ABC, abstractmethod

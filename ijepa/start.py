@@ -19,20 +19,13 @@ from ijepa.checkpoint import load_encoder
 from ijepa.errors import UserError
 from ijepa.image_size import Size, as_size
 from ijepa.keep_and_start import Start
-from ijepa.method import Method
+from ijepa.method import Method, load_method
 from ijepa.released import convert as released
 from ijepa.released.layouts import unwrapped
 from ijepa.released.tensors import ours, read_tensors
 from ijepa.vit import ViT
 from ijepa.whole import load_whole, own_name, read_about
 
-COPIES = {
-    "cae": {"alignment_encoder.": "encoder.", "teacher.": "encoder."},
-    "ibot": {f"{t}.head.last_layer2.": f"{t}.head.last_layer." for t in ("student", "teacher")},
-}
-"""Beginnings of names under which a release writes tensors a second time, by method."""
-UNUSED = {"ibot": {"teacher.mask_token"}}
-"""Parameters that no network uses, and that a release's file lacks, by method."""
 POSITIONS = ("pos_embed", released.TABLE)
 Weights = dict[str, Tensor]
 
@@ -96,7 +89,7 @@ def _parts(method: Method, name: str, start: Start) -> Weights:
     if start.parts == "towers":
         return taken
     wanted = {n: v for n, v in method.state_dict().items() if n not in taken}
-    fixed = _fixed(method) | UNUSED.get(name, set())
+    fixed = _fixed(method) | getattr(load_method(name), "UNUSED", set())
     others = {n: v for n, v in tensors.items() if not n.startswith(tuple(towers))}
     others = {n: v for n, v in others.items() if n not in fixed or _same(v, wanted.get(n))}
     if not method.encoder.config.is_square:  # a table of as many rows may be another grid's
@@ -168,7 +161,7 @@ def _of_file(path: Path, method: str) -> Iterator[tuple[str, Tensor]]:
 
 def _is_copy(name: str, tensors: Weights, method: str) -> bool:
     """True if a release writes a tensor under this name too, and it is the same there."""
-    for again, first in COPIES.get(method, {}).items():
+    for again, first in getattr(load_method(method), "COPIES", {}).items():
         if name.startswith(again):
             original = tensors.get(first + name.removeprefix(again))
             return original is not None and original.equal(tensors[name])

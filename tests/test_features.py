@@ -79,7 +79,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(
 ) -> None:
     """It reads only the images that were left, and ends with the same bytes."""
     extract(None, data, tmp_path / "whole" / "about.json")
-    monkeypatch.setattr(features, "BATCH_SIZE", 16)
+    monkeypatch.setattr(features, "CHUNK", 16)
     monkeypatch.setattr(features, "SECONDS_BETWEEN_NOTES", 0)
     real, sizes = features._features, list[int]()
 

@@ -23,14 +23,14 @@ QUANTITIES = {
 }
 
 
-def read(name: str) -> dict[str, Any]:
+def golden_file(name: str) -> dict[str, Any]:
     with np.load(FILES / f"{name}_step.npz") as archive:
         return {key: archive[key] for key in archive.files}
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_the_recorded_step_of_the_release_is_replayed(name: str) -> None:
-    errors = list(replay(read(name)))
+    errors = list(replay(golden_file(name)))
     assert not [error for error in errors if not error.value <= error.limit]
     assert len(errors) == QUANTITIES[name]
 
@@ -38,7 +38,7 @@ def test_the_recorded_step_of_the_release_is_replayed(name: str) -> None:
 @pytest.mark.processes
 def test_the_command_prints_every_quantity_and_fails_for_a_wrong_one(tmp_path: Path) -> None:
     """Over 5 s: it starts Python. The steps themselves are replayed in the default tier."""
-    np.savez(tmp_path / "wrong.npz", **{**read("mae"), "loss": np.float32(1)})
+    np.savez(tmp_path / "wrong.npz", **{**golden_file("mae"), "loss": np.float32(1)})
     command = [sys.executable, str(HERE / "golden.py"), str(tmp_path / "wrong.npz")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -80,7 +80,7 @@ def test_the_command_succeeds_where_all_quantities_agree(
     ],
 )
 def test_a_recorded_value_that_differs_is_reported(name: str, key: str) -> None:
-    file = read(name)
+    file = golden_file(name)
     if key == "teacher_temperature":
         file[key][5] *= 1.1  # moved as a whole, it would be another schedule
     elif file[key].dtype.kind == "f":

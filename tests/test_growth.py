@@ -132,9 +132,9 @@ def test_a_small_benchmark_writes_its_numbers_and_a_plot(
     assert subjects == ["image size", "ranks", "shards", "samples", "samples"]
     assert all(float(row["images_per_s"]) > 0 for row in rows)
     assert (tmp_path / "growth.svg").read_text().endswith("</svg>\n")
-    assert growth.table(growth.read(tmp_path / "growth.csv")) in capsys.readouterr().out
+    assert growth.table(growth.read_rows(tmp_path / "growth.csv")) in capsys.readouterr().out
 
 
 def test_the_documentation_has_the_table_of_the_committed_results() -> None:
-    table = growth.table(growth.read(growth.RESULTS / "growth.csv"))
+    table = growth.table(growth.read_rows(growth.RESULTS / "growth.csv"))
     assert table in (ROOT / "docs" / "costs.md").read_text()

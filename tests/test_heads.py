@@ -99,13 +99,13 @@ def test_stacked_heads_train_as_modules_of_their_own(
 ) -> None:
     heads = new_heads()
     optimizer = Optimizer(heads, name)
-    modules = [alone(heads, number) for number in range(len(heads.grid))]
-    steps = [rule(module, head) for module, head in zip(modules, heads.grid, strict=True)]
+    modules = [alone(heads, number) for number in range(len(heads.settings))]
+    steps = [rule(module, head) for module, head in zip(modules, heads.settings, strict=True)]
     for (x_BLD, y_B), factor in zip(batches(), FACTORS, strict=True):
         losses_H = heads.loss(x_BLD, y_B)
         losses_H.sum().backward()
         optimizer.step(factor)
-        for number, (head, module) in enumerate(zip(heads.grid, modules, strict=True)):
+        for number, (head, module) in enumerate(zip(heads.settings, modules, strict=True)):
             module.zero_grad()
             loss = F.cross_entropy(module(seen_by(head, x_BLD)), y_B)
             loss.backward()
@@ -115,7 +115,7 @@ def test_stacked_heads_train_as_modules_of_their_own(
     heads.eval()
     x_BLD, _ = batches()[0]
     predicted_HB = heads.classify(x_BLD)
-    for number, (head, module) in enumerate(zip(heads.grid, modules, strict=True)):
+    for number, (head, module) in enumerate(zip(heads.settings, modules, strict=True)):
         assert_like(heads, number, module)
         logits = module.eval()(seen_by(head, x_BLD))
         assert predicted_HB[number].equal(logits.argmax(1))
@@ -136,10 +136,10 @@ def assert_like(heads: Heads, number: int, module: nn.Sequential) -> None:
 
 
 def test_there_is_a_head_for_every_combination() -> None:
-    grid = new_heads().grid
+    grid = new_heads().settings
     assert len(set(grid)) == len(grid) == 2 * 2 * len(RATES) * len(DECAYS)
     only = Heads(RATES, DECAYS, 1, DIM, CLASSES, seed=0)
-    assert {head.features for head in only.grid} == {"last"}
+    assert {head.features for head in only.settings} == {"last"}
     assert only.loss(torch.randn(4, 1, DIM), torch.zeros(4, dtype=torch.long)).shape == (8,)
 
 
@@ -161,7 +161,7 @@ def test_a_diverging_head_leaves_the_others_as_they_are() -> None:
             each.loss(x_BLD, y_B).sum().backward()
             optimizer.step(1.0)
     assert heads.finite().all()
-    assert beside.finite().tolist() == [head.lr == 0.5 for head in beside.grid]
+    assert beside.finite().tolist() == [head.lr == 0.5 for head in beside.settings]
     for name, values in heads.named_parameters():
         assert values[:2].equal(dict(beside.named_parameters())[name][:2])
 

@@ -74,7 +74,7 @@ def test_a_run_learns_from_oblong_images_and_is_evaluated(
     with pytest.raises(UserError, match=r"\(24, 40\) pixels, every --layout is for square"):
         export_encoder(out, tmp_path / "out.pth", "timm")
     with pytest.raises(UserError, match="only encoders of square images"):
-        picture.grid_of(out, None)
+        picture.patches_of(out, None)
 
 
 def splits(data: Path) -> tuple[Images, Images]:

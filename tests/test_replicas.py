@@ -20,7 +20,7 @@ from tests.test_linear_probe import CPU, OnImages
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Which copy saw how many images, a forward pass each."""
+    """Number of the copy and of its images, for each forward pass; there are three copies."""
     monkeypatch.setattr(replicas, "gpus_beside", lambda device: [device] * 2)
     seen: list[tuple[int, int]] = []
     copies: list[ViT] = []
@@ -59,7 +59,7 @@ def test_stored_features_are_the_same_whoever_made_them(
     passes: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(features, "BATCH_SIZE", 16)
+    monkeypatch.setattr(features, "CHUNK", 16)
     encoder = tmp_path / "encoder.safetensors"
     train(parse_run(raw_run_of("ijepa")), data, tmp_path / "work", encoder)
     passes.clear()

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ijepa.errors import UserError
-from ijepa.image_size import Size, sides
-
-Grid = tuple[int, int]
+from ijepa.image_size import PatchGrid, Size, sides
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,14 @@ class Block:
     height: int
     width: int
 
-    def patches(self, grid: Grid) -> Tensor:
+    def patches(self, grid: PatchGrid) -> Tensor:
         """Ascending indices of its patches, [T]."""
         numbers = torch.arange(grid[0] * grid[1]).view(grid)
         return numbers[
             self.row : self.row + self.height, self.column : self.column + self.width
         ].flatten()
 
-    def place(self, grid: Grid) -> list[float]:
+    def position(self, grid: PatchGrid) -> list[float]:
         """Row, column, height and width as shares of the grid's sides."""
         rows, columns = grid
         return [self.row / rows, self.column / columns, self.height / rows, self.width / columns]
@@ -47,12 +45,12 @@ class Regions(NamedTuple):
     context_BK: Tensor
 
 
-def whole(grid: Grid) -> Block:
+def whole(grid: PatchGrid) -> Block:
     """Block that is the whole image."""
     return Block(0, 0, *grid)
 
 
-def around(blocks: Sequence[Block], grid: Grid) -> Tensor:
+def around(blocks: Sequence[Block], grid: PatchGrid) -> Tensor:
     """Ascending indices of all patches outside the blocks, [K]."""
     outside_N = torch.ones(grid[0] * grid[1], dtype=torch.bool)
     for block in blocks:
@@ -60,7 +58,7 @@ def around(blocks: Sequence[Block], grid: Grid) -> Tensor:
     return outside_N.nonzero().flatten()
 
 
-def parse(text: str, grid: Grid) -> Block:
+def parse(text: str, grid: PatchGrid) -> Block:
     """Block from ``row,column,height,width`` in patches; raises UserError if it is not on the grid.
 
     A block that leaves no patch around it is an error, too: nothing would be seen.
@@ -88,7 +86,7 @@ def parse(text: str, grid: Grid) -> Block:
     return block
 
 
-def bounding(patches_T: Tensor, grid: Grid) -> Block:
+def bounding(patches_T: Tensor, grid: PatchGrid) -> Block:
     """Block of these patches; raises UserError if they are no full rectangle."""
     rows, columns = patches_T // grid[1], patches_T % grid[1]
     first = int(rows.min()), int(columns.min())
@@ -101,7 +99,7 @@ def bounding(patches_T: Tensor, grid: Grid) -> Block:
     return Block(*first, *sides)
 
 
-def crop(images_BCHW: Tensor, blocks: Sequence[Block], grid: Grid, size: int) -> Tensor:
+def crop(images_BCHW: Tensor, blocks: Sequence[Block], grid: PatchGrid, size: int) -> Tensor:
     """Content of each image in its block, resized to [B, C, size, size]."""
     patch = images_BCHW.shape[2] // grid[0]
     parts = []

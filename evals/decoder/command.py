@@ -9,7 +9,7 @@ from evals.decoder.model import load_decoder, read_about
 from evals.decoder.sample import user_row
 from evals.decoder.settings import Condition
 from evals.decoder.source import Reconstructs, Source
-from evals.picture import grid_of, read_image
+from evals.picture import patches_of, read_image
 from ijepa.data.transforms import centre_crop, normalise, to_array
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
@@ -27,7 +27,7 @@ def draw(
     out: Path,
 ) -> None:
     """Write the picture; the arguments are the options of the command line."""
-    _, grid = grid_of(encoder, None)
+    _, grid = patches_of(encoder, None)
     hidden = [blocks.parse(text, grid) for text in block]
     picture = read_image(image)
     path = decoder_of(encoder, block, decoder)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from evals.decoder.blocks import Block, Grid
+from evals.decoder.blocks import Block
 from evals.described import write_described
+from ijepa.image_size import PatchGrid
 
 SIDE, GAP, LABEL = 112, 6, 18
 """Pixels: least side of a picture, gap between two, height of the labels."""
@@ -45,7 +46,7 @@ class Row:
     reconstruction_CHW: Tensor | None = None
 
 
-def grid_of(rows: list[Row], grid: Grid) -> Image.Image:
+def sheet_of(rows: list[Row], grid: PatchGrid) -> Image.Image:
     """All rows below each other, with labels above the columns."""
     cells = [_cells(row, grid) for row in rows]
     labels = [label for label, _ in cells[0]]
@@ -61,9 +62,9 @@ def grid_of(rows: list[Row], grid: Grid) -> Image.Image:
     return canvas
 
 
-def write_picture(path: Path, rows: list[Row], grid: Grid) -> None:
+def write_picture(path: Path, rows: list[Row], grid: PatchGrid) -> None:
     """Write all rows as a PNG that says how it is read."""
-    write_described(path, grid_of(rows, grid), "Decoded images", description(rows[0]))
+    write_described(path, sheet_of(rows, grid), "Decoded images", description(rows[0]))
 
 
 def description(row: Row) -> str:
@@ -88,7 +89,7 @@ def description(row: Row) -> str:
     return "".join(parts)
 
 
-def _cells(row: Row, grid: Grid) -> list[tuple[str, Image.Image]]:
+def _cells(row: Row, grid: PatchGrid) -> list[tuple[str, Image.Image]]:
     """Labels and pictures of a row."""
     size = row.image_CHW.shape[-1]
     side = size * max(1, -(-SIDE // size))
@@ -130,7 +131,7 @@ def _enlarged(picture_CHW: Tensor, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.NEAREST)
 
 
-def _box(block: Block, grid: Grid, side: int) -> tuple[int, int, int, int]:
+def _box(block: Block, grid: PatchGrid, side: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a block in a picture."""
     rows, columns = grid
     return (
@@ -141,7 +142,7 @@ def _box(block: Block, grid: Grid, side: int) -> tuple[int, int, int, int]:
     )
 
 
-def _faded(image: Image.Image, context_K: Tensor, grid: Grid) -> Image.Image:
+def _faded(image: Image.Image, context_K: Tensor, grid: PatchGrid) -> Image.Image:
     """Image with grey in place of the patches that were not seen."""
     seen_N = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
     seen_N[context_K] = True
@@ -150,7 +151,7 @@ def _faded(image: Image.Image, context_K: Tensor, grid: Grid) -> Image.Image:
     return Image.composite(image, Image.new("RGB", image.size, HIDDEN), mask)
 
 
-def _outlined(image: Image.Image, blocks: Sequence[Block], grid: Grid) -> Image.Image:
+def _outlined(image: Image.Image, blocks: Sequence[Block], grid: PatchGrid) -> Image.Image:
     image = image.copy()
     draw = ImageDraw.Draw(image)
     for block in blocks:
@@ -160,7 +161,7 @@ def _outlined(image: Image.Image, blocks: Sequence[Block], grid: Grid) -> Image.
 
 
 def _filled(
-    image: Image.Image, blocks: Sequence[Block], parts: Sequence[Tensor], grid: Grid
+    image: Image.Image, blocks: Sequence[Block], parts: Sequence[Tensor], grid: PatchGrid
 ) -> Image.Image:
     """Image with a picture [C, H, W] in each block."""
     image = image.copy()

@@ -22,7 +22,7 @@ class Config:
     (Assran et al., Figure 6), ``image`` that of the target encoder's output for the whole image
     (Figure 7). What is decoded is the crop of that block, or the whole image, in ``size`` x
     ``size`` pixels; the paper does not say so, but its Figure 6 shows regions filled in. The
-    block's place (row, column, height, width) is part of the condition.
+    block's position (row, column, height, width) is part of the condition.
 
     ``channels`` of each level, ``layers`` of residual blocks a level, ``attention`` at these sides
     in pixels, with ``head_dim`` channels a head. ``resnet_resampling`` halves and doubles sides

@@ -122,9 +122,10 @@ class Source:
         return predicted[:, 0].float().mean(1)
 
     def conditions(self, images_BCHW: Tensor, regions: Regions) -> Tensor:
-        """Features and place of each image's block, [B, D + 4]; its blocks are alike in size."""
-        places = torch.tensor([block.place(self.grid) for block in regions.blocks])
-        return torch.cat([self.features_of(images_BCHW, regions), placed(places, self.device)], 1)
+        """Features and position of each image's block, [B, D + 4]; they are alike in size."""
+        positions = torch.tensor([block.position(self.grid) for block in regions.blocks])
+        features_BD = self.features_of(images_BCHW, regions)
+        return torch.cat([features_BD, placed(positions, self.device)], 1)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
         """Values in [0, 1] of images that are normalised as the encoder takes them."""

@@ -255,7 +255,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
             "test_top1": round(test_HB[number].float().mean().item(), 4),
             "diverged": not converged[number],
         }
-        for number, head in enumerate(heads.grid)
+        for number, head in enumerate(heads.settings)
     ]
 
     def best(correct_HB: Tensor) -> int:
@@ -324,7 +324,7 @@ def train(config: Config, subject: Subject, source: Source, heads: Heads, number
     with tqdm(
         total=config.epochs * steps,
         initial=first_epoch * steps,
-        desc=f"{len(heads.grid)} linear heads",
+        desc=f"{len(heads.settings)} linear heads",
         unit="batch",
         mininterval=2,
     ) as bar:
@@ -337,8 +337,8 @@ def train(config: Config, subject: Subject, source: Source, heads: Heads, number
                 bar.update()
             if not heads.finite().any():
                 raise UserError(
-                    f"all {len(heads.grid)} heads diverged by epoch {epoch + 1}: choose smaller "
-                    f"learning_rates than {list(config.learning_rates)}"
+                    f"all {len(heads.settings)} heads diverged by epoch {epoch + 1}: choose "
+                    f"smaller learning_rates than {list(config.learning_rates)}"
                 )
             subject.checkpoint(
                 {

@@ -55,7 +55,7 @@ def file_of(table: str) -> str:
 
 
 def dataset_of(evaluation: str) -> str:
-    """Data set of a published evaluation, by its name in the register; "" for another one."""
+    """Data set of a published evaluation, its name in the register; "" if it is not published."""
     return DATASETS.get(evaluation.partition("_")[0], "")
 
 

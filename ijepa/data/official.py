@@ -89,10 +89,10 @@ def fetch(dataset: Dataset, raw: Path, parts: Official) -> None:
             unpack(path, raw, checksum)
         elif path.exists() and checksum:
             verify_once(path, checksum)
-    found(dataset, raw, parts)
+    unpacked_home(dataset, raw, parts)
 
 
-def found(dataset: Dataset, raw: Path, parts: Official) -> Path:
+def unpacked_home(dataset: Dataset, raw: Path, parts: Official) -> Path:
     """Folder in which everything needed lies; raises UserError that names what is not there."""
     home = parts.home(raw)
     if home is None:

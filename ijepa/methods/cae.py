@@ -43,6 +43,7 @@ RELEASED = {
     "decoder.decoder_blocks.": "decoder.blocks.",
     "decoder.": "decoder.",
 }
+COPIES = {"alignment_encoder.": "encoder.", "teacher.": "encoder."}
 
 
 @dataclass(frozen=True)

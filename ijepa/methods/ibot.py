@@ -28,6 +28,8 @@ RELEASED = {
     "ibot_loss.center": "centre",
     "ibot_loss.center2": "patch_centre",
 }
+COPIES = {f"{t}.head.last_layer2.": f"{t}.head.last_layer." for t in ("student", "teacher")}
+UNUSED = {"teacher.mask_token"}
 
 
 @dataclass(frozen=True)

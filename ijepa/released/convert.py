@@ -99,11 +99,13 @@ def encoder(
 
 def readings(tensors: Mapping[str, Tensor], tower: str | None = None) -> list[Reading]:
     """Readings of a file in every layout in which it holds an encoder, the best first."""
-    results = (read(tensors, name, tower) for name in LAYOUTS)
+    results = (reading_in(tensors, name, tower) for name in LAYOUTS)
     return sorted((r for r in results if r is not None), key=lambda reading: reading.problems)
 
 
-def read(tensors: Mapping[str, Tensor], name: str, tower: str | None = None) -> Reading | None:
+def reading_in(
+    tensors: Mapping[str, Tensor], name: str, tower: str | None = None
+) -> Reading | None:
     """Reading of a file's encoder in the layout called ``name``; None if there is none."""
     layout = LAYOUTS[name]
     roots = prefixes_of(tensors, layout)

@@ -71,7 +71,7 @@ class Scene(NamedTuple):
 
 
 @compiled
-def place(places: Floats, candidates: Floats, radii: Floats, right: Vector, behind: Vector) -> bool:
+def fill(places: Floats, candidates: Floats, radii: Floats, right: Vector, behind: Vector) -> bool:
     """Fill ``places``, ``[n, 2]``: for each object the first candidate that keeps its distances.
 
     ``candidates`` are ``[n, RETRIES, 2]``; ``right`` and ``behind`` are the camera's directions on
@@ -140,7 +140,7 @@ def sample_objects(rng: np.random.Generator, count: int, camera: Camera) -> Obje
     candidates = rng.uniform(-EXTENT, EXTENT, (count, RETRIES, 2))
     footprint = np.array(list(SIZES.values()))[size]
     places = np.zeros((count, 2))
-    if not place(places, candidates, footprint, camera.right, behind(camera)):
+    if not fill(places, candidates, footprint, camera.right, behind(camera)):
         return None
     objects = np.zeros(count, OBJECT)
     objects["shape"], objects["size"] = shape, size

@@ -35,7 +35,7 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     """Images in the order of the split in setid.mat."""
-    home = official.found(dataset, raw, PARTS)
+    home = official.unpacked_home(dataset, raw, PARTS)
     labels_path, sets_path = home / "imagelabels.mat", home / "setid.mat"
     (labels,) = official.matlab(labels_path, "labels")
     (numbers,) = official.matlab(sets_path, SETS[split])

@@ -35,7 +35,7 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     """Images in the order of the split's lists."""
-    home = official.found(dataset, raw, _parts(dataset))
+    home = official.unpacked_home(dataset, raw, _parts(dataset))
     classes = _classes(dataset, home)
     for path, number, name, class_name in _lines(dataset, home, split):
         if class_name not in classes:

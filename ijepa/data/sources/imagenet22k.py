@@ -17,7 +17,7 @@ from ijepa.errors import UserError
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
-    """Tars of the classes, if there is none."""
+    """Files that a person must bring: the tars of the classes, unless one is there."""
     if _tars(raw):
         return []
     return [

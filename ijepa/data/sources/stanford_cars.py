@@ -39,7 +39,7 @@ def fetch(dataset: Dataset, raw: Path) -> None:
 
 def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     """Images in the order of the split's annotations."""
-    home = official.found(dataset, raw, PARTS)
+    home = official.unpacked_home(dataset, raw, PARTS)
     folder, path = (home / name for name in FILES[split])
     (annotations,) = official.matlab(path, "annotations")
     if not {"fname", "class"} <= set(annotations.dtype.names or ()):
