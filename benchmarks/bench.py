@@ -58,7 +58,7 @@ MARK = "<!-- python -m benchmarks.bench --table -->"
 SHAPES: dict[str, dict[str, Any]] = {
     "mini": {
         "dataset": "cifar10",
-        "vit": {"image_size": 32, "patch_size": 4, "dim": 128, "depth": 4, "num_heads": 2},
+        "vit": {"image_size": 32, "patch_size": 4, "dim": 128, "depth": 3, "num_heads": 2},
         "recipe": {"preset": "tiny"},
     },
     "tiny36": {
@@ -77,6 +77,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "recipe": {"optim": {"batch_size": 128}},
     },
 }
+
+
+THREADS = {"mini": 1}
+"""Threads of a step, as config/mini.yaml has them; of other shapes all cores."""
 
 
 class Clock:
@@ -120,7 +124,7 @@ def compare(
 def product(device: torch.device, setting: str) -> float:
     """FLOP/s of a large matrix product in the format of a setting."""
     if device.type == "cpu":
-        return matrix_product_speed(torch.get_num_threads())
+        return matrix_product_speed(torch.get_num_threads(), setting=setting)
     side, clock = 8192, Clock(device)
     kind = torch.bfloat16 if is_bfloat16(setting, device) else torch.float32
     a, b = torch.randn(2, side, side, device=device, dtype=kind)
@@ -177,6 +181,7 @@ class Bench:
         }
         return {
             "batch_size": self.images,
+            "threads": torch.get_num_threads(),
             "product_gflop_per_s": round(peak / 1e9, 1),
             "peak_gb": round(self.memory() / 1e9, 2),
             "subjects": rows,
@@ -308,14 +313,15 @@ class Bench:
 
 def table() -> str:
     """Markdown table of every machine's file."""
-    head = "| machine | shape | subject | images/s | plain | times plain | GFLOP/s | of a product |"
-    lines = [head, "|---|---|---|---:|---:|---:|---:|---:|"]
+    speed = "images/s | plain | times plain | GFLOP/s | of a product"
+    lines = [f"| machine | shape | subject | threads | {speed} |", f"|{'---|' * 3}{'---:|' * 6}"]
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         for shape, facts in record["shapes"].items():
             for name, row in facts["subjects"].items():
                 share = row.get("share_of_product")
-                cells = [record["machine"], shape, name, f"{row['images_per_s']:,.0f}"]
+                cells = [record["machine"], shape, name, str(facts["threads"])]
+                cells += [f"{row['images_per_s']:,.0f}"]
                 cells += [f"{row['plain_images_per_s']:,.0f}", f"{row['times_plain']:.2f}"]
                 cells.append(f"{row['gflop_per_s']:,.0f}" if share else "")
                 cells.append(f"{share:.0%}" if share else "")
@@ -355,6 +361,7 @@ def main() -> None:
         raw = {"method": "ijepa", "precision": chosen.precision}
         run = parse_run({**raw, **SHAPES[shape]}, checked=False)
         batch_size = chosen.batch_size or run.recipe.optim.batch_size
+        torch.set_num_threads(THREADS.get(shape, usable_cores()))
         bench = Bench(run, batch_size, chosen.repeats, chosen.compile)
         record["shapes"][shape] = bench.measured()
         print(shape, json.dumps(record["shapes"][shape], indent=1), flush=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ijepa.config import RunConfig
 from ijepa.cores import usable_cores
-from ijepa.precision import fast_bfloat16
+from ijepa.precision import is_bfloat16
 from ijepa.train import Stopped, train
 
 SECONDS = 20.0
@@ -31,13 +31,13 @@ NUM_WARM = 5
 """First updates that are not counted, because they allocate memory."""
 
 
-def matrix_product_speed(threads: int, seconds: float = 1.0) -> float:
-    """FLOP/s of a product of two 2048-square matrices on the CPU, in the format of ``auto``.
+def matrix_product_speed(threads: int, seconds: float = 1.0, setting: str = "auto") -> float:
+    """FLOP/s of a product of two 2048-square matrices on the CPU, in a setting's format.
 
     The time is the processor's, and the least of as many products as ``seconds`` hold: disturbances
     and other processes say nothing about the machine.
     """
-    kind = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
+    kind = torch.bfloat16 if is_bfloat16(setting, torch.device("cpu")) else torch.float32
     size, earlier_threads = 2048, torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
