@@ -35,7 +35,7 @@ def read_header(path: Path) -> dict[str, Any]:
     except (SafetensorError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not an encoder of this project ({error}): pretrain it again, or take in a "
-            "published file with python -m ijepa.released.weights import"
+            "published file with ijepa-bench weights import"
         ) from None
 
 

@@ -83,9 +83,9 @@ def start_digest(weights: str, memo: Path | None = None) -> str:
 def _without_later(run: dict[str, Any]) -> dict[str, Any]:
     """Copy of a run without the keys that earlier versions did not have, where they change nothing.
 
-    They are exact pixels, ImageNet's statistics, and I-JEPA's keys for SIGReg in a recipe without
-    it. An unfinished run of a version without these keys then goes on, and a finished one stays
-    valid.
+    They are exact pixels, ImageNet's statistics, no layer scale, and I-JEPA's keys for SIGReg in a
+    recipe without it. An unfinished run of a version without these keys then goes on, and a
+    finished one stays valid.
     """
     run = copy.deepcopy(run)
     if run.get("pixels") == "exact":
@@ -94,6 +94,8 @@ def _without_later(run: dict[str, Any]) -> dict[str, Any]:
     for name in ("mean", "std"):
         if vit.get(name, 0) is None:
             del vit[name]
+    if recipe.get("layer_scale", 0) is None:
+        del recipe["layer_scale"]
     if recipe.get("anticollapse") == "ema":
         for name in ("anticollapse", "sigreg", "sigreg_of"):
             recipe.pop(name, None)

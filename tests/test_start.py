@@ -77,6 +77,31 @@ def test_the_encoder_of_another_method_is_taken_if_it_is_of_the_same_kind(
         started("mae", trained("ijepa"), parts="encoder")
 
 
+def test_an_encoder_with_layer_scale_goes_on_by_a_recipe_that_has_it(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """DINOv2's encoders have it, DINO's have none."""
+    weights, path = load_file(trained("dino")), tmp_path / "vit.pth"
+    dim = len(weights["blocks.0.norm1.weight"])
+    for scale in ("blocks.0.ls1", "blocks.0.ls2", "blocks.1.ls1", "blocks.1.ls2"):
+        weights[f"{scale}.gamma"] = torch.rand(dim)
+    torch.save(weights, path)
+    for name in ("dino", "ibot", "lejepa"):
+        with pytest.raises(UserError, match=r"ls1.gamma.*recipe.layer_scale"):
+            started(name, path, parts="encoder")
+        method, _ = started(name, path, parts="encoder", recipe={"layer_scale": 1e-5})
+        assert all(v.equal(method.encoder.state_dict()[k]) for k, v in weights.items())
+
+
+def test_learned_positions_are_refused_where_the_run_would_never_train_them(
+    trained: Trained,
+) -> None:
+    with pytest.raises(UserError, match=r"other positions .*name a method whose encoder learns"):
+        started("mae", trained("dino"), parts="encoder")
+    method, _ = started("dino", trained("mae"), parts="encoder")
+    assert method.encoder.state_dict()["pos_embed"].equal(load_file(trained("mae"))["pos_embed"])
+
+
 def test_towers_come_each_from_its_own_and_the_rest_is_fresh(trained: Trained) -> None:
     method, note = started("ijepa", whole_of(trained, "ijepa"), parts="towers")
     whole = load_file(whole_of(trained, "ijepa"))

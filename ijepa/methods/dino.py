@@ -82,6 +82,8 @@ class Config(method.Recipe):
     centre_momentum: Probability = 0.9
     momentum: tuple[float, float] = (0.996, 1.0)
     drop_path: BelowOne = 0.1
+    layer_scale: Positive | None = None
+    """None in DINO and iBOT; DINOv2's encoders have it, 1e-5 at initialisation."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
@@ -90,7 +92,13 @@ class Config(method.Recipe):
     @property
     def variant(self) -> Variant:
         """Variant with learned positions and [cls]."""
-        return Variant(class_token=True, positions="learned", drop_path=self.drop_path, init="dino")
+        return Variant(
+            class_token=True,
+            positions="learned",
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            init="dino",
+        )
 
     def views(self, image_size: Size) -> list[View]:
         """Two global views, then the local ones."""

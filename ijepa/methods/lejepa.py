@@ -25,7 +25,7 @@ from ijepa.data.transforms import LEJEPA_GLOBAL, LEJEPA_LOCAL, Crop
 from ijepa.image_size import Size
 from ijepa.method import Batch
 from ijepa.optim import Optim
-from ijepa.ranges import BelowOne, Count, NotNegativeInt
+from ijepa.ranges import BelowOne, Count, NotNegativeInt, Positive
 from ijepa.sigreg import SIGReg
 from ijepa.transfer import placed
 from ijepa.vit import ViT
@@ -64,6 +64,7 @@ class Config(method.Recipe):
     output_dim: Count = 128
     sigreg: SIGReg = field(default_factory=SIGReg)
     drop_path: BelowOne = 0.0
+    layer_scale: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.num_global + self.num_local < 2:
@@ -78,6 +79,7 @@ class Config(method.Recipe):
         return Variant(
             class_token=True,
             positions="learned",
+            layer_scale=self.layer_scale,
             drop_path=self.drop_path,
             init="dino",
             antialias=True,

@@ -27,7 +27,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise UserError(
             f"{folder} has no {', '.join(missing)}: make it with "
-            "python -m ijepa.released.weights export FILE --layout timm-folder --out FOLDER"
+            "ijepa-bench weights export FILE --layout timm-folder --out FOLDER"
         )
     if (token := get_token()) is None:
         raise UserError(
