@@ -167,7 +167,7 @@ def png(path: Path, width: float, height: float) -> Iterator[Figure]:
 
     The file says in itself what it shows, by its name (READING).
     """
-    drawing = Figure(figsize=(width, height), layout="constrained")
+    drawing = Figure(figsize=(width, height), layout="compressed")  # for cells of fixed shape
     yield drawing
     with written_whole(path) as part:
         about = texts(path.stem, READING[path.stem])

@@ -234,3 +234,12 @@ def test_extraction_keeps_the_patches_of_some_test_images(
     extract(encoder, data, tmp_path / "about.json", {"test": 12})
     note = json.loads((tmp_path / patches.PATCHES_FILE).with_suffix(".part.json").read_text())
     assert note["about"]["shown"] == [0, 2, 4, 6, 8, 10]
+
+
+def test_the_names_of_rows_are_not_cut_off_at_the_edge(
+    encoder: Path, images: list[Path], tmp_path: Path
+) -> None:
+    files = picture.draw(encoder, images * 3, tmp_path / "pictures")
+    for path in files:
+        grey = np.asarray(Image.open(path).convert("L"))
+        assert (grey[:, 0] == 255).all(), f"{path.name} has ink in its first column"

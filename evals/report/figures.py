@@ -294,17 +294,21 @@ svg { color-scheme: light dark; color: #1b1f24 }
 
 @contextmanager
 def figure(
-    width: float, height: float, salt: str = "ijepa-bench"
+    width: float,
+    height: float,
+    salt: str = "ijepa-bench",
+    layout: Literal["constrained", "compressed"] = "constrained",
 ) -> Iterator[tuple[Figure, io.StringIO]]:
     """Figure of a size in inches, and a text file that holds it as SVG after the block.
 
     Figures of the same page, shown or hidden, need different ``salt``, from which the names of
-    their parts are made.
+    their parts are made. The ``layout`` of axes whose shape is fixed is compressed: the other one
+    cuts off what stands beside them.
     """
     file = io.StringIO()
     # A fixed salt and no date: the same data draw the same bytes.
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
-        drawing = Figure(figsize=(width, height), layout="constrained")
+        drawing = Figure(figsize=(width, height), layout=layout)
         yield drawing, file
         drawing.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()

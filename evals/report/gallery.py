@@ -29,7 +29,7 @@ def masks(shown: dict[str, Any], images: Images) -> str:
     rows = {name: np.array(row, bool) for name, row in shown["masks"].items()}
     count = len(next(iter(rows.values())))
     names: dict[float, str] = dict(enumerate(["image", *rows]))
-    with figure(1.0 + 1.5 * count, 1.55 * len(names)) as (drawing, file):
+    with figure(1.0 + 1.5 * count, 1.55 * len(names), layout="compressed") as (drawing, file):
         axis = board(drawing, names, count)
         for column in range(count):
             pixels = displayed(centre_crop(images[column], size))
@@ -57,7 +57,7 @@ def patch_features(file: Path, view: str, size: Size, test: Images) -> str:
     chosen = (0, grid[0] // 2 * grid[1] + grid[1] // 2)
     cosines = patches.similarity(features_BND, *chosen)
     maps = {"components": patches.components(features_BND), "cosine similarity": cosines}
-    with figure(1.0 + 1.4 * len(numbers), 4.3) as (drawing, text):
+    with figure(1.0 + 1.4 * len(numbers), 4.3, layout="compressed") as (drawing, text):
         framed = [chosen, *patches.nearest_of_each(cosines, chosen[0])]
         sheet(drawing, pixels, maps, grid, framed)
     return text.getvalue()
@@ -72,7 +72,7 @@ def nearest_images(features: Path, train: Images, test: Images, count: int = 6, 
     neighbourhoods, count = neighbours(train_features, test_features[queries], k), len(queries)
     labels = list(train.labels)
     indices = torch.cat([index for _, index in neighbourhoods]).tolist()
-    with figure(1.1 * (k + 1), 1.3 * count) as (drawing, file):
+    with figure(1.1 * (k + 1), 1.3 * count, layout="compressed") as (drawing, file):
         axis = board(drawing, {row * HEIGHT: "" for row in range(count)}, k + 1)
         for number, (query, nearest) in enumerate(zip(queries, indices, strict=True)):
             row = number * HEIGHT
