@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evals.pooling import NUM_LAYERS
 from evals.protocol import Counts, configure, flops, load_evaluation
 from ijepa.architecture import ViTConfig
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.data import register
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, PIXELS_SIZE
 from ijepa.errors import UserError, program, run_command
 from workflow.plan.benchmark import UNTRAINED, Benchmark, read_files
 from workflow.plan.grid import Grid
@@ -41,8 +42,6 @@ SECONDS = {
     "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
     "evaluation": 3.0,  # any other evaluation of features: neighbours, logistic regression
 }
-RENDERED = {"clevr_small", "clevr_tiny"}
-"""Data sets that are drawn here, on all cores."""
 
 
 def job_seconds(
@@ -67,7 +66,8 @@ def job_seconds(
     seconds: Seconds = {}
     for dataset in grid.datasets:
         images = sum(splits[dataset].values())
-        raw = cost["rendered image"] * grid.cores if dataset in RENDERED else cost["raw image"]
+        is_drawn = "generate" in register.load_dataset(dataset).options  # here, on all cores
+        raw = cost["rendered image"] * grid.cores if is_drawn else cost["raw image"]
         seconds["fetch", dataset] = cost["light"] + images * raw
         seconds["build_shards", dataset] = cost["light"] + images * cost["shard image"]
     for run, tokenizer in grid.tokenizers.items():
@@ -109,11 +109,12 @@ def _group_seconds(
     counts = _evaluated(grid, group.dataset, splits)
     images = sum(counts.values())
     if group.run == PIXELS:
-        seconds, width, layers = cost["start"], 3 * 32**2, 1
+        channels = register.load_dataset(group.dataset).channels
+        seconds, width, layers = cost["start"], channels * PIXELS_SIZE**2, 1
     else:
         vit = vits[group.run]
         seconds = cost["start"] + images * vit.forward_flops / network
-        width, layers = vit.dim, min(4, vit.depth)
+        width, layers = vit.dim, min(NUM_LAYERS, vit.depth)
     for name in evaluations:
         item = grid.evaluations[name]
         if hook := getattr(load_evaluation(item.evaluation), "features_read", None):
