@@ -14,15 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.keep_and_start import Keep, parse_start
 from ijepa.ranges import Count, NotNegativeInt
 from ijepa.strict import merged, strict
-
-UNTRAINED = "random_init"
-"""The other control: the first run's network as it was initialised."""
 
 
 def not_a_control(name: str) -> str:

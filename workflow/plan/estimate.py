@@ -16,9 +16,9 @@ from ijepa.architecture import ViTConfig
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.data import register
-from ijepa.encoder_file import PIXELS, PIXELS_SIZE
+from ijepa.encoder_file import PIXELS, PIXELS_SIZE, UNTRAINED
 from ijepa.errors import UserError, program, run_command
-from workflow.plan.benchmark import UNTRAINED, Benchmark, read_files
+from workflow.plan.benchmark import Benchmark, read_files
 from workflow.plan.grid import Grid
 from workflow.plan.paths import Group
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.report.plan import ReportPlan, TableSpec
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.files import write_yaml
 from workflow.plan.benchmark import (
-    UNTRAINED,
     Benchmark,
     Evaluation,
     Released,

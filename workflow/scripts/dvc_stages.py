@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from ijepa.encoder_file import UNTRAINED
 from ijepa.errors import program, run_command
 from ijepa.files import write_text
-from workflow.plan.benchmark import UNTRAINED, read_files
+from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
 
 HEAD = """\
