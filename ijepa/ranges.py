@@ -15,3 +15,5 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 """Number format in which a network computes (ijepa.precision); ijepa.config explains each."""
+Pixels = Literal["exact", "fast"]
+"""Decoding of training images (ijepa.data.jpeg)."""

@@ -15,14 +15,9 @@ from typing import Any, Literal
 from evals.report.plan import ReportPlan, TableSpec
 from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.files import write_yaml
-from workflow.plan.benchmark import (
-    Benchmark,
-    Evaluation,
-    Released,
-    Run,
-    Table,
-    without_defaults,
-)
+from ijepa.keep_and_start import Keep
+from ijepa.strict import without_defaults
+from workflow.plan.benchmark import Benchmark, Evaluation, Released, Run, Table
 from workflow.plan.paths import Cell, Group, Paths
 
 
@@ -71,8 +66,8 @@ class Grid(Paths):
         if runs:
             first = self.benchmark.runs[0]
             optim = {**first.recipe.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
-            untrained = replace(first, recipe={**first.recipe, "optim": optim}, start={}, keep={})
-            runs[UNTRAINED] = untrained
+            recipe = {**first.recipe, "optim": optim}
+            runs[UNTRAINED] = replace(first, recipe=recipe, start=None, keep=Keep())
         return runs
 
     @cached_property
@@ -177,7 +172,9 @@ class Grid(Paths):
 
     def origin(self, run: str) -> list[str]:
         """Run of this config from whose networks a run starts, if any."""
-        path = Path(str(self.runs[run].start.get("from", "")))
+        if (start := self.runs[run].start) is None:
+            return []
+        path = Path(start.weights)
         return [
             name
             for name in self.runs
@@ -189,8 +186,8 @@ class Grid(Paths):
         """File that must be there before a run starts, if any: a run's encoder, or weights."""
         if origin := self.origin(run):
             return [str(self.encoder(origin[0], seed))]
-        path = self.runs[run].config(int(seed)).get("start", {}).get("from")
-        return [path] if path else []
+        start = self.runs[run].start_of(int(seed))
+        return [start.weights] if start else []
 
     @cached_property
     def trained_on(self) -> list[str]:
