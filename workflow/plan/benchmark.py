@@ -20,6 +20,7 @@ from ijepa.files import read_yaml
 from ijepa.keep_and_start import Keep, Start
 from ijepa.ranges import Count, NotNegativeInt, Pixels, Precision
 from ijepa.strict import merged, strict, without_defaults
+from workflow.plan.paths import Paths
 
 
 def not_a_control(name: str) -> str:
@@ -262,7 +263,7 @@ def _located(run: Run, benchmark: Benchmark, where: str) -> Start | None:
         return None
     name = run.start.weights
     if name in [weights.name for weights in benchmark.released]:
-        return replace(run.start, weights=f"data/weights/{name}")
+        return replace(run.start, weights=Paths.weights(name))
     runs = [other.name for other in benchmark.runs]
     of, _, epoch = name.partition("@epoch")
     if of not in runs:
@@ -270,16 +271,16 @@ def _located(run: Run, benchmark: Benchmark, where: str) -> Start | None:
     if runs.index(of) >= runs.index(run.name):
         raise UserError(f"{where}.from: {of} must stand before {run.name} in runs: move it")
     origin = benchmark.runs[runs.index(of)]
-    folder = f"results/{benchmark.name}/runs/{of}/seed{{seed}}"
+    paths = Paths(benchmark)
     if not epoch:
         if not origin.keep.whole:
             raise UserError(f"{where}.from: {of} keeps no networks: set its keep.whole: true")
-        return replace(run.start, weights=f"{folder}/whole.safetensors")
+        return replace(run.start, weights=paths.whole(of, "{seed}"))
     if name not in origin.kept:
         raise UserError(f"{where}.from: {of} keeps no epoch {epoch}: add it to its keep.epochs")
     if run.start.parts != "encoder":
         raise UserError(f"{where}.parts: of an epoch the encoder alone is kept: say parts: encoder")
-    return replace(run.start, weights=f"{folder}/epochs/{epoch}.safetensors")
+    return replace(run.start, weights=paths.epoch(of, "{seed}", epoch))
 
 
 def _there(missing: Path) -> str:
