@@ -104,6 +104,7 @@ BOUNDS = {
     "less_than_equal": ("le", "at most"),
     "less_than": ("lt", "below"),
     "finite_number": ("", "finite"),
+    "falling": ("", "in rising order"),
 }
 """Key of the bound in pydantic's errors, and its words."""
 
