@@ -33,7 +33,6 @@ from ijepa.config import RunConfig, parse_run
 from ijepa.cores import usable_cores
 from ijepa.cost.flops import size
 from ijepa.cost.speed import matrix_product_speed
-from ijepa.data.jpeg import Pixels
 from ijepa.data.loader import Steps, TrainingViews, training_batches
 from ijepa.data.register import load_dataset
 from ijepa.data.transforms import normalise
@@ -44,6 +43,7 @@ from ijepa.optim import adamw
 from ijepa.precision import is_bfloat16, kernels, precision
 from ijepa.provenance import here
 from ijepa.randomness import generator
+from ijepa.ranges import Pixels
 from ijepa.train import compile_teachers
 from ijepa.transfer import fetched, placed
 from ijepa.update import gradients, update

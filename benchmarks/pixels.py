@@ -19,10 +19,11 @@ from PIL import Image
 
 from benchmarks import plain
 from benchmarks.jpegs import Jpegs
-from ijepa.data.jpeg import SCALES, Pixels
+from ijepa.data.jpeg import SCALES
 from ijepa.data.loader import TrainingViews, View
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, Crop, normalise, sample_box
 from ijepa.provenance import here
+from ijepa.ranges import Pixels
 
 Pictures = list[np.ndarray[Any, Any]]
 

@@ -73,7 +73,7 @@ from ijepa.allocator import keep_freed_memory
 from ijepa.architecture import ViTConfig
 from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.shards import check_limit, verify
-from ijepa.encoder_file import PIXELS, encoder_digest, read_header
+from ijepa.encoder_file import PIXELS, PIXELS_SIZE, encoder_digest, read_header
 from ijepa.files import read_json, write_json
 from ijepa.image_size import Size
 from ijepa.provenance import here
@@ -82,8 +82,6 @@ from ijepa.transfer import fetched
 if TYPE_CHECKING:
     from ijepa.vit import ViT
 
-PIXELS_SIZE = 32
-"""Side of the images of the control ``pixels``: that of CIFAR's. A probe fits its features."""
 SECONDS_BETWEEN_NOTES = 10
 """Seconds of work that a killed extraction loses at most."""
 

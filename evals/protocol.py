@@ -10,19 +10,22 @@ A module has
 - ``check(config, facts)``, if some settings are impossible for some encoders or data sets. It
   raises ValueError that begins with the key. It is called with what is known before the first job,
   and again before an evaluation begins.
-- ``flops(config, vit)``, if it trains more than the encoder and a head: FLOPs of all of it, by
-  which the time of a config is estimated.
+- ``flops(config, vit, counts)``, if it runs the encoder on images more than once: FLOPs of all of
+  it, by which the time of a config is estimated.
+- ``features_read(config, dim, layers)``, if it trains heads on stored features for epochs: features
+  of an image that they read, over all heads and epochs. Their time is estimated by it.
 
 A result's value depends on no choice that looked at the test split: all choices are made first,
 then the test split is read once.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from evals.pooling import NUM_LAYERS, Pooled
 from evals.result import Result
 from ijepa import collection
+from ijepa.architecture import ViTConfig
 from ijepa.data.bands import COLOURS, RGB, check_colours
 from ijepa.errors import UserError
 from ijepa.strict import merged, strict
@@ -76,6 +79,14 @@ class Facts:
                 f"per_class is {per_class}, but a class has {self.rarest} training images at most: "
                 "make it smaller, or use more images"
             )
+
+
+class Counts(NamedTuple):
+    """Images of both splits, and classes, by which the time of an evaluation is estimated."""
+
+    train: int
+    test: int
+    classes: int
 
 
 class Evaluation(Protocol):
@@ -133,6 +144,14 @@ def check(name: str, config: Any, facts: Facts, where: str) -> None:
         getattr(module, "check", lambda *_: None)(config, facts)
     except ValueError as error:
         raise UserError(f"{where}.{error}") from None
+
+
+def flops(name: str, config: Any, vit: ViTConfig, counts: Counts) -> float:
+    """FLOPs of an evaluation that runs the encoder; by default it sees every image once."""
+    hook = getattr(load_evaluation(name), "flops", None)
+    if hook is None:
+        return vit.forward_flops * (counts.train + counts.test)
+    return float(hook(config, vit, counts))
 
 
 def _check_layers(config: Pooled, facts: Facts, may_use_images: bool) -> None:

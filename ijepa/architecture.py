@@ -107,6 +107,13 @@ class ViTConfig:
         return height // self.patch_size, width // self.patch_size
 
     @property
+    def forward_flops(self) -> float:
+        """FLOPs of a forward pass of one image, by the closed form of ijepa.cost.flops."""
+        tokens = math.prod(self.grid)
+        block = 2 * (4 + 2 * self.mlp_ratio) * tokens * self.dim**2 + 4 * tokens**2 * self.dim
+        return 2 * tokens * self.channels * self.patch_size**2 * self.dim + self.depth * block
+
+    @property
     def is_square(self) -> bool:
         """True if images are as wide as high."""
         return isinstance(self.image_size, int)

@@ -11,13 +11,13 @@ from pydantic import PlainValidator
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.data import register
 from ijepa.data.bands import check_colours
-from ijepa.data.jpeg import Pixels, check_pixels
+from ijepa.data.jpeg import check_pixels
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.identity import earlier_identity, run_identity
-from ijepa.keep_and_start import Keep, Start, parse_start
+from ijepa.keep_and_start import Keep, Start
 from ijepa.method import Recipe, load_method, method_names
-from ijepa.ranges import Count, NotNegativeInt, Precision
+from ijepa.ranges import Count, NotNegativeInt, Pixels, Precision
 from ijepa.strict import merged, strict
 
 
@@ -108,7 +108,6 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
             **raw,
             "vit": strict(ViTConfig, vit, f"{where}.vit"),
             "recipe": strict(recipe_type, merged(preset, recipe), f"{where}.recipe", ("preset",)),
-            "start": parse_start(start, f"{where}.start") if (start := raw.get("start")) else None,
         },
         where,
     )

@@ -16,6 +16,10 @@ EPOCHS = "epochs"
 """Folder, beside a run's encoder, of the encoders that it kept on its way."""
 PIXELS = "pixels"
 """Name of the control without an encoder, in place of a run's name, a file or a digest."""
+UNTRAINED = "random_init"
+"""Name of the other control: the first run's network as it was initialised."""
+PIXELS_SIZE = 32
+"""Side of the images of the control ``pixels``: that of CIFAR's. A probe fits its features."""
 
 
 def read_header(path: Path) -> dict[str, Any]:

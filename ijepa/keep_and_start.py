@@ -1,11 +1,11 @@
 """Keys of a run that say where it starts from and what it keeps. It imports no torch."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from ijepa.errors import UserError
+from pydantic import Field, PlainSerializer
+
 from ijepa.ranges import Count
-from ijepa.strict import strict
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Keep:
 
     whole: bool = True
     optimiser: bool = False
-    epochs: tuple[Count, ...] = ()
+    epochs: Annotated[tuple[Count, ...], PlainSerializer(list)] = ()
     every: Count | None = None
 
     def due(self, epoch: int) -> bool:
@@ -34,25 +34,12 @@ class Keep:
 class Start:
     """Weights that a run starts from in place of random ones (ijepa.start).
 
-    ``weights`` is the key ``from`` of a config: a run's whole.safetensors, an encoder, or a
-    published file. ``parts``: all networks; the towers, each from its own; one encoder, the one
-    that is evaluated, for every tower; or the student, which its moving averages then equal.
-    ``interpolate_positions`` resamples the encoders' tables of positions if images have another
-    size.
+    ``from`` names a run's whole.safetensors, an encoder, or a published file. ``parts``: all
+    networks; the towers, each from its own; one encoder, the one that is evaluated, for every
+    tower; or the student, which its moving averages then equal. ``interpolate_positions`` resamples
+    the encoders' tables of positions if images have another size.
     """
 
-    weights: str
+    weights: Annotated[str, Field(alias="from")]
     parts: Literal["all", "towers", "student", "encoder"] = "all"
     interpolate_positions: bool = False
-
-
-def parse_start(raw: Any, where: str) -> Start:
-    """Start of a run; raises UserError for unknown keys and bad values."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("from"), str):
-        raise UserError(
-            f"{where}: {raw!r} must have the key from: a run of the config, released weights, or "
-            "a path"
-        )
-    given = {**raw, "weights": raw["from"]}
-    del given["from"]
-    return strict(Start, given, where, ("from",))

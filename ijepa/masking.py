@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from ijepa.ranges import Count, Share
+from ijepa.ranges import Count, Positive, PositiveShare, Rising, Share
 
 MAX_DRAWS = 20
 """Positions tried for a context block before one target's claim on its patches is dropped."""
@@ -60,23 +60,11 @@ class Masking:
     target_ratio: Share = 0.6
     mode: Literal["official", "fixed"] = "official"
     num_targets: Annotated[int, Field(ge=1, le=64)] = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_aspect: tuple[float, float] = (0.75, 1.5)
-    context_scale: tuple[float, float] = (0.85, 1.0)
+    target_scale: Rising[PositiveShare] = (0.15, 0.2)
+    target_aspect: Rising[Positive] = (0.75, 1.5)
+    context_scale: Rising[PositiveShare] = (0.85, 1.0)
     min_keep: Annotated[int, Field(ge=0, le=10**6)] = 10
     group_size: Annotated[int, Field(ge=1, le=10**6)] = 128
-
-    def __post_init__(self) -> None:
-        for name, ceiling in (
-            ("target_scale", 1.0),
-            ("context_scale", 1.0),
-            ("target_aspect", math.inf),
-        ):
-            first, last = getattr(self, name)
-            if not 0 < first <= last <= ceiling:
-                raise ValueError(
-                    f"{name} is {[first, last]}: it must rise from above 0 to at most {ceiling}"
-                )
 
 
 class Masks(NamedTuple):

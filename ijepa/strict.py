@@ -37,6 +37,13 @@ def strict(kind: type[T], raw: dict[str, Any], where: str, also: tuple[str, ...]
         raise UserError("; ".join(_explain(kind, raw, e, where, also) for e in errors)) from None
 
 
+def without_defaults(item: Any) -> dict[str, Any]:
+    """Plain data of a dataclass, as ``strict`` reads it, without keys that have their default."""
+    adapter = _adapter(type(item))  # type: ignore[arg-type]  # as above
+    plain: dict[str, Any] = adapter.dump_python(item, by_alias=True, exclude_defaults=True)
+    return plain
+
+
 def _defaults(kind: type) -> dict[str, Any]:
     """Defaults of ``kind`` as plain data, so that a nested key left out keeps *its* default.
 
@@ -72,7 +79,7 @@ def _explain(kind: type, raw: Any, error: Any, where: str, also: tuple[str, ...]
     if error["type"] == "missing":
         return f"{path}: is missing: add it"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        allowed = [field.name for field in dataclasses.fields(_type_at(kind, error["loc"][:-1]))]
+        allowed = _keys(_type_at(kind, error["loc"][:-1]))
         allowed += also if len(error["loc"]) == 1 else ()
         close = difflib.get_close_matches(error["loc"][-1], allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -97,6 +104,7 @@ BOUNDS = {
     "less_than_equal": ("le", "at most"),
     "less_than": ("lt", "below"),
     "finite_number": ("", "finite"),
+    "falling": ("", "in rising order"),
 }
 """Key of the bound in pydantic's errors, and its words."""
 
@@ -112,6 +120,15 @@ def _path(raw: Any, loc: tuple[Any, ...]) -> list[str]:
         if part != "[key]":  # pydantic's word for a key that is wrong itself
             path.append(str(raw["name"] if named else part))
     return path
+
+
+def _keys(kind: Any) -> list[str]:
+    """Keys of a dataclass in a config: names of its fields, or what stands for them there."""
+    keys, hints = [], get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        keys += [alias for mark in marks if (alias := getattr(mark, "alias", None))] or [field.name]
+    return keys
 
 
 def _value_at(raw: Any, loc: tuple[Any, ...]) -> Any:

@@ -73,7 +73,6 @@ def test_finished_shards_stay_and_no_signature_is_written_beside_them(
 ) -> None:
     path = tmp_path / "datasets.yaml"
     monkeypatch.setattr(register, "REGISTER", path)
-    monkeypatch.setenv("IJEPA_REGISTER", str(path))
     shard(tmp_path / "served" / "0.tar", SHARD)
     seen: list[Any] = []
     for signature in ("FIRST", "RENEWED"):

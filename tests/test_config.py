@@ -11,7 +11,8 @@ from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.method import load_method, method_names
 from ijepa.methods import ijepa
-from workflow.plan.benchmark import DATASET_NAME, read_benchmark, read_files, without_defaults
+from ijepa.strict import without_defaults
+from workflow.plan.benchmark import DATASET_NAME, read_benchmark, read_files
 from workflow.plan.check import check
 from workflow.plan.grid import Grid
 

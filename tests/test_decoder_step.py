@@ -10,7 +10,7 @@ from evals.decoder.cost import cost
 from evals.decoder.model import Decoder
 from evals.decoder.settings import PRESETS, Condition
 from evals.decoder.source import Source
-from evals.protocol import configure
+from evals.protocol import Counts, configure
 from evals.protocols import decoder as protocol
 from ijepa.architecture import ViTConfig
 from ijepa.data.transforms import normalise
@@ -97,7 +97,7 @@ def test_the_cost_counts_training_and_samples() -> None:
     assert counted.sampling == counted.forward * 2 * 2 * 8  # steps of sampling, samples, images
     assert counted.total == counted.image * 16 * 6 + counted.sampling
     assert twice.total - counted.total == counted.image * 16 * 6
-    assert protocol.flops(tiny_config(), vit) == counted.total
+    assert protocol.flops(tiny_config(), vit, Counts(1, 1, 1)) == counted.total
 
 
 def test_an_estimate_of_a_configs_time_has_the_decoders_own_cost() -> None:
@@ -120,6 +120,6 @@ def test_an_estimate_of_a_configs_time_has_the_decoders_own_cost() -> None:
     }
     grid = Grid(read_benchmark(raw))
     splits = {"cifar10": {"train": 50000, "test": 10000}}
-    seconds = job_seconds(grid, {"ijepa": 1.0}, {"ijepa": vit}, splits, 78e9)
+    seconds = job_seconds(grid, {"ijepa": 1.0}, {"ijepa": ViTConfig(**vit)}, splits, 78e9)
     spent = cost(tiny_config(**PRESETS["tiny"]), ViTConfig(**vit)).total / (0.43 * 78e9)
     assert seconds["evaluate", "ijepa", "0", "seen"] == pytest.approx(SECONDS["start"] + spent)

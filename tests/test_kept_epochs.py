@@ -71,7 +71,7 @@ def test_epochs_are_rows_before_their_run_and_need_no_training_of_their_own() ->
     assert grid.comes_with("ijepa@epoch1", 0) == f"{folder}/encoder.safetensors"
     result = grid.result(Cell("ijepa@epoch1", 0, "knn"))
     assert result == "results/curve/evaluations/ijepa@epoch1/seed0/knn.json"
-    assert not grid.runs["random_init"].keep  # it has no epochs
+    assert not grid.runs["random_init"].keep.epochs
     only = config(epochs=[1])
     only["tables"][0]["runs"] = ["ijepa@epoch1"]
     assert Grid(read_benchmark(only)).trained == [("ijepa", 0)]

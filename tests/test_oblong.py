@@ -33,7 +33,6 @@ from ijepa.method import Batch, load_method, method_names
 from ijepa.released.weights import export_encoder
 from ijepa.train import train
 from tests.conftest import Trained, raw_run_of
-from workflow.plan.estimate import forward_flops
 
 OBLONG = [24, 40]
 
@@ -192,7 +191,7 @@ def test_a_start_resamples_the_positions_of_squares_and_of_no_others(
 @pytest.mark.usefixtures("tiny")
 def test_costs_count_the_patches_of_the_grid() -> None:
     run = parse_run(raw_run("ijepa", [16, 64]))
-    assert forward_flops(asdict(run.vit)) == forward_flops(asdict(replace(run.vit, image_size=32)))
+    assert run.vit.forward_flops == replace(run.vit, image_size=32).forward_flops
     assert arch(run).endswith("/4_16x64")
 
 

@@ -17,10 +17,12 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from evals import protocols
 from ijepa import cores
+from ijepa.architecture import ViTConfig
 from tests.conftest import raw_run_of
 from workflow.plan.benchmark import read_benchmark
-from workflow.plan.estimate import SECONDS, forward_flops, job_seconds, wall_seconds
+from workflow.plan.estimate import SECONDS, job_seconds, wall_seconds
 from workflow.plan.grid import Grid
 from workflow.reproduce import View, clock, last_lines
 from workflow.scripts import preflight
@@ -100,7 +102,7 @@ def test_a_failed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
 
 def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it() -> None:
     grid = Grid(read_benchmark(MINI), cores=2)
-    vits = {run: dict(MINI["vit"]) for run in RUNS}
+    vits = dict.fromkeys(RUNS, ViTConfig(**MINI["vit"]))
     gflops = {"ijepa": 7000.0, "mae": 3000.0, "data2vec": 5000.0}
     slow = job_seconds(grid, gflops, vits, SPLITS, 78e9)
     fast = job_seconds(grid, gflops, vits, SPLITS, 156e9)
@@ -117,10 +119,34 @@ def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it()
     )
 
 
+INVENTED = """
+from dataclasses import dataclass
+USES = ("images",)
+
+@dataclass(frozen=True)
+class Config:
+    pass
+"""
+
+
+def test_an_estimate_takes_a_new_evaluation_of_images_for_one_pass_over_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "invented.py").write_text(INVENTED)
+    monkeypatch.setattr(protocols, "__path__", [*protocols.__path__, str(tmp_path)])
+    evaluations = [{"name": "new", "evaluation": "invented", "uses": "images"}]
+    tables = [{"name": "new", "title": "New", "evaluations": ["new"], "runs": ["ijepa"]}]
+    raw = {**MINI, "images": {}, "evaluations": evaluations, "tables": tables}
+    vit = ViTConfig(**MINI["vit"])
+    seconds = job_seconds(Grid(read_benchmark(raw)), {}, {"ijepa": vit}, SPLITS, 78e9)
+    spent = 60_000 * vit.forward_flops / (0.43 * 78e9)
+    assert seconds["evaluate", "ijepa", "0", "new"] == pytest.approx(SECONDS["start"] + spent)
+
+
 def test_a_forward_pass_costs_the_closed_form() -> None:
     """ViT-B/16 at 224 pixels: 17.6 GMAC as everybody counts them, without head and [cls]."""
-    vit = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
-    assert forward_flops(vit) == pytest.approx(2 * 17.5e9, rel=0.01)
+    vit = ViTConfig(dim=768, depth=12, patch_size=16, image_size=224)
+    assert vit.forward_flops == pytest.approx(2 * 17.5e9, rel=0.01)
 
 
 def test_minutes_and_seconds() -> None:

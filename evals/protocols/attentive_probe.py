@@ -13,10 +13,11 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from timm.optim._param_groups import param_groups_weight_decay
 from torch import nn
 
-from evals.protocol import Facts, Uses
+from evals.protocol import Counts, Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
+from ijepa.architecture import ViTConfig
 from ijepa.ranges import Count, NotNegative, Positive, Probability
 from ijepa.vit import initialise, norm_layer
 
@@ -41,6 +42,11 @@ class Config(TrainingConfig):
 def check(config: Config, _: Facts) -> None:
     """Raise ValueError for an unknown augmentation."""
     config.check_policy()
+
+
+def flops(config: Config, vit: ViTConfig, counts: Counts) -> float:
+    """FLOPs of the frozen encoder on views of every epoch."""
+    return vit.forward_flops * (config.epochs * counts.train + counts.test)
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

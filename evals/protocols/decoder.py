@@ -6,7 +6,7 @@ takes, and the log of its training (.jsonl).
 """
 
 from evals.decoder.settings import PRESETS, Config
-from evals.protocol import Facts, Uses
+from evals.protocol import Counts, Facts, Uses
 from evals.result import Result
 from evals.subject import Subject
 from ijepa.architecture import ViTConfig
@@ -40,7 +40,7 @@ def check(config: Config, facts: Facts) -> None:
         )
 
 
-def flops(config: Config, vit: ViTConfig) -> float:
+def flops(config: Config, vit: ViTConfig, _: Counts) -> float:
     """FLOPs of the decoder of an encoder of this size: its training and its samples."""
     from evals.decoder.cost import cost
 

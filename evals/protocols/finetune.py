@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from evals.pooling import Pool, parts
-from evals.protocol import Facts, Uses
+from evals.protocol import Counts, Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
 from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
 from evals.views import pool_tokens
+from ijepa.architecture import ViTConfig
 from ijepa.ranges import BelowOne, Count, NotNegative, Positive, PositiveShare, Probability
 from ijepa.vit import ViT, norm_layer
 
@@ -120,6 +121,11 @@ def check(config: Config, facts: Facts) -> None:
     """Raise ValueError for an unknown augmentation or list of images."""
     config.check_policy()
     facts.check_subset(config.subset)
+
+
+def flops(config: Config, vit: ViTConfig, counts: Counts) -> float:
+    """FLOPs of forward and backward passes, which are three forward ones, and of the test."""
+    return vit.forward_flops * (3 * config.epochs * counts.train + counts.test)
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

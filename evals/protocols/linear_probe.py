@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from evals.heads import Heads, Optimizer
 from evals.pooling import Pooled
-from evals.protocol import Facts, Uses
+from evals.protocol import Counts, Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
 from evals.views import Encoded, Source, Stored, epoch_batches
+from ijepa.architecture import ViTConfig
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.optim import cosine
@@ -198,6 +199,21 @@ def check(config: Config, facts: Facts) -> None:
         )
     if facts.images is not None:
         num_held_out(config, facts.images)
+
+
+def flops(config: Config, vit: ViTConfig, counts: Counts) -> float:
+    """FLOPs of the encoder on views of every epoch."""
+    return vit.forward_flops * (config.epochs * counts.train + counts.test)
+
+
+def features_read(config: Config, dim: int, layers: int) -> int:
+    """Features of an image that the heads read in all epochs.
+
+    There are heads of the last layer, and as many of the last ones together.
+    """
+    read = dim if layers == 1 else dim * (1 + min(layers, config.layers))
+    heads = len(config.learning_rates) * len(config.weight_decays) * len(config.norms)
+    return config.epochs * read * heads
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

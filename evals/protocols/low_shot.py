@@ -17,14 +17,16 @@ from torch import Tensor
 
 from evals.balanced_draws import draw
 from evals.pooling import Pooled
-from evals.protocol import Facts, Uses
+from evals.protocol import Counts, Facts, Uses
 from evals.protocols.finetune import PRESETS as FINE_TUNING
 from evals.protocols.finetune import Config as FineTuning
 from evals.protocols.finetune import fine_tune
+from evals.protocols.finetune import flops as fine_tuning_flops
 from evals.protocols.logistic_regression import Config as LogisticRegression
 from evals.protocols.logistic_regression import features, fit
 from evals.result import Result, top1
 from evals.subject import Subject, checked_labels
+from ijepa.architecture import ViTConfig
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 from ijepa.ranges import Count, NotNegativeInt, PositiveShare
@@ -32,6 +34,8 @@ from ijepa.ranges import Count, NotNegativeInt, PositiveShare
 USES: tuple[Uses, ...] = ("both", "features")
 
 PUBLISHED = "1pct"
+PUBLISHED_SHARE = 0.01
+"""Share of the training images that an official list has."""
 HELD_OUT = 5000
 """Images that decide between the two heads: their standard error is below 0.7 points."""
 
@@ -105,6 +109,17 @@ def check(config: Config, facts: Facts) -> None:
             f"finetune.pool is {config.finetune.pool}, but the encoder has no [cls]: set it to "
             "patches (config_of), or leave it out"
         )
+
+
+def flops(config: Config, vit: ViTConfig, counts: Counts) -> float:
+    """FLOPs of fine-tuning, and of the images that decide between the heads."""
+    if config.finetune is None:
+        return vit.forward_flops * counts.test
+    images = round(counts.train * (config.share or PUBLISHED_SHARE))
+    if config.per_class is not None:
+        images = config.per_class * counts.classes
+    counts = counts._replace(train=images, test=counts.test + HELD_OUT)
+    return fine_tuning_flops(config.finetune, vit, counts)
 
 
 def evaluate(config: Config, subject: Subject) -> Result:

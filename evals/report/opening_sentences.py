@@ -24,6 +24,7 @@ from evals.report.formats import MARK, number
 from evals.report.results import CONTROLS
 from evals.report.tabulate import Column, Table
 from evals.result import unpacked
+from ijepa.encoder_file import PIXELS
 from ijepa.result_file import read_result
 
 ALPHA = 0.05
@@ -132,7 +133,7 @@ def _differences(tables: list[Table]) -> tuple[list[Difference], list[Difference
                 leads.append(_difference(table, column, encoders.index[0], encoders.index[1]))
             if table.control is not None and table.control in values:
                 gains += [_difference(table, column, run, table.control) for run in encoders.index]
-            if len(encoders) and values.get("pixels", -math.inf) > encoders.iloc[0]:
+            if len(encoders) and values.get(PIXELS, -math.inf) > encoders.iloc[0]:
                 below_pixels.append(_named(column))
     return leads, gains, below_pixels
 

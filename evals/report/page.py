@@ -21,6 +21,7 @@ from evals.report.results import CONTROLS, UNITS, external
 from evals.report.tabulate import Table
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
+from ijepa.encoder_file import PIXELS
 from ijepa.files import read_json, write_text
 from ijepa.image_size import as_size
 from ijepa.log_reader import REFERENCE, published_logs, published_of
@@ -253,7 +254,7 @@ def picture_of_losses(results: Path, trained: dict[str, Path]) -> Picture:
 def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) -> list[Picture]:
     """Loss curves, masks, patch features and neighbours, of the first seed of every run."""
     tidy = tidy[~tidy["run"].str.contains("@")]  # of a run's epochs only the last
-    first_seeds = tidy[tidy["run"] != "pixels"].groupby("run")["seed"].min()
+    first_seeds = tidy[tidy["run"] != PIXELS].groupby("run")["seed"].min()
     first_seeds = first_seeds.loc[sorted(first_seeds.index, key=lambda run: _position(plan, run))]
     # Published weights have no log, and their masks are not known.
     trained = {

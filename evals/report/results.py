@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.errors import UserError
 from ijepa.result_file import read_result
 
-CONTROLS = {"random_init": "the network untrained", "pixels": "no network"}
+CONTROLS = {UNTRAINED: "the network untrained", PIXELS: "no network"}
 UNITS = {"top1": "top-1 %", "rankme": "RankMe", "identification": "identification"}
 """Units of the metrics that a table can show."""
 

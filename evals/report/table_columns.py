@@ -15,11 +15,12 @@ from evals.report.formats import Cell, Header, View, number
 from evals.report.published import file_of
 from evals.report.results import CONTROLS, rounded
 from evals.report.tabulate import Column, Table
+from ijepa.encoder_file import PIXELS, UNTRAINED
 
 GAIN_OVER = {
-    "random_init": "the untrained network of the first run; the others' have other positions, "
+    UNTRAINED: "the untrained network of the first run; the others' have other positions, "
     "[cls] and initial weights",
-    "pixels": "raw pixels",
+    PIXELS: "raw pixels",
 }
 
 

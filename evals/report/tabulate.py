@@ -18,6 +18,7 @@ from evals.report import published
 from evals.report.formats import number
 from evals.report.plan import TableSpec
 from evals.report.results import CONTROLS, UNITS, differences, external
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.errors import UserError
 
 SEEDLESS = ["", "released"]
@@ -163,7 +164,7 @@ def _lines(results: pd.DataFrame, spec: TableSpec, elsewhere: list[str]) -> list
 
 def _expected(cell: pd.DataFrame, results: pd.DataFrame, spec: TableSpec) -> set[int]:
     """Seeds that a run should have in an evaluation; none if it has no result there yet."""
-    trained = results[~results["method"].isin(SEEDLESS) | (results["run"] == "random_init")]
+    trained = results[~results["method"].isin(SEEDLESS) | (results["run"] == UNTRAINED)]
     if cell.empty or cell["run"].iloc[0] not in set(trained["run"]):
         return set()
     if external(cell).iloc[0]:  # any number of seeds is right
@@ -255,7 +256,7 @@ def _same_protocol(
 
 def _twins(results: pd.DataFrame) -> list[str]:
     """Problems of encoders that appear under several names or seeds."""
-    networks = results[~results["encoder"].isin(["", "pixels"])]
+    networks = results[~results["encoder"].isin(["", PIXELS])]
     problems = []
     for encoder, group in networks.groupby("encoder"):
         names = sorted({f"{run} seed {seed}" for run, seed in group[["run", "seed"]].to_numpy()})

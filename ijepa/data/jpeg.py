@@ -9,7 +9,7 @@ that size. ``python -m benchmarks.pixels`` measures time and differences.
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
-
-Pixels = Literal["exact", "fast"]
+from ijepa.ranges import Pixels
 
 SCALES = (8, 4, 2)
 """Sizes, as parts of the whole, that libjpeg-turbo computes faster than the whole."""

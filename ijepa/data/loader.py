@@ -21,13 +21,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.bands import RGB, Picture, read_bands
-from ijepa.data.jpeg import Jpeg, Pixels
+from ijepa.data.jpeg import Jpeg
 from ijepa.data.remote import CONNECTIONS, remote_of
 from ijepa.data.shards import read_index, read_table
 from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
 from ijepa.errors import UserError
 from ijepa.image_size import Size
 from ijepa.randomness import generator
+from ijepa.ranges import Pixels
 
 SHARED = Path("/dev/shm")
 AHEAD = 2

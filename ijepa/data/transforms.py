@@ -21,7 +21,7 @@ from torch import Tensor
 from ijepa.data.bands import COLOURS, Bands, Picture
 from ijepa.data.jpeg import Jpeg
 from ijepa.image_size import Size, sides
-from ijepa.ranges import Probability
+from ijepa.ranges import Positive, PositiveShare, Probability, Rising
 from ijepa.transfer import placed
 
 MEAN = (0.485, 0.456, 0.406)
@@ -48,8 +48,8 @@ class Crop:
     """
 
     whole: bool = False
-    scale: tuple[float, float] = (0.3, 1.0)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: Rising[PositiveShare] = (0.3, 1.0)
+    aspect: Rising[Positive] = (3 / 4, 4 / 3)
     flip: Probability = 0.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -59,10 +59,6 @@ class Crop:
     solarise: Probability = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is {list(self.scale)}: it must rise within (0, 1]")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect is {list(self.aspect)}: it must rise from above 0")
         limits = (1, 1, 1, 0.5)
         if not all(0 <= s <= limit for s, limit in zip(self.jitter, limits, strict=True)):
             raise ValueError(

@@ -23,7 +23,7 @@ from ijepa.distributed import total
 from ijepa.image_size import Size
 from ijepa.method import Batch
 from ijepa.optim import Optim, cosine, follow
-from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability
+from ijepa.ranges import BelowOne, Count, NotNegative, NotNegativeInt, Positive, Probability, Rising
 from ijepa.vit import ViT
 
 NUM_GLOBAL = 2
@@ -80,14 +80,10 @@ class Config(method.Recipe):
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     temperature_warmup_epochs: NotNegativeInt = 50
     centre_momentum: Probability = 0.9
-    momentum: tuple[float, float] = (0.996, 1.0)
+    momentum: Rising[Probability] = (0.996, 1.0)
     drop_path: BelowOne = 0.1
     layer_scale: Positive | None = None
     """None in DINO and iBOT; DINOv2's encoders have it, 1e-5 at initialisation."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
-            raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
 
     @property
     def variant(self) -> Variant:

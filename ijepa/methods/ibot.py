@@ -18,7 +18,7 @@ from ijepa.masking import BlockWise
 from ijepa.method import Batch
 from ijepa.methods import dino
 from ijepa.methods.dino import NUM_GLOBAL, add_up, entropy, move
-from ijepa.ranges import Count, NotNegative, Positive, Probability
+from ijepa.ranges import Count, NotNegative, Positive, Probability, Rising
 from ijepa.transfer import placed
 from ijepa.vit import Hidden
 
@@ -49,15 +49,10 @@ class Config(dino.Config):
     num_prototypes: Count = 8192
     patch_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     masking: BlockWise = field(default_factory=lambda: BlockWise(min_patches=None))
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    mask_ratio: Rising[Probability] = (0.1, 0.5)
     masked_views: Probability = 0.5
     class_weight: NotNegative = 1.0
     patch_weight: NotNegative = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
-            raise ValueError(f"mask_ratio is {list(self.mask_ratio)}: it must rise within [0, 1]")
 
     def hidden(self, num_views: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Hidden patches of each view, boolean [views, N]."""

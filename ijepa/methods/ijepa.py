@@ -24,7 +24,7 @@ from ijepa.image_size import Size
 from ijepa.masking import Masking, Masks, sampler
 from ijepa.method import Batch
 from ijepa.optim import Optim, follow
-from ijepa.ranges import Count
+from ijepa.ranges import Count, Probability, Rising
 from ijepa.sigreg import SIGReg
 from ijepa.transfer import placed
 from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
@@ -58,7 +58,7 @@ class Config(method.Recipe):
     masking: Masking = field(default_factory=Masking)
     predictor_dim: Count = 384
     predictor_depth: Count = 12
-    momentum: tuple[float, float] = (0.996, 1.0)
+    momentum: Rising[Probability] = (0.996, 1.0)
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
     targets: Literal["features", "block_features", "pixels"] = "features"
     """Targets of the prediction. ``features`` (the release's): the target encoder's features of the
@@ -81,8 +81,6 @@ class Config(method.Recipe):
     a patch's features, and their average must have the variance 1 all the same."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum[0] <= self.momentum[1] <= 1:
-            raise ValueError(f"momentum is {list(self.momentum)}: it must rise within [0, 1]")
         if self.whole_batch and self.targets != "features":
             raise ValueError(
                 f"targets is {self.targets}: with anticollapse sigreg they must be features"

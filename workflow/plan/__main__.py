@@ -95,14 +95,13 @@ def keys_in_words() -> str:
     whole = schema()
     parts = {"Benchmark": whole, **whole["$defs"]}
     lines = []
-    for name in ("Benchmark", "Run", "Released", "Evaluation", "Table"):
+    for name, title in SECTIONS.items():
         kind = parts[name]
-        title = "A config" if name == "Benchmark" else f"An item of `{SECTIONS[name]}`"
         lines += [f"## {title}", "", *kind["description"].replace("``", "`").splitlines(), ""]
         lines += ["| key | value | default |", "|---|---|---|"]
         for key, value in kind["properties"].items():
             default = value.get("default")
-            shown = "" if default in (None, "", {}, []) else f"`{default}`"
+            shown = "" if default in (None, "", {}, []) else f"`{inline(default)}`"
             shown = "required" if key in kind.get("required", []) else shown
             lines.append(f"| `{key}` | {type_in_words(value)} | {shown} |")
         lines.append("")
@@ -110,10 +109,13 @@ def keys_in_words() -> str:
 
 
 SECTIONS = {
-    "Run": "runs",
-    "Released": "released",
-    "Evaluation": "evaluations",
-    "Table": "tables",
+    "Benchmark": "A config",
+    "Run": "An item of `runs`",
+    "Keep": "`keep` of a run",
+    "Start": "`start` of a run",
+    "Released": "An item of `released`",
+    "Evaluation": "An item of `evaluations`",
+    "Table": "An item of `tables`",
 }
 
 
@@ -133,7 +135,7 @@ def type_in_words(value: dict[str, Any]) -> str:
     if "enum" in value:
         return ", ".join(f"`{word}`" for word in value["enum"])
     if "$ref" in value:
-        return "an item as below"
+        return "keys and values as below"
     if value.get("type") == "array":
         return f"list: {type_in_words(value['items'])}"
     text = WORDS[value["type"]]

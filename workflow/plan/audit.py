@@ -51,8 +51,7 @@ def expected_encoders(grid: Grid) -> dict[str, Any]:
     """Encoders of a config, each with the run that its file should have."""
     return {
         "encoders": {
-            f"{grid.run_folder(run, seed)}/encoder.safetensors": grid.runs[run].config(seed)
-            for run, seed in grid.trained
+            grid.encoder(run, seed): grid.runs[run].config(seed) for run, seed in grid.trained
         },
         "folders": [f"{grid.results}/runs"],
     }
@@ -93,7 +92,7 @@ def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
         run = config.as_plain(config.parse_run(raw, path))
         wanted = {"start": None, **learned(run)}  # a file that began from weights says so
         yield from _differences(path, wanted, learned(header["run"]))
-        data = f"data/shards/{run['dataset']}"
+        data = Grid.shards(run["dataset"])
         facts = {"data_version": _version(data)}
         # A clone that only pulled results has neither tokens nor published weights.
         tokens = Path(data, "tokens", f"{run['recipe'].get('tokenizer')}.json")

@@ -8,21 +8,19 @@ torch, as the Snakefile reads it.
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.keep_and_start import Keep, parse_start
-from ijepa.ranges import Count, NotNegativeInt
-from ijepa.strict import merged, strict
-
-UNTRAINED = "random_init"
-"""The other control: the first run's network as it was initialised."""
+from ijepa.keep_and_start import Keep, Start
+from ijepa.ranges import Count, NotNegativeInt, Pixels, Precision
+from ijepa.strict import merged, strict, without_defaults
+from workflow.plan.paths import Paths
 
 
 def not_a_control(name: str) -> str:
@@ -68,24 +66,21 @@ class Run:
     vit: Settings = field(default_factory=dict)
     recipe: Settings = field(default_factory=dict)
     gpus: Count = 1
-    precision: str | None = None
+    precision: Precision | None = None
     activation_checkpointing: bool | None = None
     compile: bool | None = None
-    pixels: str | None = None
-    num_workers: int | None = None
-    log_every: int | None = None
-    monitor_every: int | None = None
-    checkpoint_every: int | None = None
-    keep: Settings = field(default_factory=dict)
-    start: Settings = field(default_factory=dict)
+    pixels: Pixels | None = None
+    num_workers: NotNegativeInt | None = None
+    log_every: Count | None = None
+    monitor_every: Count | None = None
+    checkpoint_every: Count | None = None
+    keep: Keep = field(default_factory=Keep)
+    start: Start | None = None
 
     @property
     def kept(self) -> dict[str, int]:
         """Epochs whose encoders are evaluated like runs, by the name of each."""
-        epochs = self.keep.get("epochs", [])
-        if not isinstance(epochs, list):  # read_benchmark refuses it with the key's name
-            return {}
-        return {f"{self.name}@epoch{epoch}": epoch for epoch in epochs}
+        return {f"{self.name}@epoch{epoch}": epoch for epoch in self.keep.epochs}
 
     @property
     def tokenizer(self) -> str | None:
@@ -95,11 +90,14 @@ class Run:
 
     def config(self, seed: int = 0) -> Settings:
         """The run as ijepa.config.parse_run takes it: the content of a run's YAML file."""
-        fields = {**vars(self), "seed": seed}
-        given = {key: value for key, value in fields.items() if value not in (None, {})}
-        if path := self.start.get("from"):
-            given["start"] = {**self.start, "from": str(path).replace("{seed}", str(seed))}
+        given = {**without_defaults(replace(self, start=self.start_of(seed))), "seed": seed}
         return {key: value for key, value in given.items() if key not in ("name", "gpus")}
+
+    def start_of(self, seed: int) -> Start | None:
+        """Start with the path of one seed, if the run has any."""
+        if self.start is None:
+            return None
+        return replace(self.start, weights=self.start.weights.replace("{seed}", str(seed)))
 
 
 @dataclass(frozen=True)
@@ -237,9 +235,6 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
                 f"{where}.runs.{run.name}.recipe.optim: {run.recipe['optim']!r} must be keys and "
                 "values"
             )
-        strict(Keep, run.keep, f"{where}.runs.{run.name}.keep")
-        if run.start:
-            parse_start(run.start, f"{where}.runs.{run.name}.start")
     return replace(
         given,
         runs=[
@@ -262,28 +257,30 @@ def read_benchmark(raw: Any, where: str = "config") -> Benchmark:
     )
 
 
-def _located(run: Run, benchmark: Benchmark, where: str) -> Settings:
+def _located(run: Run, benchmark: Benchmark, where: str) -> Start | None:
     """Start of a run with the path of what it names; raises UserError for what cannot be there."""
-    name = run.start.get("from")
+    if run.start is None:
+        return None
+    name = run.start.weights
     if name in [weights.name for weights in benchmark.released]:
-        return {**run.start, "from": f"data/weights/{name}"}
+        return replace(run.start, weights=Paths.weights(name))
     runs = [other.name for other in benchmark.runs]
-    of, _, epoch = str(name).partition("@epoch")
+    of, _, epoch = name.partition("@epoch")
     if of not in runs:
         return run.start
     if runs.index(of) >= runs.index(run.name):
         raise UserError(f"{where}.from: {of} must stand before {run.name} in runs: move it")
     origin = benchmark.runs[runs.index(of)]
-    folder = f"results/{benchmark.name}/runs/{of}/seed{{seed}}"
+    paths = Paths(benchmark)
     if not epoch:
-        if origin.keep.get("whole") is False:
+        if not origin.keep.whole:
             raise UserError(f"{where}.from: {of} keeps no networks: set its keep.whole: true")
-        return {**run.start, "from": f"{folder}/whole.safetensors"}
+        return replace(run.start, weights=paths.whole(of, "{seed}"))
     if name not in origin.kept:
         raise UserError(f"{where}.from: {of} keeps no epoch {epoch}: add it to its keep.epochs")
-    if run.start.get("parts") != "encoder":
+    if run.start.parts != "encoder":
         raise UserError(f"{where}.parts: of an epoch the encoder alone is kept: say parts: encoder")
-    return {**run.start, "from": f"{folder}/epochs/{epoch}.safetensors"}
+    return replace(run.start, weights=paths.epoch(of, "{seed}", epoch))
 
 
 def _there(missing: Path) -> str:
@@ -306,21 +303,6 @@ def read_files(paths: Iterable[Path]) -> tuple[Settings, Benchmark]:
             raise UserError(f"{path} must hold keys and values, as config/mini.yaml does")
         raw = merged(raw, content)
     return raw, read_benchmark(raw, str(paths[0]))
-
-
-def without_defaults(item: Any) -> Any:
-    """A config, or a part of one, as plain data without the keys that have their type's default."""
-    if isinstance(item, list):
-        return [without_defaults(part) for part in item]
-    if not is_dataclass(item):
-        return item
-    plain = {}
-    for key in fields(item):
-        value = getattr(item, key.name)
-        default = key.default if key.default_factory is MISSING else key.default_factory()
-        if value != default:
-            plain[key.name] = without_defaults(value)
-    return plain
 
 
 def schema() -> Settings:

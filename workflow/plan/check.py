@@ -34,16 +34,9 @@ from ijepa.cost.predict import Planned
 from ijepa.data import register, tokenizer
 from ijepa.data.shards import check_limit
 from ijepa.data.source import load_source
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.released.layouts import LAYOUTS, TOWERS
-from workflow.plan.benchmark import (
-    UNTRAINED,
-    Benchmark,
-    Evaluation,
-    Run,
-    Table,
-    read_files,
-)
+from workflow.plan.benchmark import Benchmark, Evaluation, Run, Table, read_files
 from workflow.plan.grid import Grid
 
 TAKEN = {"tidy", "cost", "gpu_hours"}

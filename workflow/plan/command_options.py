@@ -1,12 +1,11 @@
 """Options of commands, from a profile's resources and from the register of data sets."""
 
-import os
 import shlex
-from pathlib import Path
 from typing import Any
 
+from ijepa.data import register
 from ijepa.data.addresses import unsigned
-from ijepa.files import ROOT, read_yaml
+from ijepa.files import read_yaml
 
 LAUNCH = {
     "cluster": "local",
@@ -56,8 +55,7 @@ def as_options(values: dict[str, Any]) -> str:
 
 def register_entry(dataset: str) -> dict[str, Any]:
     """Keys of a data set's register entry that decide its shards: no titles, no signatures."""
-    path = os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml")
-    entry = read_yaml(Path(path)).get(dataset, {})
+    entry = read_yaml(register.REGISTER).get(dataset, {})
     words = {"title", "citation", "licence", "origins", "max_corrupt"}
     decisive: dict[str, Any] = unsigned({k: v for k, v in entry.items() if k not in words})
     return decisive

@@ -7,19 +7,18 @@ machine. The estimate says nothing of a cluster, where queues decide.
 
 import argparse
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evals.protocol import configure, load_evaluation
+from evals.pooling import NUM_LAYERS
+from evals.protocol import Counts, configure, flops, load_evaluation
 from ijepa.architecture import ViTConfig
 from ijepa.cores import usable_cores
 from ijepa.cost.cards import CPU_UTILISATION
 from ijepa.data import register
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, PIXELS_SIZE, UNTRAINED
 from ijepa.errors import UserError, program, run_command
-from ijepa.image_size import sides
-from workflow.plan.benchmark import UNTRAINED, Benchmark, read_files
+from workflow.plan.benchmark import Benchmark, read_files
 from workflow.plan.grid import Grid
 from workflow.plan.paths import Group
 
@@ -43,24 +42,12 @@ SECONDS = {
     "head": 3.0e-10,  # linear heads: for each image, epoch, feature and head
     "evaluation": 3.0,  # any other evaluation of features: neighbours, logistic regression
 }
-RENDERED = {"clevr_small", "clevr_tiny"}
-"""Data sets that are drawn here, on all cores."""
-
-
-def forward_flops(vit: dict[str, Any]) -> float:
-    """FLOPs of an encoder's forward pass of one image, by the closed form of ijepa.cost.flops."""
-    dim, depth, patch = vit["dim"], vit["depth"], vit["patch_size"]
-    ratio = vit.get("mlp_ratio", 4.0)
-    tokens = math.prod(side // patch for side in sides(vit["image_size"]))
-    block = 2 * (4 + 2 * ratio) * tokens * dim**2 + 4 * tokens**2 * dim
-    channels = len(vit["mean"]) if vit.get("mean") else 3
-    return float(2 * tokens * channels * patch**2 * dim + depth * block)
 
 
 def job_seconds(
     grid: Grid,
     gflops: dict[str, float],
-    vits: dict[str, dict[str, Any]],
+    vits: dict[str, ViTConfig],
     splits: dict[str, dict[str, int]],
     speed: float,
 ) -> Seconds:
@@ -79,7 +66,8 @@ def job_seconds(
     seconds: Seconds = {}
     for dataset in grid.datasets:
         images = sum(splits[dataset].values())
-        raw = cost["rendered image"] * grid.cores if dataset in RENDERED else cost["raw image"]
+        is_drawn = "generate" in register.load_dataset(dataset).options  # here, on all cores
+        raw = cost["rendered image"] * grid.cores if is_drawn else cost["raw image"]
         seconds["fetch", dataset] = cost["light"] + images * raw
         seconds["build_shards", dataset] = cost["light"] + images * cost["shard image"]
     for run, tokenizer in grid.tokenizers.items():
@@ -112,7 +100,7 @@ def _group_seconds(
     grid: Grid,
     group: Group,
     evaluations: list[str],
-    vits: dict[str, dict[str, Any]],
+    vits: dict[str, ViTConfig],
     splits: dict[str, dict[str, int]],
     cost: dict[str, float],
     network: float,
@@ -121,19 +109,17 @@ def _group_seconds(
     counts = _evaluated(grid, group.dataset, splits)
     images = sum(counts.values())
     if group.run == PIXELS:
-        seconds, width, layers = cost["start"], 3 * 32**2, 1
+        channels = register.load_dataset(group.dataset).channels
+        seconds, width, layers = cost["start"], channels * PIXELS_SIZE**2, 1
     else:
         vit = vits[group.run]
-        seconds = cost["start"] + images * forward_flops(vit) / network
-        width, layers = vit["dim"], min(4, vit["depth"])
+        seconds = cost["start"] + images * vit.forward_flops / network
+        width, layers = vit.dim, min(NUM_LAYERS, vit.depth)
     for name in evaluations:
         item = grid.evaluations[name]
-        if item.evaluation == "linear_probe":
-            probe = configure(item.evaluation, item.settings(group.run), item.name)
-            heads = len(probe.learning_rates) * len(probe.weight_decays) * len(probe.norms)
-            # Heads of the last layer, and as many of the last ones together.
-            widths = width if layers == 1 else width * (1 + min(layers, probe.layers))
-            seconds += cost["head"] * counts["train"] * probe.epochs * widths * heads
+        if hook := getattr(load_evaluation(item.evaluation), "features_read", None):
+            config = configure(item.evaluation, item.settings(group.run), item.name)
+            seconds += cost["head"] * counts["train"] * hook(config, width, layers)
         else:
             seconds += cost["evaluation"]
     return seconds
@@ -143,29 +129,17 @@ def _images_seconds(
     grid: Grid,
     run: str,
     evaluation: str,
-    vits: dict[str, dict[str, Any]],
+    vits: dict[str, ViTConfig],
     splits: dict[str, dict[str, int]],
     network: float,
 ) -> float:
     """Seconds of an evaluation that runs the encoder, fine-tuned or frozen under a head."""
     item = grid.evaluations[evaluation]
-    from evals.protocols.low_shot import HELD_OUT  # not at the top: it imports torch
-
     config = configure(item.evaluation, item.settings(run), item.name)
-    counts, forward = _evaluated(grid, item.dataset, splits), forward_flops(vits[run])
-    module = load_evaluation(item.evaluation)
-    if hasattr(module, "flops"):
-        return float(module.flops(config, ViTConfig(**vits[run])) / network)
-    images, tested, epochs = float(counts["train"]), counts["test"], 0
-    if item.evaluation != "low_shot":
-        epochs = config.epochs
-    elif config.finetune is not None:  # else the linear head alone
-        classes = register.load_dataset(item.dataset).num_classes(item.label) or 1
-        few = config.per_class * classes if config.per_class else None
-        images = few or images * (config.share or 0.01)  # official lists have 1 %
-        tested, epochs = tested + HELD_OUT, config.finetune.epochs
-    passes = 3 if item.evaluation in ("low_shot", "finetune") else 1
-    return float((images * epochs * passes + tested) * forward / network)
+    images = _evaluated(grid, item.dataset, splits)
+    classes = register.load_dataset(item.dataset).num_classes(item.label) or 1
+    counts = Counts(images["train"], images["test"], classes)
+    return flops(item.evaluation, config, vits[run], counts) / network
 
 
 def wall_seconds(grid: Grid, seconds: Seconds) -> float:
@@ -200,12 +174,12 @@ def estimate(benchmark: Benchmark, cores: int) -> tuple[Seconds, float, float]:
     num_images = {name: counts["train"] for name, counts in splits.items() if "train" in counts}
     costs = predict(runs, None, num_images=num_images)
     gflops = {cost.run: cost.gflop_per_image * cost.images for cost in costs}
-    vits = {name: {**vars(plan.run.vit)} for name, plan in runs.items()}
+    vits = {name: plan.run.vit for name, plan in runs.items()}
     if vits:
         vits[UNTRAINED] = next(iter(vits.values()))
     vits |= {name: vits[run] for name, (run, _) in grid.kept.items() if run in vits}
     for name in grid.released:  # the size of published weights is known only when they are read
-        vits[name] = {"dim": 768, "depth": 12, "patch_size": 16, "image_size": 224}
+        vits[name] = ViTConfig()
     seconds = job_seconds(grid, gflops, vits, splits, speed)
     return seconds, wall_seconds(grid, seconds), speed
 

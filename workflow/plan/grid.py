@@ -13,17 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.report.plan import ReportPlan, TableSpec
-from ijepa.encoder_file import PIXELS
+from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.files import write_yaml
-from workflow.plan.benchmark import (
-    UNTRAINED,
-    Benchmark,
-    Evaluation,
-    Released,
-    Run,
-    Table,
-    without_defaults,
-)
+from ijepa.keep_and_start import Keep
+from ijepa.strict import without_defaults
+from workflow.plan.benchmark import Evaluation, Released, Run, Table
 from workflow.plan.paths import Cell, Group, Paths
 
 
@@ -36,15 +30,9 @@ class Grid(Paths):
         cores: Cores of the machine, for jobs that could use all.
     """
 
-    benchmark: Benchmark
     cores: int = 1
 
     # The config's parts.
-
-    @property
-    def name(self) -> str:
-        """Name of the config, and of its folders."""
-        return self.benchmark.name
 
     @property
     def dataset(self) -> str:
@@ -72,8 +60,8 @@ class Grid(Paths):
         if runs:
             first = self.benchmark.runs[0]
             optim = {**first.recipe.get("optim", {}), "epochs": 0, "warmup_epochs": 0}
-            untrained = replace(first, recipe={**first.recipe, "optim": optim}, start={}, keep={})
-            runs[UNTRAINED] = untrained
+            recipe = {**first.recipe, "optim": optim}
+            runs[UNTRAINED] = replace(first, recipe=recipe, start=None, keep=Keep())
         return runs
 
     @cached_property
@@ -178,20 +166,22 @@ class Grid(Paths):
 
     def origin(self, run: str) -> list[str]:
         """Run of this config from whose networks a run starts, if any."""
-        path = Path(str(self.runs[run].start.get("from", "")))
+        if (start := self.runs[run].start) is None:
+            return []
+        path = Path(start.weights)
         return [
             name
             for name in self.runs
-            if path == Path(self.whole(name, "{seed}"))
-            or path.parent == Path(self.run_folder(name, "{seed}"), "epochs")
+            if path
+            in (Path(self.whole(name, "{seed}")), Path(self.epoch(name, "{seed}", path.stem)))
         ]
 
     def begun_from(self, run: str, seed: int | str) -> list[str]:
         """File that must be there before a run starts, if any: a run's encoder, or weights."""
         if origin := self.origin(run):
             return [str(self.encoder(origin[0], seed))]
-        path = self.runs[run].config(int(seed)).get("start", {}).get("from")
-        return [path] if path else []
+        start = self.runs[run].start_of(int(seed))
+        return [start.weights] if start else []
 
     @cached_property
     def trained_on(self) -> list[str]:
@@ -199,10 +189,14 @@ class Grid(Paths):
         return sorted({self.runs[run].dataset for run, _ in self.trained})
 
     @cached_property
+    def evaluated_on(self) -> list[str]:
+        """Data sets of the cells."""
+        return sorted({self.evaluations[cell.evaluation].dataset for cell in self.cells})
+
+    @cached_property
     def datasets(self) -> list[str]:
         """All data sets that must be there as shards."""
-        evaluated = {self.evaluations[cell.evaluation].dataset for cell in self.cells}
-        return sorted({*self.trained_on, *evaluated})
+        return sorted({*self.trained_on, *self.evaluated_on})
 
     @cached_property
     def costing(self) -> list[Run]:
@@ -245,7 +239,7 @@ class Grid(Paths):
             return None
         if run in self.kept:
             name, epoch = self.kept[run]
-            return f"{self.run_folder(name, seed)}/epochs/{epoch}.safetensors"
+            return self.epoch(name, seed, epoch)
         if run in self.released:
             return f"{self.results}/released/{run}/seed{seed}/encoder.safetensors"
         return f"{self.run_folder(run, seed)}/encoder.safetensors"
@@ -269,7 +263,7 @@ class Grid(Paths):
 
     def raw(self, dataset: str) -> str:
         """Folder where the raw files of a data set lie, or are brought to."""
-        folder = self.benchmark.raw.get(dataset, f"data/raw/{dataset}")
+        folder = self.benchmark.raw.get(dataset, str(Path(self.fetched(dataset)).parent))
         return str(Path(os.path.expandvars(folder)).expanduser())
 
     @cached_property
@@ -311,6 +305,28 @@ class Grid(Paths):
         """Folder of those files, named by their content: a run that is under way keeps its own."""
         content = json.dumps(without_defaults(self.benchmark), sort_keys=True).encode()
         return f"{self.work}/plan/{hashlib.sha256(content).hexdigest()[:12]}"
+
+    def run_plan(self, run: str, seed: int | str) -> str:
+        """YAML file of a run, for ijepa.cluster.launch."""
+        return f"{self.plan}/runs/{run}/seed{seed}.yaml"
+
+    def group_plan(self, run: str, seed: int | str, dataset: str) -> str:
+        """YAML file of a group's evaluations, for evals.group."""
+        return f"{self.plan}/evaluations/{run}/seed{seed}/{dataset}.yaml"
+
+    def evaluation_plan(self, run: str, seed: int | str, evaluation: str) -> str:
+        """YAML file of the settings of a single evaluation, for evals."""
+        return f"{self.plan}/evaluations/{run}/seed{seed}/{evaluation}.settings.yaml"
+
+    @property
+    def tables_plan(self) -> str:
+        """YAML file of what tables and report must know of the config."""
+        return f"{self.plan}/tables.yaml"
+
+    @property
+    def config_plan(self) -> str:
+        """YAML file of the whole config, for the commands of workflow.plan."""
+        return f"{self.plan}/config.yaml"
 
     def images_option(self, dataset: str) -> str:
         """Option --images of evals and evals.features; "" where all images are used."""

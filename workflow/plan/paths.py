@@ -1,7 +1,12 @@
 """Paths of a config's files, each by what it is of. They rest on the config's name alone."""
 
-from abc import ABC, abstractmethod
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ijepa.encoder_file import EPOCHS
+
+if TYPE_CHECKING:
+    from workflow.plan.benchmark import Benchmark
 
 
 class Cell(NamedTuple):
@@ -20,18 +25,16 @@ class Group(NamedTuple):
     dataset: str
 
 
-class Paths(ABC):
+@dataclass(frozen=True)
+class Paths:
     """Paths of the files that a config makes and reads."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Name of the config, and of its folders."""
+    benchmark: "Benchmark"
 
     @property
-    @abstractmethod
-    def plan(self) -> str:
-        """Folder of the files that commands read, named by their content."""
+    def name(self) -> str:
+        """Name of the config, and of its folders."""
+        return self.benchmark.name
 
     @property
     def results(self) -> str:
@@ -56,6 +59,10 @@ class Paths(ABC):
         """File of all networks of a run, which comes with its encoder."""
         return f"{self.run_folder(run, seed)}/whole.safetensors"
 
+    def epoch(self, run: str, seed: int | str, epoch: int | str) -> str:
+        """File of an encoder that a run kept after an epoch."""
+        return f"{self.run_folder(run, seed)}/{EPOCHS}/{epoch}.safetensors"
+
     def features(self, run: str, seed: int | str, dataset: str) -> str:
         """File that says of an encoder's features of a data set that they are there."""
         return f"{self.results}/features/{run}/seed{seed}/{dataset}/about.json"
@@ -69,32 +76,24 @@ class Paths(ABC):
         run, seed, dataset = group
         return f"{self.results}/evaluations/{run}/seed{seed}/{dataset}.done"
 
-    def shards(self, dataset: str) -> str:
+    # Files that configs share.
+
+    @staticmethod
+    def fetched(dataset: str) -> str:
+        """Mark that raw files are there, in the folder that they have by default."""
+        return f"data/raw/{dataset}/fetched"
+
+    @staticmethod
+    def shards(dataset: str) -> str:
         """Folder of a data set's shards."""
         return f"data/shards/{dataset}"
 
-    def index(self, dataset: str) -> str:
+    @staticmethod
+    def index(dataset: str) -> str:
         """Index of a data set's shards."""
-        return f"{self.shards(dataset)}/index.json"
+        return f"{Paths.shards(dataset)}/index.json"
 
-    def run_plan(self, run: str, seed: int | str) -> str:
-        """YAML file of a run, for ijepa.cluster.launch."""
-        return f"{self.plan}/runs/{run}/seed{seed}.yaml"
-
-    def group_plan(self, run: str, seed: int | str, dataset: str) -> str:
-        """YAML file of a group's evaluations, for evals.group."""
-        return f"{self.plan}/evaluations/{run}/seed{seed}/{dataset}.yaml"
-
-    def evaluation_plan(self, run: str, seed: int | str, evaluation: str) -> str:
-        """YAML file of the settings of a single evaluation, for evals."""
-        return f"{self.plan}/evaluations/{run}/seed{seed}/{evaluation}.settings.yaml"
-
-    @property
-    def tables_plan(self) -> str:
-        """YAML file of what tables and report must know of the config."""
-        return f"{self.plan}/tables.yaml"
-
-    @property
-    def config_plan(self) -> str:
-        """YAML file of the whole config, for the commands of workflow.plan."""
-        return f"{self.plan}/config.yaml"
+    @staticmethod
+    def weights(name: str) -> str:
+        """File of published weights."""
+        return f"data/weights/{name}"

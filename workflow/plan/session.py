@@ -73,11 +73,11 @@ def check_folders(grid: Grid) -> None:
     for name in ("results", "data/shards", "logs", "work"):
         writable(Path(name))
     for text in grid.missing_raw():
-        folder = Path("data/raw", text.partition("=")[0])
-        if (folder / "fetched").exists():
+        mark = Path(Grid.fetched(text.partition("=")[0]))
+        if mark.exists():
             continue
         try:
-            writable(folder)
+            writable(mark.parent)
         except UserError as error:
             raise UserError(
                 f"{error}. If it is a link, remove it and name its target in the config's `raw:`"

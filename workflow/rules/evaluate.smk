@@ -1,5 +1,7 @@
 # From an encoder to features, once for each data set, and to results.
 
+from ijepa.encoder_file import PIXELS
+
 RUN_AND_SEED = "{wildcards.run}", "{wildcards.seed}"
 GROUP_PLAN = GRID.group_plan(*RUN_AND_SEED, "{wildcards.dataset}")
 EVALUATION_PLAN = GRID.evaluation_plan(*RUN_AND_SEED, "{wildcards.evaluation}")
@@ -24,7 +26,7 @@ rule evaluate_features:
     resources:
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
-        encoder=lambda wc: GRID.encoder(wc.run, wc.seed) or "pixels",
+        encoder=lambda wc: GRID.encoder(wc.run, wc.seed) or PIXELS,
         # The command does not use these two. A changed value makes the group again.
         evaluations=lambda wc: GRID.items(Group(wc.run, int(wc.seed), wc.dataset)),
         images=lambda wc: GRID.limit(wc.dataset),

@@ -4,7 +4,7 @@
 rule fetch_weights:
     output:
         # The part of an interrupted download beside it is not declared: Snakemake would delete it.
-        "data/weights/{released}",
+        GRID.weights("{released}"),
     log:
         "logs/fetch_weights/{released}.log",
     conda:
@@ -20,7 +20,7 @@ rule fetch_weights:
 
 rule import_weights:
     input:
-        "data/weights/{released}",
+        GRID.weights("{released}"),
     output:
         f"{RESULTS}/released/{{released}}/seed0/encoder.safetensors",
     log:

@@ -5,7 +5,7 @@
 rule fetch:
     output:
         # The raw files beside it are not declared, so they stay. Each is checked before it is used.
-        touch("data/raw/{dataset}/fetched"),
+        touch(GRID.fetched("{dataset}")),
     log:
         "logs/fetch/{dataset}.log",
     priority: 1
@@ -20,10 +20,10 @@ rule fetch:
 
 rule build_shards:
     input:
-        "data/raw/{dataset}/fetched",
+        GRID.fetched("{dataset}"),
     output:
         # Only the index is declared: an interrupted Snakemake would delete finished shards.
-        "data/shards/{dataset}/index.json",
+        GRID.index("{dataset}"),
     log:
         "logs/build_shards/{dataset}.log",
     priority: 1
@@ -46,7 +46,7 @@ rule tokenise:
     input:
         # A tokenizer's weights are no input: the user brings them, as raw files, and the plan names
         # those that are missing.
-        index="data/shards/{dataset}/index.json",
+        index=GRID.index("{dataset}"),
     output:
         "data/shards/{dataset}/tokens/{tokenizer}.npy",
         "data/shards/{dataset}/tokens/{tokenizer}.json",

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from ijepa.encoder_file import UNTRAINED
 from ijepa.errors import program, run_command
 from ijepa.files import write_text
-from workflow.plan.benchmark import UNTRAINED, read_files
+from workflow.plan.benchmark import read_files
 from workflow.plan.grid import Grid
 
 HEAD = """\
@@ -59,16 +60,15 @@ def artifacts_of(path: Path) -> dict[str, Any]:
 def stages_of(path: Path) -> dict[str, Any]:
     """The stages of one config: its data sets, encoders and tables."""
     config, benchmark = read_files([path])
-    name, results = benchmark.name, f"results/{benchmark.name}"
-    trained_on = {run.dataset for run in benchmark.runs}
-    evaluated = {item.dataset for item in benchmark.evaluations}
+    grid = Grid(benchmark)
+    name, results = grid.name, grid.results
     stages: dict[str, Any] = {}
-    for dataset in sorted(trained_on | evaluated):
+    for dataset in grid.datasets:
         stages[f"data-{dataset}"] = {
             "desc": f"{dataset} as WebDataset shards",
             "cmd": f"{MAKE} data {path} --dataset {dataset}",
             "params": [{"data/datasets.yaml": [dataset]}],
-            "outs": kept(f"data/shards/{dataset}", f"data/records/{dataset}.records.json"),
+            "outs": kept(grid.shards(dataset), f"data/records/{dataset}.records.json"),
         }
 
     def parameters(*keys: str) -> list[Any]:
@@ -79,7 +79,7 @@ def stages_of(path: Path) -> dict[str, Any]:
         "desc": f"every pretrained network of {path}",
         "cmd": f"{MAKE} encoders {path}",
         "params": parameters("dataset", "vit", "seeds", "runs", "tokenizers", "released", "tables"),
-        "deps": [f"data/shards/{dataset}" for dataset in sorted(trained_on)],
+        "deps": [grid.shards(dataset) for dataset in grid.trained_on],
         "outs": kept(*encoders, f"{results}/encoders.records.json"),
     }
     stages[f"tables-{name}"] = {
@@ -89,7 +89,7 @@ def stages_of(path: Path) -> dict[str, Any]:
         "params": [{str(path): None}],
         "deps": [
             *encoders,
-            *[f"data/shards/{dataset}" for dataset in sorted(evaluated)],
+            *map(grid.shards, grid.evaluated_on),
             *benchmark.external,
         ],
         "outs": kept(

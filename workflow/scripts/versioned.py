@@ -28,6 +28,7 @@ from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from ijepa.data.shards import verify
 from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json, read_yaml, to_json, write_text
+from workflow.plan.grid import Grid
 from workflow.scripts.dvc_stages import stages_of
 
 METADATA = Path(".snakemake/metadata")
@@ -52,7 +53,7 @@ def make(stage: str, config: Path, dataset: str | None) -> None:
             f"workflow.scripts.dvc_stages {config} (and the other configs that are versioned here)"
         )
     settle(only_new=True)
-    target = f"data/shards/{dataset}/index.json" if dataset else stage
+    target = Grid.index(dataset) if dataset else stage
     profile = os.environ.get("IJEPA_PROFILE", "workflow/profiles/local")
     # The target comes first: after --configfile it would be taken for one more config.
     command = [sys.executable, "-m", "snakemake", target, "--profile", profile]
@@ -60,7 +61,7 @@ def make(stage: str, config: Path, dataset: str | None) -> None:
     if done.returncode != 0:
         sys.exit(done.returncode)
     if dataset is not None:
-        verify(Path("data/shards") / dataset)
+        verify(Path(Grid.shards(dataset)))
     name = f"data-{dataset}" if dataset else f"{stage}-{read(config)['name']}"
     outs = [Path(next(iter(out))) for kind in KINDS for out in stages[name].get(kind, [])]
     text = to_json(records_of(outs))
