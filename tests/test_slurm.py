@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from ijepa.cluster.slurm import Request, minutes
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
 from tests.test_launch import ONE, launched
-from workflow.plan.command_options import LAUNCH, launch_options
+from workflow.plan.command_options import check_options, launch_options
 
 TWO_NODES = replace(ONE, gpus=8, gpus_per_node=4, cpus_per_gpu=10)
 
@@ -109,25 +110,39 @@ def test_what_the_job_does_not_ask_for_may_stand_in_the_extra() -> None:
     assert replace(ONE, gb_per_gpu=0, extra="--mem=0").extras() == {"mem": "0"}
 
 
+def requested(options: str, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """The request that the launcher checks with these options."""
+    monkeypatch.setattr(sys, "argv", ["launch", "--check", *shlex.split(options)])
+    checked: list[Request] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Request, "check", lambda self: checked.append(self))
+        launch.main()
+    return checked[0]
+
+
 def test_the_profile_s_type_of_gpus_and_memory_of_a_core_reach_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Resources(SimpleNamespace):
-        def get(self, name: str, default: Any) -> Any:
-            return getattr(self, name, default)
-
     def request(**resources: Any) -> Request:
-        options = launch_options(8, Resources(**LAUNCH, **resources), threads=1)
-        monkeypatch.setattr(sys, "argv", ["launch", "--check", *options.split()])
-        checked: list[Request] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(Request, "check", lambda self: checked.append(self))
-            launch.main()
-        return checked[0]
+        return requested(launch_options(8, resources, threads=1), monkeypatch)
 
     given = request(gpu_model="a100", mem_mb_per_cpu=4000)
     assert (given.gpu_model, given.mem_mb_per_cpu) == ("a100", 4000)
-    assert (request().gpu_model, request().mem_mb_per_cpu) == (None, 0)
+    assert request() == Request(gpus=8)
+
+
+def test_a_job_of_any_rule_is_checked_as_the_profile_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resources = {"slurm_partition": "gpu", "qos": "long", "constraint": "a100&ib", "runtime": 60}
+    of_all = Request("gpu", minutes=60, qos="long", constraint="a100&ib")
+    assert requested(launch_options(1, resources, 1), monkeypatch) == of_all
+    on_two = replace(of_all, gpus=2, gpus_per_node=2, cpus_per_gpu=4, gb_per_gpu=2, delay=0)
+    given = check_options({**resources, "gpu": 2, "mem_mb": 1025}, threads=4)
+    assert requested(given, monkeypatch) == on_two
+    assert requested(check_options({}, threads=4), monkeypatch) == Request(
+        minutes=1, gpus=0, gpus_per_node=0, cpus_per_gpu=4, gb_per_gpu=0, delay=0
+    )
 
 
 NODES = [

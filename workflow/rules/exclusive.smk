@@ -87,21 +87,4 @@ def slurm_options(job):
     """A job's request as options of ijepa.cluster.launch; "" if the job stays on this machine."""
     if job.rule.name == "pretrain":
         return job.params.launch  # the options that its launcher gets
-    if job.is_local:
-        return ""
-    request, gpus = job.resources, job.resources.get("gpu", 0)
-    return as_options(
-        {
-            "partition": request.get("slurm_partition", ""),
-            "account": request.get("slurm_account", ""),
-            "extra": request.get("slurm_extra", ""),
-            "minutes": request.get("runtime", 1),
-            "save-seconds": 0,
-            "gpus": gpus,
-            "gpus-per-node": gpus,
-            "cpus-per-gpu": job.threads,
-            "gpu-model": request.get("gpu_model", ""),
-            "gb-per-gpu": -(-request.get("mem_mb", 0) // 1024),
-            "mem-mb-per-cpu": request.get("mem_mb_per_cpu", ""),
-        }
-    )
+    return "" if job.is_local else check_options(job.resources, job.threads)

@@ -10,8 +10,8 @@ from workflow.plan import session
 from workflow.plan.benchmark import DATASET_NAME
 from workflow.plan.paths import Group
 from workflow.plan.command_options import (
-    LAUNCH,
     as_options,
+    check_options,
     launch_options,
     register_entry,
 )

@@ -25,7 +25,6 @@ rule pretrain:
         "../../environment.yml"
     threads: THREADS
     resources:
-        **LAUNCH,
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         work=f"{GRID.work}/{{run}}/seed{{seed}}",
