@@ -1,5 +1,6 @@
 """Requests of a job, and questions to Slurm, without a cluster (with one: tests/slurm)."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from ijepa.errors import UserError
 from tests.conftest import raw_run_of
 from tests.test_launch import ONE, launched
 from workflow.plan.command_options import check_options, launch_options
+from workflow.plan.slurm_preparation import check_job_age, first_command
 
 TWO_NODES = replace(ONE, gpus=8, gpus_per_node=4, cpus_per_gpu=10)
 
@@ -143,6 +145,29 @@ def test_a_job_of_any_rule_is_checked_as_the_profile_asks_for_it(
     assert requested(check_options({}, threads=4), monkeypatch) == Request(
         minutes=1, gpus=0, gpus_per_node=0, cpus_per_gpu=4, gb_per_gpu=0, delay=0
     )
+
+
+@pytest.mark.parametrize(("age", "refused"), [(None, False), (50, False), (60, True), (300, False)])
+def test_a_controller_that_forgets_jobs_between_two_checks_is_refused(
+    age: int | None, refused: bool
+) -> None:
+    settings = SimpleNamespace(status_command="squeue", init_seconds_before_status_checks=20)
+    remedy = r"MinJobAge.* in the profile: slurm-init-seconds-before-status-checks: 21$"
+    with pytest.raises(UserError, match=remedy) if refused else contextlib.nullcontext():
+        check_job_age(settings, age)
+    settings.status_command = "sacct"
+    check_job_age(settings, age)
+
+
+def test_a_job_first_notes_its_time_also_in_a_folder_with_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path / "a b")
+    grid: Any = SimpleNamespace(jobs="results/jobs")
+    words = shlex.split(first_command(grid))
+    assert words[0] == f"notes={tmp_path}/a b/results/jobs"
+    assert words[-2:] == [f"{tmp_path}/a b", "--again"]
 
 
 NODES = [

@@ -1,5 +1,7 @@
 # From an encoder to features, once for each data set, and to results.
 
+from workflow.plan.paths import Group
+
 RUN_AND_SEED = "{wildcards.run}", "{wildcards.seed}"
 GROUP_PLAN = GRID.group_plan(*RUN_AND_SEED, "{wildcards.dataset}")
 EVALUATION_PLAN = GRID.evaluation_plan(*RUN_AND_SEED, "{wildcards.evaluation}")

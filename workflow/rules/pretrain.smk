@@ -1,5 +1,7 @@
 # From a cell of the grid to an encoder.
 
+from workflow.plan.command_options import launch_options
+
 RUN_PLAN = GRID.run_plan("{wildcards.run}", "{wildcards.seed}")
 
 
