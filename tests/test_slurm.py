@@ -17,7 +17,7 @@ import pytest
 import submitit
 
 from ijepa import distributed
-from ijepa.cluster import job, jobs, launch, slurm
+from ijepa.cluster import job, launch, slurm, submission
 from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.launch import pretrain
 from ijepa.cluster.slurm import Request, minutes
@@ -38,7 +38,7 @@ def asked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def options(request: Request) -> dict[str, str]:
         task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
         executor: Any = submitit.AutoExecutor(tmp_path, cluster="slurm")
-        given = jobs.parameters(replace(task, request=request), request.gpus)
+        given = submission.parameters(replace(task, request=request), request.gpus)
         executor.update_parameters(**given)
         script = executor._executor._make_submission_file_text("true", "1")
         rows = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE)
@@ -247,7 +247,7 @@ def test_why_a_job_waits_is_said_once_for_each_reason(
     states = ["Priority", "Priority", "", "JobHeldUser"]
     left = iter([slurm.State("PENDING", reason=reason) for reason in states])
     monkeypatch.setattr(slurm, "state", lambda _job: next(left))
-    job = jobs.SlurmJob(task, "5")
+    job = submission.SlurmJob(task, "5")
     assert [job.ended() for _ in states] == [None] * len(states)
     assert capsys.readouterr().out == "job 5 waits: Priority\njob 5 waits: JobHeldUser\n"
 
@@ -255,7 +255,7 @@ def test_why_a_job_waits_is_said_once_for_each_reason(
 def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Path) -> None:
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     extra = "--reservation=r --exclusive --mail-user='a b'"
-    given = jobs.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
+    given = submission.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
     expected = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
     assert given["slurm_additional_parameters"] == expected
     with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
@@ -290,11 +290,11 @@ def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     task = replace(task, request=replace(ONE, qos="long", constraint="a100&ib"))
-    given = jobs.parameters(task, gpus=1)
+    given = submission.parameters(task, gpus=1)
     assert (given["slurm_qos"], given["slurm_constraint"]) == ("long", "a100&ib")
     assert (
         not {"slurm_qos", "slurm_constraint"}
-        & jobs.parameters(replace(task, request=ONE), gpus=1).keys()
+        & submission.parameters(replace(task, request=ONE), gpus=1).keys()
     )
 
 

@@ -27,9 +27,9 @@ from types import FrameType
 from typing import TypeVar
 
 from ijepa.cluster import slurm
-from ijepa.cluster.jobs import Job, LocalJob, SlurmJob, submit
 from ijepa.cluster.run_files import Launch, deliver, note, progress, submitted_jobs
 from ijepa.cluster.slurm import Request
+from ijepa.cluster.submission import Job, LocalJob, SlurmJob, submit
 from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json
 from ijepa.lock import held
