@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from ijepa import distributed, identity
-from ijepa.cluster import jobs, launch, slurm
+from ijepa.cluster import launch, slurm, submission
 from ijepa.cluster.job import SECONDS_FOR_THE_CAUSE, Pretraining
 from ijepa.cluster.launch import pretrain
 from ijepa.cluster.run_files import Launch, note, submitted_jobs
@@ -223,9 +223,9 @@ def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_pat
     first, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
     assert first.name == other.name
     assert first.mark != other.mark
-    assert jobs.parameters(first, 0).keys().isdisjoint({"slurm_comment"})
+    assert submission.parameters(first, 0).keys().isdisjoint({"slurm_comment"})
     on_slurm = launched(raw_run_of("mae"), data, tmp_path / "a", "slurm")
-    assert jobs.parameters(on_slurm, 0)["slurm_comment"] == first.mark
+    assert submission.parameters(on_slurm, 0)["slurm_comment"] == first.mark
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
@@ -255,7 +255,7 @@ def test_a_run_that_an_earlier_version_began_is_taken_over_once_its_job_has_ende
     earlier.mkdir(parents=True)
     for name in ("encoder.safetensors", "train.jsonl"):
         (earlier / name).write_text("made")
-    at_work = jobs.LocalJob(task.earlier(), "7")
+    at_work = submission.LocalJob(task.earlier(), "7")
     monkeypatch.setattr(launch, "live", lambda of: at_work if of.state == earlier else None)
     with pytest.raises(UserError, match="job 7 of an earlier version works on this run"):
         pretrain(task)
@@ -299,7 +299,7 @@ def test_a_job_that_never_gets_on_is_given_up_with_the_remedy(
     failures = ["NODE_FAIL"] * launch.MOST_IDLE
     for ends in (["TIMEOUT"], failures, ["NODE_FAIL", "TIMEOUT"]):
         left = iter(ends)
-        monkeypatch.setattr(launch, "submit", lambda task: jobs.LocalJob(task, "1"))
+        monkeypatch.setattr(launch, "submit", lambda task: submission.LocalJob(task, "1"))
         monkeypatch.setattr(launch, "wait", lambda _task, _job, left=left: slurm.State(next(left)))
         with pytest.raises(UserError, match=r"no step was saved .*more than 1440 minutes"):
             pretrain(task)
@@ -313,7 +313,7 @@ def test_a_job_of_an_earlier_launcher_that_fails_is_followed_by_one_of_this(
     """The job may lack a file, because its launcher was killed before it had written it."""
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "debug")
     wait = launch.wait
-    monkeypatch.setattr(launch, "attached", lambda task: jobs.LocalJob(task, "77"))
+    monkeypatch.setattr(launch, "attached", lambda task: submission.LocalJob(task, "77"))
     monkeypatch.setattr(
         launch,
         "wait",
@@ -331,7 +331,7 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
     note(task, "slurm", "5")
     waited = []
 
-    def wait(_: Launch, job: jobs.Job) -> slurm.State:
+    def wait(_: Launch, job: submission.Job) -> slurm.State:
         waited.append(job.number)
         return slurm.State("FAILED")
 
@@ -339,7 +339,7 @@ def test_a_job_that_slurm_has_forgotten_is_waited_for_once(
     monkeypatch.setattr(slurm, "is_here", lambda: True)
     monkeypatch.setattr(slurm, "find", lambda _mark: None)
     monkeypatch.setattr(slurm, "state", lambda _job: slurm.State(slurm.FORGOTTEN))
-    monkeypatch.setattr(launch, "submit", lambda task: jobs.SlurmJob(task, "6"))
+    monkeypatch.setattr(launch, "submit", lambda task: submission.SlurmJob(task, "6"))
     monkeypatch.setattr(launch, "wait", wait)
     with pytest.raises(UserError, match="job 6 ended as FAILED"):
         pretrain(task)
@@ -365,7 +365,7 @@ def test_a_job_that_slurm_does_not_accept_now_is_submitted_later_and_never_twice
             raise submitit.core.utils.FailedJobError(error)
         return submit(*arguments)
 
-    queue = iter([None] * 3 + [jobs.LocalJob(task, "77") if accepted else None, None])
+    queue = iter([None] * 3 + [submission.LocalJob(task, "77") if accepted else None, None])
     monkeypatch.setattr(submitit.AutoExecutor, "submit", refused_at_first)
     monkeypatch.setattr(launch, "queued", lambda _: next(queue))
     monkeypatch.setattr(launch, "SECONDS_TO_TRY_AGAIN", 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ijepa import cores
-from ijepa.cluster.jobs import visible_gpus
+from ijepa.cluster.submission import visible_gpus
 from ijepa.data import download, loader
 from ijepa.errors import UserError, shorten_temporary_names
 from ijepa.lock import held

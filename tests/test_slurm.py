@@ -1,7 +1,9 @@
 """Requests of a job, and questions to Slurm, without a cluster (with one: tests/slurm)."""
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,14 +17,15 @@ import pytest
 import submitit
 
 from ijepa import distributed
-from ijepa.cluster import job, jobs, launch, slurm
+from ijepa.cluster import job, launch, slurm, submission
 from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.launch import pretrain
 from ijepa.cluster.slurm import Request, minutes
 from ijepa.errors import UserError
 from tests.conftest import raw_run_of
 from tests.test_launch import ONE, launched
-from workflow.plan.command_options import LAUNCH, launch_options
+from workflow.plan.command_options import check_options, launch_options
+from workflow.plan.slurm_preparation import check_job_age, first_command
 
 TWO_NODES = replace(ONE, gpus=8, gpus_per_node=4, cpus_per_gpu=10)
 
@@ -35,7 +38,7 @@ def asked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def options(request: Request) -> dict[str, str]:
         task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
         executor: Any = submitit.AutoExecutor(tmp_path, cluster="slurm")
-        given = jobs.parameters(replace(task, request=request), request.gpus)
+        given = submission.parameters(replace(task, request=request), request.gpus)
         executor.update_parameters(**given)
         script = executor._executor._make_submission_file_text("true", "1")
         rows = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE)
@@ -109,25 +112,62 @@ def test_what_the_job_does_not_ask_for_may_stand_in_the_extra() -> None:
     assert replace(ONE, gb_per_gpu=0, extra="--mem=0").extras() == {"mem": "0"}
 
 
+def requested(options: str, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """The request that the launcher checks with these options."""
+    monkeypatch.setattr(sys, "argv", ["launch", "--check", *shlex.split(options)])
+    checked: list[Request] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Request, "check", lambda self: checked.append(self))
+        launch.main()
+    return checked[0]
+
+
 def test_the_profile_s_type_of_gpus_and_memory_of_a_core_reach_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Resources(SimpleNamespace):
-        def get(self, name: str, default: Any) -> Any:
-            return getattr(self, name, default)
-
     def request(**resources: Any) -> Request:
-        options = launch_options(8, Resources(**LAUNCH, **resources), threads=1)
-        monkeypatch.setattr(sys, "argv", ["launch", "--check", *options.split()])
-        checked: list[Request] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(Request, "check", lambda self: checked.append(self))
-            launch.main()
-        return checked[0]
+        return requested(launch_options(8, resources, threads=1), monkeypatch)
 
     given = request(gpu_model="a100", mem_mb_per_cpu=4000)
     assert (given.gpu_model, given.mem_mb_per_cpu) == ("a100", 4000)
-    assert (request().gpu_model, request().mem_mb_per_cpu) == (None, 0)
+    assert request() == Request(gpus=8)
+
+
+def test_a_job_of_any_rule_is_checked_as_the_profile_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resources = {"slurm_partition": "gpu", "qos": "long", "constraint": "a100&ib", "runtime": 60}
+    of_all = Request("gpu", minutes=60, qos="long", constraint="a100&ib")
+    assert requested(launch_options(1, resources, 1), monkeypatch) == of_all
+    on_two = replace(of_all, gpus=2, gpus_per_node=2, cpus_per_gpu=4, gb_per_gpu=2, delay=0)
+    given = check_options({**resources, "gpu": 2, "mem_mb": 1025}, threads=4)
+    assert requested(given, monkeypatch) == on_two
+    assert requested(check_options({}, threads=4), monkeypatch) == Request(
+        minutes=1, gpus=0, gpus_per_node=0, cpus_per_gpu=4, gb_per_gpu=0, delay=0
+    )
+
+
+@pytest.mark.parametrize(("age", "refused"), [(None, False), (50, False), (60, True), (300, False)])
+def test_a_controller_that_forgets_jobs_between_two_checks_is_refused(
+    age: int | None, refused: bool
+) -> None:
+    settings = SimpleNamespace(status_command="squeue", init_seconds_before_status_checks=20)
+    remedy = r"MinJobAge.* in the profile: slurm-init-seconds-before-status-checks: 21$"
+    with pytest.raises(UserError, match=remedy) if refused else contextlib.nullcontext():
+        check_job_age(settings, age)
+    settings.status_command = "sacct"
+    check_job_age(settings, age)
+
+
+def test_a_job_first_notes_its_time_also_in_a_folder_with_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path / "a b")
+    grid: Any = SimpleNamespace(jobs="results/jobs")
+    words = shlex.split(first_command(grid))
+    assert words[0] == f"notes={tmp_path}/a b/results/jobs"
+    assert words[-2:] == [f"{tmp_path}/a b", "--again"]
 
 
 NODES = [
@@ -207,7 +247,7 @@ def test_why_a_job_waits_is_said_once_for_each_reason(
     states = ["Priority", "Priority", "", "JobHeldUser"]
     left = iter([slurm.State("PENDING", reason=reason) for reason in states])
     monkeypatch.setattr(slurm, "state", lambda _job: next(left))
-    job = jobs.SlurmJob(task, "5")
+    job = submission.SlurmJob(task, "5")
     assert [job.ended() for _ in states] == [None] * len(states)
     assert capsys.readouterr().out == "job 5 waits: Priority\njob 5 waits: JobHeldUser\n"
 
@@ -215,7 +255,7 @@ def test_why_a_job_waits_is_said_once_for_each_reason(
 def test_a_job_asks_for_whatever_else_the_profile_says(data: Path, tmp_path: Path) -> None:
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     extra = "--reservation=r --exclusive --mail-user='a b'"
-    given = jobs.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
+    given = submission.parameters(replace(task, request=replace(ONE, extra=extra)), gpus=1)
     expected = {"requeue": True, "reservation": "r", "exclusive": True, "mail-user": "a b"}
     assert given["slurm_additional_parameters"] == expected
     with pytest.raises(UserError, match=r"slurm_extra: '-w' in '-w n1': write each option as"):
@@ -250,11 +290,11 @@ def test_a_job_ends_what_was_submitted_before_it_to_make_the_same(
 def test_a_job_asks_for_the_profiles_qos_and_constraint(data: Path, tmp_path: Path) -> None:
     task = launched(raw_run_of("mae"), data, tmp_path / "run", "slurm")
     task = replace(task, request=replace(ONE, qos="long", constraint="a100&ib"))
-    given = jobs.parameters(task, gpus=1)
+    given = submission.parameters(task, gpus=1)
     assert (given["slurm_qos"], given["slurm_constraint"]) == ("long", "a100&ib")
     assert (
         not {"slurm_qos", "slurm_constraint"}
-        & jobs.parameters(replace(task, request=ONE), gpus=1).keys()
+        & submission.parameters(replace(task, request=ONE), gpus=1).keys()
     )
 
 

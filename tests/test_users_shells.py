@@ -100,6 +100,34 @@ def test_the_door_to_all_commands_keeps_it_out_too(tmp_path: Path) -> None:
     assert done.stdout == f":{tmp_path}\n"
 
 
+@pytest.mark.parametrize("packages", [True, False, None])
+def test_without_venv_the_door_takes_the_python_of_the_path(
+    packages: bool | None, tmp_path: Path
+) -> None:
+    """Conda's environment and the containers have no .venv; None is no python at all."""
+    door, programs = tmp_path / "workflow/scripts/ijepa-bench", tmp_path / "bin"
+    for folder in (door.parent, programs):
+        folder.mkdir(parents=True)
+    shutil.copy(ROOT / "workflow/scripts/ijepa-bench", door)
+    for name in ("dirname", "readlink"):
+        (programs / name).symlink_to(shutil.which(name) or "")
+    python = programs / "python"
+    if packages is not None:
+        python.write_text(f'#!/bin/sh\n[ "$1" = -m ] && echo "$@" || exit {int(not packages)}\n')
+        python.chmod(0o755)
+    command, env = ["/bin/sh", str(door), "plan", "a b"], {"PATH": str(programs)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if packages:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "-m workflow plan a b\n", "")
+    else:
+        of_path = "python" if packages is None else python
+        expected = (
+            f"error: {tmp_path} has no .venv, and {of_path} of PATH lacks our packages: make "
+        )
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.startswith(expected)
+
+
 def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout that cannot be written, and a HOME that cannot, either."""
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])

@@ -21,15 +21,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 from ijepa.cluster import slurm
-from ijepa.cluster.jobs import Job, LocalJob, SlurmJob, submit
 from ijepa.cluster.run_files import Launch, deliver, note, progress, submitted_jobs
 from ijepa.cluster.slurm import Request
+from ijepa.cluster.submission import Job, LocalJob, SlurmJob, submit
 from ijepa.errors import UserError, program, run_command
 from ijepa.files import read_json
 from ijepa.lock import held
@@ -295,64 +295,38 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of shards")
     parser.add_argument("--work", type=Path, help="folder for checkpoints, seen by all nodes")
     parser.add_argument("--out", type=Path, help="file for the encoder")
-    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="local")
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"))
     parser.add_argument("--check", action="store_true", help="only check if Slurm would accept it")
-    parser.add_argument("--gpus", type=int, default=1, help="number in all, one process for each")
-    parser.add_argument("--threads", type=int, default=1, help="of each process, without Slurm")
+    parser.add_argument("--gpus", type=int, help="number in all, one process for each")
+    parser.add_argument("--threads", type=int, help="of each process, without Slurm")
     parser.add_argument("--stage", type=Path, help="folder on the nodes' own disks for shards")
     parser.add_argument("--setup", help="shell command that each node runs before the job")
-    parser.add_argument("--poll", type=float, default=10, help="seconds between queries to Slurm")
+    parser.add_argument("--poll", type=float, help="seconds between queries to Slurm")
     of_slurm = parser.add_argument_group("Slurm")
     of_slurm.add_argument("--partition")
     of_slurm.add_argument("--account")
     of_slurm.add_argument("--qos")
     of_slurm.add_argument("--constraint")
     of_slurm.add_argument("--extra", help="other options of sbatch: '--reservation=r --exclude=n1'")
-    of_slurm.add_argument("--minutes", type=int, default=60 * 24, help="time limit of each start")
-    of_slurm.add_argument("--gpus-per-node", type=int, default=8)
+    of_slurm.add_argument("--minutes", type=int, help="time limit of each start")
+    of_slurm.add_argument("--gpus-per-node", type=int)
     of_slurm.add_argument("--gpu-model", help="where the cluster wants it, such as a100")
-    of_slurm.add_argument("--cpus-per-gpu", type=int, default=10)
-    of_slurm.add_argument(
-        "--gb-per-gpu", type=int, default=55, help="of the node's memory (0: do not ask)"
-    )
-    of_slurm.add_argument("--mem-mb-per-cpu", type=int, default=0, help="in place of --gb-per-gpu")
-    of_slurm.add_argument("--save-seconds", type=int, default=120, help="from signal to job's end")
+    of_slurm.add_argument("--cpus-per-gpu", type=int)
+    of_slurm.add_argument("--gb-per-gpu", type=int, help="of the node's memory (0: do not ask)")
+    of_slurm.add_argument("--mem-mb-per-cpu", type=int, help="in place of --gb-per-gpu")
+    of_slurm.add_argument("--save-seconds", type=int, dest="delay", help="from signal to job's end")
+    defaults = {field.name: field.default for field in (*fields(Launch), *fields(Request))}
+    parser.set_defaults(**{k: v for k, v in defaults.items() if v is not MISSING})
     options = parser.parse_args()
-    request = Request(
-        options.partition or None,
-        options.account or None,
-        options.minutes,
-        options.gpus,
-        options.gpus_per_node,
-        options.cpus_per_gpu,
-        options.gb_per_gpu,
-        options.save_seconds,
-        options.qos,
-        options.constraint,
-        options.extra,
-        options.gpu_model,
-        options.mem_mb_per_cpu,
-    )
+    values = vars(options)
+    values["request"] = Request(**{field.name: values[field.name] for field in fields(Request)})
     if options.check:
-        request.check()
+        options.request.check()
         return
     for key in ("run", "data", "work", "out"):
-        if getattr(options, key) is None:
+        if values[key] is None:
             parser.error(f"{key} is missing")
-    pretrain(
-        Launch(
-            options.run,
-            options.data,
-            options.work,
-            options.out,
-            options.cluster,
-            request,
-            options.threads,
-            options.stage or None,
-            options.setup or None,
-            options.poll,
-        )
-    )
+    pretrain(Launch(**{field.name: values[field.name] for field in fields(Launch)}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class Launch:
     data: Path
     work: Path
     out: Path
-    cluster: str
-    request: Request
+    cluster: str = "local"
+    request: Request = field(default_factory=Request)
     threads: int = 1
     stage: Path | None = None
     setup: str | None = None

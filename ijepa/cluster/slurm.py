@@ -96,19 +96,21 @@ class Start:
 class Request:
     """Resources of one job: ``minutes`` of time, ``delay`` seconds from the signal to the end.
 
+    The defaults are those of the launcher's options, where a profile says nothing.
+
     ``gpus`` is the number in all, ``gpus_per_node`` that on each node. Each GPU has one process; 0
     GPUs mean one process. ``extra`` holds other options of sbatch, each ``--name=value`` or
     ``--name``. Memory is asked for by ``mem_mb_per_cpu``, else by ``gb_per_gpu``, or not at all if
     both are 0.
     """
 
-    partition: str | None
-    account: str | None
-    minutes: int
-    gpus: int
-    gpus_per_node: int
-    cpus_per_gpu: int
-    gb_per_gpu: int
+    partition: str | None = None
+    account: str | None = None
+    minutes: int = 60 * 24
+    gpus: int = 1
+    gpus_per_node: int = 8
+    cpus_per_gpu: int = 10
+    gb_per_gpu: int = 55
     delay: int = 120
     qos: str | None = None
     constraint: str | None = None

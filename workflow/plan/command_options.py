@@ -7,43 +7,56 @@ from ijepa.data import register
 from ijepa.data.addresses import unsigned
 from ijepa.files import read_yaml
 
-LAUNCH = {
-    "cluster": "local",
-    "gpus_per_node": 8,
-    "cpus_per_gpu": 10,
-    "gb_per_gpu": 55,
-    "save_seconds": 120,
-    "poll_seconds": 10,
-    "stage": "",
-    "setup": "",
+REQUEST = {
+    "slurm_partition": "partition",
+    "slurm_account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "slurm_extra": "extra",
+    "runtime": "minutes",
+    "gpu_model": "gpu-model",
+    "mem_mb_per_cpu": "mem-mb-per-cpu",
 }
-"""Resources of pretraining that a profile may set; by default it is a process of this machine."""
+"""Resources of any rule that a profile may set, with their options of ijepa.cluster.launch."""
+PRETRAIN = {
+    "cluster": "cluster",
+    "gpus_per_node": "gpus-per-node",
+    "cpus_per_gpu": "cpus-per-gpu",
+    "gb_per_gpu": "gb-per-gpu",
+    "save_seconds": "save-seconds",
+    "poll_seconds": "poll",
+    "stage": "stage",
+    "setup": "setup",
+}
+"""Resources of pretraining alone, with theirs."""
 
 
 def launch_options(gpus: int, resources: Any, threads: int) -> str:
     """The options of ijepa.cluster.launch, from a run's GPUs and the profile's resources."""
-    return as_options(
-        {
-            "cluster": resources.cluster,
-            "gpus": gpus,
-            "threads": threads,
-            "partition": resources.get("slurm_partition", ""),
-            "account": resources.get("slurm_account", ""),
-            "qos": resources.get("qos", ""),
-            "constraint": resources.get("constraint", ""),
-            "extra": resources.get("slurm_extra", ""),
-            "minutes": resources.get("runtime", 1440),
-            "gpus-per-node": resources.gpus_per_node,
-            "cpus-per-gpu": resources.cpus_per_gpu,
-            "gpu-model": resources.get("gpu_model", ""),
-            "gb-per-gpu": resources.gb_per_gpu,
-            "mem-mb-per-cpu": resources.get("mem_mb_per_cpu", ""),
-            "save-seconds": resources.save_seconds,
-            "poll": resources.poll_seconds,
-            "stage": resources.stage,
-            "setup": resources.setup,
-        }
+    return _options(REQUEST | PRETRAIN, resources, gpus=gpus, threads=threads)
+
+
+def check_options(resources: Any, threads: int) -> str:
+    """Options of ijepa.cluster.launch --check for a job of another rule than pretraining."""
+    gpus = resources.get("gpu", 0)
+    return _options(
+        REQUEST,
+        resources,
+        minutes=1,  # without a runtime, the partition's default
+        gpus=gpus,
+        **{
+            "save-seconds": 0,
+            "gpus-per-node": gpus,
+            "cpus-per-gpu": threads,
+            "gb-per-gpu": -(-resources.get("mem_mb", 0) // 1024),
+        },
     )
+
+
+def _options(names: dict[str, str], resources: Any, **others: Any) -> str:
+    """Values as options; what the profile does not set is left to the launcher's defaults."""
+    chosen = {names[key]: resources.get(key) for key in names if resources.get(key) is not None}
+    return as_options({**others, **chosen})
 
 
 def as_options(values: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Steps of a Snakemake that plans, beyond the plan itself (rules/grid.smk takes them).
+"""Steps of a Snakemake that plans, beyond the plan itself (workflow.plan.hooks takes them).
 
 Snakemake reads some texts otherwise than users mean them, and it finds out late what it cannot
-write. Every function raises UserError, which the rules turn into an error of Snakemake's.
+write. Every function raises UserError, which the hooks turn into an error of Snakemake's.
 """
 
 import getpass

@@ -1,6 +1,7 @@
 # From an encoder to features, once for each data set, and to results.
 
 from ijepa.encoder_file import PIXELS
+from workflow.plan.paths import Group
 
 RUN_AND_SEED = "{wildcards.run}", "{wildcards.seed}"
 GROUP_PLAN = GRID.group_plan(*RUN_AND_SEED, "{wildcards.dataset}")

@@ -1,5 +1,7 @@
 # From a cell of the grid to an encoder.
 
+from workflow.plan.command_options import launch_options
+
 RUN_PLAN = GRID.run_plan("{wildcards.run}", "{wildcards.seed}")
 
 
@@ -25,7 +27,6 @@ rule pretrain:
         "../../environment.yml"
     threads: THREADS
     resources:
-        **LAUNCH,
         mem_mb=lambda wc, attempt: 4000 * attempt,
     params:
         work=f"{GRID.work}/{{run}}/seed{{seed}}",

@@ -1,5 +1,7 @@
 # From published weights to an encoder, without any pretraining.
 
+from workflow.plan.command_options import as_options
+
 
 rule fetch_weights:
     output:

@@ -1,5 +1,7 @@
 # From an address to WebDataset shards with an index, and to the tokens of their images.
 
+from workflow.plan.command_options import as_options, register_entry
+
 
 # Data first (priority): a fault of another data set must not be told after pretraining.
 rule fetch:

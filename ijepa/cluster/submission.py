@@ -112,7 +112,10 @@ class LocalJob(Job):
 
 
 def submit(launch: Launch) -> Job:
-    """Submit a job for the run."""
+    """Submit a job for the run.
+
+    If sbatch refuses it, raises Busy where a later try may succeed, else UserError.
+    """
     request = launch.request
     if launch.cluster == "slurm":
         forget_other_jobs(request)
