@@ -173,6 +173,14 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     assert 0.93 <= covered / 300 <= 1.0
 
 
+def test_a_few_images_that_are_all_right_leave_doubt() -> None:
+    """Wilson's interval of 18 right images begins at 0.82."""
+    result = few_shot.averaged(torch.ones(10, 18, dtype=torch.bool), {})
+    assert result.value == 1.0
+    assert 0.75 < result.interval[0] < 0.85
+    assert result.interval[1] == 1.0
+
+
 def test_presets_are_lejepas_protocol() -> None:
     for name, per_class, draws in (("1", 1, 10), ("10", 10, 10), ("all", None, 1)):
         config = configure("few_shot", {"preset": f"lejepa_{name}"}, "evaluations.x")

@@ -75,7 +75,7 @@ ARCHIVES: dict[str, dict[str, Files]] = {
     "aircraft": {
         "fgvc-aircraft-2013b.tar.gz": {
             **pictures("fgvc-aircraft-2013b/data/images", *AIRCRAFT),
-            "fgvc-aircraft-2013b/data/variants.txt": lines("737-200", "F/A-18", "Model B200"),
+            "fgvc-aircraft-2013b/data/variants.txt": lines("Model B200", "F/A-18"),
             "fgvc-aircraft-2013b/data/images_variant_train.txt": lines(
                 "0034309 Model B200", "0056978 F/A-18"
             ),
@@ -119,7 +119,7 @@ ARCHIVES: dict[str, dict[str, Files]] = {
 }
 EXPECTED: dict[str, dict[str, Listed]] = {
     "dtd": {"train": [(f"{DTD[0]}.jpg", 0), (f"{DTD[1]}.jpg", 1)], "test": [(f"{DTD[2]}.jpg", 1)]},
-    "aircraft": {"train": [("0034309.jpg", 1), ("0056978.jpg", 0)], "test": [("1025794.jpg", 0)]},
+    "aircraft": {"train": [("0034309.jpg", 0), ("0056978.jpg", 1)], "test": [("1025794.jpg", 1)]},
     "cars": {"train": [("00001.jpg", 1), ("00002.jpg", 0)], "test": [("00001.jpg", 1)]},
     "flowers102": {
         "train": [("image_00004.jpg", 0), ("image_00001.jpg", 1)],
@@ -223,6 +223,17 @@ def test_torchvisions_folders_are_read_where_they_are(name: str, tmp_path: Path)
         raw.chmod(0o755)
     before = {path.name for path in (tmp_path / "root").rglob("*") if path.is_file()}
     assert before == {path.rpartition("/")[2] for path in unpacked(name)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_data_set_in_torchvisions_root_is_no_part_of_it(name: str, tmp_path: Path) -> None:
+    """Both Food-101 and Pets have a folder called images."""
+    for other in set(NAMES) - {name}:
+        write(tmp_path / TORCHVISION[other], unpacked(other))
+    assert (
+        load_source(load_dataset(name).source).missing(tiny(name, archived(name), "x"), tmp_path)
+        == []
+    )
 
 
 @pytest.mark.parametrize(("name", "folder"), [("dtd", "dtd"), ("food101", "food-101")])
@@ -341,8 +352,8 @@ def test_faulty_lists_are_named(
     [
         ({"line": "("}, r"tiny_lists: options\.line: .*unterminated"),
         ({"line": "(?P<image>.*)"}, r"options\.line: it has no groups image and class"),
-        ({"train": "train.txt"}, "give images, line, and as lists archives, train and test"),
-        ({"tset": []}, "give images, line, and as lists archives, train and test"),
+        ({"train": "train.txt"}, "give images, line, as lists archives, train and test"),
+        ({"tset": []}, "give images, line, as lists archives, train and test"),
     ],
 )
 def test_faulty_options_are_named(options: dict[str, Any], words: str, tmp_path: Path) -> None:

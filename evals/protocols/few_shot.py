@@ -198,14 +198,17 @@ def averaged(correct_RN: Tensor, chosen: dict[str, Any]) -> Result:
 
     Both the draws and the test images are samples. The interval adds the variance of the mean over
     draws (Student's t) to that over test images (normal), as in a two-way random-effects model;
-    what both share is counted twice, so that it is rather too wide than too narrow. There are no
-    bits of single images: an image has as many answers as there are draws.
+    what both share is counted twice, so that it is rather too wide than too narrow. Two right and
+    two wrong images are added (Agresti and Coull, 1998): few images, all right, vary too little.
+    There are no bits of single images: an image has as many answers as there are draws.
     """
     draws, n = correct_RN.shape
     value_R, share_N = correct_RN.double().mean(1), correct_RN.double().mean(0)
+    share_N = torch.cat([share_N, torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)])
     value = int(correct_RN.sum()) / (draws * n)
     of_draws = stdtrit(draws - 1, 0.975) ** 2 * value_R.var().item() / draws
-    of_images = NormalDist().inv_cdf(0.975) ** 2 * share_N.var(correction=0).item() / n
-    half = math.sqrt(of_draws + of_images)
+    of_images = NormalDist().inv_cdf(0.975) ** 2 * share_N.var(correction=0).item() / len(share_N)
+    middle, half = share_N.mean().item(), math.sqrt(of_draws + of_images)
+    low, high = min(value, max(middle - half, 0.0)), max(value, min(middle + half, 1.0))
     chosen = {**chosen, "std_over_draws": round(value_R.std().item(), 5)}
-    return Result("top1", value, n, (max(value - half, 0.0), min(value + half, 1.0)), chosen)
+    return Result("top1", value, n, (low, high), chosen)

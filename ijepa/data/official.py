@@ -47,9 +47,9 @@ class Official(NamedTuple):
         return [home / name for name in self.needs if not (home / name).exists()]
 
     def partial_home(self, raw: Path) -> Path | None:
-        """Folder in which something needed lies."""
-        homes = (home for home in _homes(raw) if len(self.lacking(home)) < len(self.needs))
-        return next(homes, None)
+        """Folder in which a needed file lies; folders are not asked, as many sets have images/."""
+        homes = _homes(raw)
+        return next((h for h in homes if any((h / need).is_file() for need in self.needs)), None)
 
     def absent(self, raw: Path) -> list[str]:
         """Official files that are not in the folder of raw files."""

@@ -6,8 +6,8 @@ Oxford-IIIT Pets (Parkhi et al., 2012) are such. ``ijepa.data.official`` says wh
 ``options.archives`` are their names, ``options.images`` is the folder of the images.
 ``options.train`` and ``options.test`` are the lists of each split. ``options.line`` is a regular
 expression of a line: its group ``image`` is the image's path without ``.jpg``, its group ``class``
-the name of the class. Classes are numbered in the order of their names in the lists of ``train``,
-whatever their case.
+the name of the class. Classes are numbered in the order of the text file ``options.classes``, a
+name a line, or without one in the order of their names, whatever their case.
 """
 
 import re
@@ -55,13 +55,16 @@ def encode(dataset: Dataset, content: bytes) -> bytes:
 def _parts(dataset: Dataset) -> Official:
     options = dataset.options
     keys = ["archives", *dataset.splits]
-    if set(options) != OPTIONS or not all(isinstance(options[key], list) for key in keys):
+    if options.keys() - {"classes"} != OPTIONS or not all(
+        isinstance(options[key], list) for key in keys
+    ):
         raise UserError(
-            f"datasets.yaml: {dataset.name}: options are {options}: give images, line, and as "
-            "lists archives, train and test"
+            f"datasets.yaml: {dataset.name}: options are {options}: give images, line, "
+            "as lists archives, train and test, and, if there is one, classes"
         )
     lists = [name for split in dataset.splits for name in options[split]]
-    return Official(options["archives"], [options["images"], *lists])
+    classes = [options["classes"]] if "classes" in options else []
+    return Official(options["archives"], [options["images"], *lists, *classes])
 
 
 def _lines(dataset: Dataset, home: Path, split: str) -> Iterator[tuple[Path, int, str, str]]:
@@ -94,4 +97,11 @@ def _classes(dataset: Dataset, home: Path) -> dict[str, int]:
             f"{', '.join(str(home / name) for name in dataset.options['train'])}: {len(names)} "
             f"classes, datasets.yaml says {expected}: bring the official list, or correct `labels`"
         )
-    return {name: number for number, name in enumerate(sorted(names, key=str.lower))}
+    ordered = sorted(names, key=str.lower)
+    if "classes" in dataset.options:
+        path = home / dataset.options["classes"]
+        ordered = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        ordered = [line.strip() for line in ordered if line.strip()]
+        if set(ordered) != names:
+            raise UserError(f"{path}: its classes are not those of the lists: bring both again")
+    return {name: number for number, name in enumerate(ordered)}
