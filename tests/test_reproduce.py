@@ -100,6 +100,7 @@ def test_a_failed_job_shows_the_end_of_its_log(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "none") == ["(it has none)"]
 
 
+@pytest.mark.usefixtures("real_register")
 def test_an_estimate_names_every_job_of_the_plan_and_twice_the_speed_halves_it() -> None:
     grid = Grid(read_benchmark(MINI), cores=2)
     vits = dict.fromkeys(RUNS, ViTConfig(**MINI["vit"]))
@@ -129,6 +130,7 @@ class Config:
 """
 
 
+@pytest.mark.usefixtures("real_register")
 def test_an_estimate_takes_a_new_evaluation_of_images_for_one_pass_over_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
