@@ -4,7 +4,6 @@ They come from a run's ``whole.safetensors``, from an encoder of this project, o
 file. Everything that is asked for must be in the file and fit; what starts fresh is listed.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ from torch import Tensor
 from ijepa.architecture import ViTConfig
 from ijepa.checkpoint import load_encoder
 from ijepa.errors import UserError
-from ijepa.image_size import Size, as_size, sides
+from ijepa.image_size import Size, as_size
 from ijepa.keep_and_start import Start
 from ijepa.method import Method, load_method
 from ijepa.released import convert as released
 from ijepa.released.layouts import unwrapped
 from ijepa.released.tensors import ours, read_tensors
-from ijepa.vit import ViT, sincos_positions
+from ijepa.vit import ViT
 from ijepa.whole import load_whole, own_name, read_about
 
 POSITIONS = ("pos_embed", released.TABLE)
@@ -122,12 +121,18 @@ def _averages_equal(tensors: Weights, method: Method) -> Weights:
 def _encoder(method: Method, start: Start) -> Weights:
     """The weights of one encoder, the one that is evaluated, for every tower."""
     path = Path(start.weights)
-    if ours(path):
-        weights = load_encoder(path)[0].state_dict()
-    elif read_about(path):
-        weights = load_whole(path)[0].encoder.state_dict()
+    if ours(path) or read_about(path):
+        network = load_encoder(path)[0] if ours(path) else load_whole(path)[0].encoder
+        weights, positions = network.state_dict(), network.variant.positions
     else:
-        weights = released.encoder(read_tensors(path), str(path)).weights
+        reading = released.encoder(read_tensors(path), str(path))
+        weights, positions = reading.weights, reading.variant.positions
+    wanted = method.encoder.variant.positions
+    if wanted != positions == "learned":
+        raise UserError(
+            f"{path} has learned positions, the run's encoder has fixed ones ({wanted}), which it "
+            "would never train: name a method whose encoder learns its positions, such as dino"
+        )
     return {
         f"{prefix}{name}": value
         for prefix, tower in _towers(method)
@@ -183,31 +188,11 @@ def _fitted(weights: Weights, tower: ViT, path: Path, start: Start) -> Weights:
                 f"{list(wanted[name].shape)}: set the run's vit to the file's sizes"
             )
     size = _size_of(path)
-    _check_positions(weights, tower, path, size)
     fit = all(_same(weights[name], wanted[name]) for name in POSITIONS if name in weights)
     # Grids of 2 x 8 and 4 x 4 have tables of one size.
     if fit and (size == tower.config.image_size or (_square(size) and tower.config.is_square)):
         return weights
     return _resampled(weights, tower.config, path, start)
-
-
-def _check_positions(weights: Weights, tower: ViT, path: Path, size: Size | None) -> None:
-    """Raise UserError for learned positions where the run's are fixed: they would never learn."""
-    kind = tower.variant.positions
-    if not kind.startswith("sincos"):
-        return
-    table_ND = weights["pos_embed"][0, tower.num_prefix_tokens :]
-    side = math.isqrt(len(table_ND))
-    rows, columns = (s // tower.config.patch_size for s in sides(size)) if size else (side, side)
-    fixed_1ND = sincos_positions(
-        tower.config.dim, (rows, columns), rows_first=kind == "sincos_rows_first"
-    )
-    # Half precision is good enough.
-    if not _same(table_ND, fixed_1ND[0]) or not table_ND.float().allclose(fixed_1ND[0], atol=0.01):
-        raise UserError(
-            f"{path} has other positions (pos_embed) than the run's encoder, whose sine-cosine "
-            "table is fixed: name a method whose encoder learns its positions, such as dino"
-        )
 
 
 def _square(size: Size | None) -> bool:

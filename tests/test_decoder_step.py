@@ -100,6 +100,7 @@ def test_the_cost_counts_training_and_samples() -> None:
     assert protocol.flops(tiny_config(), vit, Counts(1, 1, 1)) == counted.total
 
 
+@pytest.mark.usefixtures("real_register")
 def test_an_estimate_of_a_configs_time_has_the_decoders_own_cost() -> None:
     vit: dict[str, Any] = {"image_size": 32, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2}
     raw: dict[str, Any] = {

@@ -96,7 +96,7 @@ def test_an_encoder_with_layer_scale_goes_on_by_a_recipe_that_has_it(
 def test_learned_positions_are_refused_where_the_run_would_never_train_them(
     trained: Trained,
 ) -> None:
-    with pytest.raises(UserError, match=r"other positions .*name a method whose encoder learns"):
+    with pytest.raises(UserError, match=r"learned positions, .*name a method whose encoder learns"):
         started("mae", trained("dino"), parts="encoder")
     method, _ = started("dino", trained("mae"), parts="encoder")
     assert method.encoder.state_dict()["pos_embed"].equal(load_file(trained("mae"))["pos_embed"])
