@@ -89,6 +89,16 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_named(tmp_path: Path) -> Non
         list(image_folder.images(tmp_path))
 
 
+def test_two_folders_that_link_into_each_other_are_named(tmp_path: Path) -> None:
+    """Each way around gave the same images again, up to the system's 40 links."""
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").touch()
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+    with pytest.raises(UserError, match="a/other/other is a link to a folder that it lies in"):
+        list(image_folder.images(tmp_path / "a"))
+
+
 def png_of_16_bits() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         sum_ = struct.pack(">I", zlib.crc32(kind + data))

@@ -94,21 +94,23 @@ def endings(dataset: Dataset) -> set[str]:
     return ENDINGS if dataset.rgb else ENDINGS | ARRAYS
 
 
-def images(folder: Path, taken: set[str] = ENDINGS) -> Iterator[Path]:
+def images(folder: Path, taken: set[str] = ENDINGS, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Images in a folder and in those below it, sorted in each, without hidden ones.
 
-    ``taken`` are the endings of their files.
+    ``taken`` are the endings of their files, ``above`` the resolved folders that led here.
     """
     if not folder.is_dir():
         return
+    above = (*above, folder.resolve())
     with os.scandir(folder) as content:
         items = sorted((item for item in content if item.name[0] not in ".@"), key=lambda i: i.name)
     for item in items:
         path = Path(item.path)
         if path.is_dir():  # Path's: False for a link that leads nowhere, or to itself
-            if item.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            real = path.resolve()
+            if item.is_symlink() and any(parent.is_relative_to(real) for parent in above):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
-            yield from images(path, taken)
+            yield from images(path, taken, above)
         elif path.suffix.lower() in OTHERS:
             raise UserError(
                 f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
