@@ -100,6 +100,18 @@ def test_faults_of_an_image_folder_are_named(tmp_path: Path) -> None:
         image_folder.fetch(dataset("image_folder", **CLASSES), tmp_path)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("target", ["nowhere", "dog"])
+def test_a_class_that_is_a_link_to_nothing_or_to_itself_is_named(
+    target: str, split: str, tmp_path: Path
+) -> None:
+    """Left out, it would leave the later classes with other numbers."""
+    tree(tmp_path, "train/cat/1.png", "test/cat/1.png")
+    (tmp_path / split / "dog").symlink_to(target)
+    with pytest.raises(UserError, match=f"{split}/dog is a link to nothing"):
+        list(image_folder.entries(dataset("image_folder", **CLASSES), tmp_path, split))
+
+
 def test_a_flat_folder_gives_every_image_once(tmp_path: Path) -> None:
     tree(tmp_path, "b/2.png", "b/1.jpg", "a.png", "held/out/1.png")
     tiny = dataset("flat_folder", splits={"train": None})

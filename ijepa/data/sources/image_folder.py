@@ -150,7 +150,11 @@ def _folder(raw: Path, split: str) -> Path:
 def _class_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: bring a folder of images for each class")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing: bring the folder again, or remove it")
+    return sorted(path.name for path in paths if path.is_dir())
 
 
 def _stray(folder: Path, taken: set[str]) -> Path | None:
