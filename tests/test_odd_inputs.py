@@ -80,10 +80,12 @@ def test_weights_that_are_no_numbers_or_quantised_are_refused(value: Any, tmp_pa
 def test_links_that_lead_nowhere_or_in_a_circle_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    (folder / "x.jpg").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"x\.jpg is a link to nothing"):
-        list(image_folder.images(tmp_path))
-    (folder / "x.jpg").unlink()
+    (folder / "good.jpg").touch()
+    for name in ("x.jpg", "folder", "v1.2"):
+        (folder / name).symlink_to("nowhere")
+        with pytest.raises(UserError, match=f"{name} is a link to nothing"):
+            list(image_folder.images(tmp_path))
+        (folder / name).unlink()
     (folder / "up").symlink_to(tmp_path)
     with pytest.raises(UserError, match="up is a link to a folder that it lies in"):
         list(image_folder.images(tmp_path))

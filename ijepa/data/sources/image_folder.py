@@ -111,6 +111,8 @@ def images(folder: Path, taken: set[str] = ENDINGS, above: tuple[Path, ...] = ()
             if item.is_symlink() and any(parent.is_relative_to(real) for parent in above):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
             yield from images(path, taken, above)
+        elif item.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing: bring what it names, or remove it")
         elif path.suffix.lower() in OTHERS:
             raise UserError(
                 f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
@@ -118,8 +120,7 @@ def images(folder: Path, taken: set[str] = ENDINGS, above: tuple[Path, ...] = ()
             )
         elif path.suffix.lower() in taken:
             if not path.is_file():
-                kind = "a link to nothing" if item.is_symlink() else "no file"
-                raise UserError(f"{path} is {kind}: bring the image again, or remove it")
+                raise UserError(f"{path} is no file: bring the image again, or remove it")
             yield path
 
 
