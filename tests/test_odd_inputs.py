@@ -134,7 +134,13 @@ def test_a_tiff_of_16_bits_a_channel_is_refused_not_darkened() -> None:
         assert inspect(file.getvalue()) == ("tif", None), mode
 
 
-@pytest.mark.parametrize("name", ["x.heic", "x.AVIF", "x.jp2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x.heic", "x.AVIF", "x.jp2", "x.apng", "x.pcx", "x.dib", "x.jpx", "x.jpf", "x.sgi"),
+        *("x.dds", "x.ico", "x.hif", "x.pfm", "x.npy"),
+    ],
+)
 def test_an_image_of_a_format_that_is_not_taken_is_named_not_left_out(
     name: str, tmp_path: Path
 ) -> None:
