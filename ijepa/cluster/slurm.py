@@ -225,7 +225,7 @@ class Request:
                     f"{unit}, a node of partition {self.partition} has {available}: lower it"
                 )
         limits = [minutes(row[2]) for row in rows]
-        if None not in limits and self.minutes > max(limit for limit in limits if limit):
+        if None not in limits and self.minutes > max(limit or 0 for limit in limits):
             raise UserError(
                 f"runtime: {self.minutes} minutes are more than partition {self.partition} allows "
                 f"({rows[0][2]}): lower it; a job that runs out of time saves and goes on"
@@ -338,8 +338,8 @@ def address(node: str) -> str:
 
 
 def minutes(limit: str) -> int | None:
-    """Whole minutes of Slurm's [days-]hours:minutes:seconds; None for no limit."""
-    if limit == "infinite":
+    """Whole minutes of Slurm's [days-]hours:minutes:seconds; None for a word: there is no limit."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit):
         return None
     days, _, clock = limit.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
