@@ -29,13 +29,20 @@ def here() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Commit of the working tree, with "+" if its code differs; "unknown" outside git.
+    """Commit of the working tree, with "+" if its code differs; "unknown" without its git.
 
     Profiles do not count as code: every user sets a cluster's names in them.
     """
     code = ["--", "Snakefile", "ijepa", "evals", "workflow", "requirements.lock"]
     code += [":(exclude)workflow/profiles"]
     try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            print(
+                f"warning: {ROOT} lies unpacked in another repository, its commit unknown: "
+                "clone the project to have it",
+                file=sys.stderr,
+            )
+            return "unknown"
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", *code) else "")
     except FileNotFoundError:

@@ -80,13 +80,25 @@ def test_weights_that_are_no_numbers_or_quantised_are_refused(value: Any, tmp_pa
 def test_links_that_lead_nowhere_or_in_a_circle_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    (folder / "x.jpg").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"x\.jpg is a link to nothing"):
-        list(image_folder.images(tmp_path))
-    (folder / "x.jpg").unlink()
+    (folder / "good.jpg").touch()
+    for name in ("x.jpg", "folder", "v1.2"):
+        (folder / name).symlink_to("nowhere")
+        with pytest.raises(UserError, match=f"{name} is a link to nothing"):
+            list(image_folder.images(tmp_path))
+        (folder / name).unlink()
     (folder / "up").symlink_to(tmp_path)
     with pytest.raises(UserError, match="up is a link to a folder that it lies in"):
         list(image_folder.images(tmp_path))
+
+
+def test_two_folders_that_link_into_each_other_are_named(tmp_path: Path) -> None:
+    """Each way around gave the same images again, up to the system's 40 links."""
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").touch()
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+    with pytest.raises(UserError, match="a/other/other is a link to a folder that it lies in"):
+        list(image_folder.images(tmp_path / "a"))
 
 
 def png_of_16_bits() -> bytes:
@@ -122,7 +134,13 @@ def test_a_tiff_of_16_bits_a_channel_is_refused_not_darkened() -> None:
         assert inspect(file.getvalue()) == ("tif", None), mode
 
 
-@pytest.mark.parametrize("name", ["x.heic", "x.AVIF", "x.jp2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x.heic", "x.AVIF", "x.jp2", "x.apng", "x.pcx", "x.dib", "x.jpx", "x.jpf", "x.sgi"),
+        *("x.dds", "x.ico", "x.hif", "x.pfm", "x.npy"),
+    ],
+)
 def test_an_image_of_a_format_that_is_not_taken_is_named_not_left_out(
     name: str, tmp_path: Path
 ) -> None:

@@ -37,6 +37,23 @@ def test_a_commit_has_a_plus_where_code_differs_and_none_for_a_cluster_s_names(
     assert provenance.commit() == f"{committed}+"
 
 
+def test_the_commit_of_a_repository_around_the_project_is_not_the_project_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*name, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "link")
+    assert len(provenance.commit()) == 12
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(provenance, "ROOT", project)
+    assert provenance.commit() == "unknown"
+    assert "project lies unpacked in another repository" in capsys.readouterr().err
+
+
 GIT = subprocess.run(["git", "--version"], check=True, capture_output=True, text=True).stdout
 
 

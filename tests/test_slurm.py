@@ -74,6 +74,7 @@ def test_memory_is_asked_for_a_node_or_a_core_or_not_at_all(
     ("option", "key"),
     [
         ("--gpus-per-node=a100:4", "gpus_per_node and gpu_model"),
+        ("--gpus_per_node=2", "gpus_per_node and gpu_model"),
         ("--gres=gpu:a100:4", "gpus_per_node and gpu_model"),
         ("--mem-per-cpu=4G", "mem_mb_per_cpu"),
         ("--mem=0", "gb_per_gpu"),
@@ -95,6 +96,23 @@ def test_an_option_by_which_a_job_is_found_again_is_refused(option: str) -> None
         replace(ONE, extra=f"--exclude=n1 {option}").extras()
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--part=debug", "--partition"),
+        ("--acc=lab", "--account"),
+        ("--tim=9", "--time"),
+        ("--cpus=2", "--cpus-per-task"),
+        ("--com=mine", "--comment"),
+        ("--no-req", "--no-requeue"),
+    ],
+)
+def test_an_abbreviation_of_an_option_that_the_job_has_is_refused(option: str, name: str) -> None:
+    """Sbatch takes it for the whole name, after ours."""
+    with pytest.raises(UserError, match=rf"slurm_extra: '{option}': .* for {name}: write"):
+        replace(ONE, extra=option).extras()
+
+
 def test_variables_of_other_jobs_and_defaults_that_the_profile_decides_are_forgotten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +126,8 @@ def test_variables_of_other_jobs_and_defaults_that_the_profile_decides_are_forgo
 
 
 def test_what_the_job_does_not_ask_for_may_stand_in_the_extra() -> None:
+    for option in ("time-min=60", "mem-bind=local", "gres-flags=disable-binding", "exclude=n1"):
+        assert list(replace(ONE, extra=f"--{option}").extras()) == [option.partition("=")[0]]
     assert replace(ONE, extra="--gres=lscratch:50").extras() == {"gres": "lscratch:50"}
     assert replace(ONE, gb_per_gpu=0, extra="--mem=0").extras() == {"mem": "0"}
 
@@ -235,9 +255,8 @@ def test_a_run_takes_as_many_nodes_as_its_gpus_need(
 
 
 def test_slurms_limits_are_read() -> None:
-    assert [minutes(text) for text in ("30:00", "1:00:00", "2-12:30:00", "infinite")] == [
-        30, 60, 3630, None,
-    ]  # fmt: skip
+    assert [minutes(text) for text in ("30:00", "1:00:00", "2-12:30:00")] == [30, 60, 3630]
+    assert {minutes(text) for text in ("infinite", "UNLIMITED", "n/a", "")} == {None}
 
 
 def test_why_a_job_waits_is_said_once_for_each_reason(

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -192,6 +193,19 @@ def test_a_pickle_that_would_run_a_command_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"__builtin__\.eval is refused"):
         cifar.fetch(cifar_entry(10, checksums={"c.tar.gz": md5}), tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (32, 32, 3)])
+def test_a_pickle_of_images_in_another_shape_is_named(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    batch = {"labels": [0, 1], "data": np.zeros((2, *shape), np.uint8)}
+    for name in records(10):
+        (folder / name).write_bytes(pickle.dumps(batch, 2))
+    with pytest.raises(UserError, match=rf"shape {re.escape(str([2, *shape]))}, not \[2, 3072\]"):
+        cifar.fetch(cifar_entry(10), tmp_path)
 
 
 def test_cifar_batches_of_another_form_are_refused(tmp_path: Path) -> None:

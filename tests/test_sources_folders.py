@@ -100,6 +100,33 @@ def test_faults_of_an_image_folder_are_named(tmp_path: Path) -> None:
         image_folder.fetch(dataset("image_folder", **CLASSES), tmp_path)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("target", ["nowhere", "dog"])
+def test_a_class_that_is_a_link_to_nothing_or_to_itself_is_named(
+    target: str, split: str, tmp_path: Path
+) -> None:
+    """Left out, it would leave the later classes with other numbers."""
+    tree(tmp_path, "train/cat/1.png", "test/cat/1.png")
+    (tmp_path / split / "dog").symlink_to(target)
+    with pytest.raises(UserError, match=f"{split}/dog is a link to nothing"):
+        list(image_folder.entries(dataset("image_folder", **CLASSES), tmp_path, split))
+
+
+@pytest.mark.parametrize("source", [image_folder, flat_folder])
+def test_files_that_may_be_images_by_other_names_are_counted_in_one_warning(
+    source: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree(tmp_path, "train/cat/1.png", "train/dog/2.png")
+    for name in ("cat/plain", "cat/notes.txt", "cat/labels.csv.gz", "dog/3.JPG.gz", "dog/.hidden"):
+        (tmp_path / "train" / name).touch()
+    words = CLASSES if source is image_folder else {}
+    tiny = dataset(source.__name__.rpartition(".")[2], **words)
+    assert len(list(source.entries(tiny, tmp_path, "train"))) == 2
+    (message,) = caplog.messages
+    assert "2 files without an ending, or compressed, are left out, such as" in message
+    assert "train/cat/plain" in message
+
+
 def test_a_flat_folder_gives_every_image_once(tmp_path: Path) -> None:
     tree(tmp_path, "b/2.png", "b/1.jpg", "a.png", "held/out/1.png")
     tiny = dataset("flat_folder", splits={"train": None})

@@ -161,6 +161,14 @@ def test_kaggle_s_list_gives_the_classes_of_its_validation_images(
         fetched(IMAGENET, folders, "test")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_kaggle_s_list_in_another_encoding_is_named(encoding: str, folders: Path) -> None:
+    flatten(folders / "val", "{image}.JPEG")
+    (folders / "LOC_val_solution.csv").write_text("ImageId,Prediction\n", encoding=encoding)
+    with pytest.raises(UserError, match=r"LOC_val_solution\.csv is no text in UTF-8: bring"):
+        fetched(IMAGENET, folders, "test")
+
+
 def test_validation_images_of_which_nothing_tells_the_class_are_refused(folders: Path) -> None:
     flatten(folders / "val", "{image}.JPEG")
     (kaggle,) = IMAGENET_SOURCE.missing(IMAGENET, folders)

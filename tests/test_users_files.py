@@ -1,7 +1,9 @@
 """Files and folders as users have them: taken as they are, or refused in one line."""
 
+import lzma
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,24 @@ def test_a_compressed_shard_is_called_so(mode: Any, tool: str, tmp_path: Path) -
     (tmp_path / "a.png").write_bytes(b"a")
     with tarfile.open(tmp_path / "0.tar", mode) as tar:
         tar.add(tmp_path / "a.png", "a.png")
+    with pytest.raises(UserError, match=rf"0\.tar is compressed, .*unpack it \({tool}\)"):
+        list(tar_entries(tmp_path / "0.tar"))
+
+
+@pytest.mark.parametrize(
+    ("head", "tool"),
+    [
+        (b"\x04\x22\x4d\x18d@", "unlz4"),
+        (b"PK\3\4\x14", "unzip"),
+        (lzma.compress(b"a", lzma.FORMAT_ALONE), "unlzma"),
+        *((zlib.compress(b"a", level), "pigz -dz") for level in (1, 6, 9)),
+    ],
+    ids=["lz4", "zip", "lzma", "zlib 1", "zlib 6", "zlib 9"],
+)
+def test_a_shard_compressed_in_a_rarer_way_is_called_so(
+    head: bytes, tool: str, tmp_path: Path
+) -> None:
+    (tmp_path / "0.tar").write_bytes(head.ljust(1024, b"a"))
     with pytest.raises(UserError, match=rf"0\.tar is compressed, .*unpack it \({tool}\)"):
         list(tar_entries(tmp_path / "0.tar"))
 

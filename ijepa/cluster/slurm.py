@@ -142,17 +142,24 @@ class Request:
             raise UserError(f"slurm_extra: {self.extra!r}: {error}: close it") from None
         for word in words:
             name, _, value = word.partition("=")
+            name = name.replace("_", "-")  # as submitit writes it
             if not name.startswith("--"):
                 raise UserError(
                     f"slurm_extra: {word!r} in {self.extra!r}: write each option as --name=value"
+                )
+            ours = [*OF_THE_PROFILE, *OF_THE_LAUNCHER]
+            if name not in ours and any(option.startswith(name) for option in ours):
+                raise UserError(
+                    f"slurm_extra: {word!r}: sbatch takes abbreviations, this one perhaps for "
+                    f"{next(o for o in ours if o.startswith(name))}: write the option out"
                 )
             if name in OF_THE_LAUNCHER:
                 raise UserError(
                     f"slurm_extra: {word!r}: the launcher sets this option itself: leave it out"
                 )
             of_gpus = "gpu" in value
-            ours = {"--gres": of_gpus, "--tres-per-task": of_gpus, "--mem": self.memory}
-            of_the_job = ours.get(name, True)
+            conditions = {"--gres": of_gpus, "--tres-per-task": of_gpus, "--mem": self.memory}
+            of_the_job = conditions.get(name, True)
             if of_the_job and (key := OF_THE_PROFILE.get(name)):
                 raise UserError(
                     f"slurm_extra: {word!r}: the job has this option from {key} in the profile: "
@@ -225,7 +232,7 @@ class Request:
                     f"{unit}, a node of partition {self.partition} has {available}: lower it"
                 )
         limits = [minutes(row[2]) for row in rows]
-        if None not in limits and self.minutes > max(limit for limit in limits if limit):
+        if None not in limits and self.minutes > max(limit or 0 for limit in limits):
             raise UserError(
                 f"runtime: {self.minutes} minutes are more than partition {self.partition} allows "
                 f"({rows[0][2]}): lower it; a job that runs out of time saves and goes on"
@@ -338,8 +345,8 @@ def address(node: str) -> str:
 
 
 def minutes(limit: str) -> int | None:
-    """Whole minutes of Slurm's [days-]hours:minutes:seconds; None for no limit."""
-    if limit == "infinite":
+    """Whole minutes of Slurm's [days-]hours:minutes:seconds; None for a word: there is no limit."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit):
         return None
     days, _, clock = limit.rpartition("-")
     parts = [int(part) for part in clock.split(":")]

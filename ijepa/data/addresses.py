@@ -1,4 +1,4 @@
-"""Addresses without their signatures, which are renewed while the bytes stay the same; the Hub's.
+"""Addresses without signatures and secrets, renewed while the bytes stay the same; the Hub's.
 
 The Hub's own form is ``hf://datasets/USER/NAME/FILE``.
 """
@@ -11,29 +11,58 @@ from ijepa.errors import UserError
 
 HUB = "hf://datasets/"
 
+WORDS = "(?:token|key|sig|auth|secret|hmac|jwt|pass|cred)"
+SECRET = rf"[^=&?#\s'\"]*{WORDS}[^=&?#\s'\"]*(?!=[^&#\s'\"]*\.tar\b)"
+"""Names of secrets in a query. A value that ends in ``.tar`` is none: it names a shard."""
 SIGNED = re.compile(
-    r"(?<=[?&])(x-(amz|goog|oss|ms)-[\w-]+|sig(nature)?|expires|policy|key-pair-id|"
-    r"awsaccesskeyid|googleaccessid|ossaccesskeyid|(access_?)?token)=((?!::)[^&#\s'\"])*&?",
+    rf"(?<=[?&])(x-(amz|goog|oss|ms)-[\w-]+|q-[\w-]+|temp_url_\w+|hdn\w+|verify|expires|policy|"
+    rf"googleaccessid|{SECRET})=((?!::)[^&#\s'\"])*&?",
     re.IGNORECASE,
 )
-"""Parts of a query by which Amazon, Google, CloudFront and Alibaba sign an address."""
+"""Parts of a query by which Amazon, Google, Alibaba, Tencent, Akamai and others open an address."""
 AZURE = re.compile(
     r"(?<=[?&])(sv|ss|srt|sp|se|st|spr|sip|sr|skoid|sktid|skt|ske|sks|skv)=((?!::)[^&#\s'\"])*&?",
     re.IGNORECASE,
 )
 """Parts of Azure's signature; these short keys are others' own where no ``sig`` is beside them."""
 QUERY = re.compile(r"\?((?!::)[^#\s'\"])*")
+FRAGMENT = re.compile(rf"#([^\s'\"#]*&)?{SECRET}=((?!::)[^#\s'\"])*", re.IGNORECASE)
+USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+OPTIONS = [
+    re.compile(rf"(?P<name>(?P<quote>['\"])[\w-]*({WORDS}|cookie)[\w-]*:)((?!(?P=quote)).)*", re.I),
+    re.compile(
+        rf"(?P<name>\s(-H|--header)[\s=]*[\w-]*({WORDS}|cookie)[\w-]*:)(\\.|[^\s'\"\\])*", re.I
+    ),
+    re.compile(
+        r"(?P<name>(^|\s)(-\w*u|--user|--proxy-user)[\s=]*)"
+        r"('[^':]+:[^']*'|\"[^\":]+:[^\"]*\"|[^\s'\":]+:(?!//)[^\s'\"]*)"
+    ),
+    re.compile(
+        rf"(?P<name>(?<=\s)(--[\w-]*password|--oauth2-bearer)[\s=]+|(?<=[\s:])[\w-]*{WORDS}\w*=)"
+        r"('[^']*'|\"[^\"]*\"|[^\s'\"]*)",
+        re.I,
+    ),
+]
+"""Secrets in a command: headers, user and password, other options and variables."""
 
 
 def unsigned(value: Any) -> Any:
-    """An address, or plain data that holds addresses, without signatures."""
+    """An address, or plain data that holds addresses, without signatures and other secrets."""
     if isinstance(value, dict):
         return {unsigned(key): unsigned(item) for key, item in value.items()}
     if isinstance(value, list):
         return [unsigned(item) for item in value]
-    if not isinstance(value, str) or "://" not in value:
+    if not isinstance(value, str) or not ("://" in value or "pipe:" in value):
         return value
-    return QUERY.sub(lambda query: _unsigned_query(query[0]), value)
+    return without_secrets(value)
+
+
+def without_secrets(text: str) -> str:
+    """An address, a command or an error that repeats one, without its secrets."""
+    for option in OPTIONS:
+        text = option.sub(r"\g<name>", text)
+    text = USER.sub("", text)
+    return FRAGMENT.sub("", QUERY.sub(lambda query: _unsigned_query(query[0]), text))
 
 
 def _unsigned_query(query: str) -> str:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 20
 COMPRESSED = {
     b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\x04\x22\x4d\x18": "unlz4", b"PK\x03\x04": "unzip", b"\x5d\0\0": "unlzma",
+    b"\x78\x01": "pigz -dz", b"\x78\x9c": "pigz -dz", b"\x78\xda": "pigz -dz",
 }  # fmt: skip
 """Commands that unpack a file, by its first bytes."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -121,11 +121,12 @@ def _forget_other_settings(dataset: Dataset, out: Path) -> None:
     decisive = {*DECIDE_THE_BYTES, *(() if dataset.rgb else ("channels", "bits"))}
     settings = unsigned(dataset.model_dump(mode="json", include=decisive))
     path = out / "settings.json"
-    if path.exists() and read_json(path) != settings:
+    former = read_json(path) if path.exists() else None
+    if former is not None and unsigned(former) != settings:
         log.warning("%s was made by other settings of the register: making it anew", out)
         for old in [out / "index.json", *out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.json")]:
             old.unlink(missing_ok=True)
-    if not path.exists() or not (out / "index.json").exists():
+    if former != settings or not (out / "index.json").exists():
         write_json(path, settings)
 
 

@@ -209,6 +209,12 @@ def _from_pickle(content: bytes, num_labels: int) -> bytes:
     if not isinstance(batch, dict) or not set(keys) <= set(batch):
         raise UserError(f"a pickle without {', '.join(keys)} is no batch with {num_labels} labels")
     *labels, pixels = (np.asarray(batch[key], np.uint8) for key in keys)
+    shape = (len(labels[0]), PIXELS)
+    if pixels.shape != shape:
+        raise UserError(
+            f"a pickle whose data has the shape {list(pixels.shape)}, not {list(shape)}, is no "
+            "batch of CIFAR: bring the official archive"
+        )
     return np.column_stack([*labels, pixels]).tobytes()
 
 

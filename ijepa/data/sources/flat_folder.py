@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
-from ijepa.data.sources.image_folder import endings, images
+from ijepa.data.sources.image_folder import endings, images, left_out
 from ijepa.errors import UserError
 
 
@@ -36,10 +36,11 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(f"datasets.yaml: {dataset.name}: name the folder in options.test")
     folder = test if split == "test" and test is not None else raw
     empty = True
-    for path in images(folder, endings(dataset)):
-        if split == "test" or test is None or not path.is_relative_to(test):
-            empty = False
-            yield Entry(path, 0, None, str(path.relative_to(raw)), {})
+    with left_out(folder) as odd:
+        for path in images(folder, endings(dataset), odd):
+            if split == "test" or test is None or not path.is_relative_to(test):
+                empty = False
+                yield Entry(path, 0, None, str(path.relative_to(raw)), {})
     if empty:
         raise UserError(f"{folder} has no image for {split}: bring some")
 

@@ -7,6 +7,8 @@ register, all of the form ``archive: ADDRESS``, the folders are fetched; each ar
 checksum.
 """
 
+import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from ijepa.data.register import Dataset
 from ijepa.data.source import Entry
 from ijepa.errors import UserError
 
+log = logging.getLogger(__name__)
+
 ENDINGS = {
     ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
@@ -25,9 +29,11 @@ ARRAYS = {".npy"}
 """Endings that are images only of data sets with other channels or bits than RGB's."""
 OTHERS = {
     ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".dng", ".exr", ".dcm",
-    ".svg",
+    ".svg", ".apng", ".dib", ".pcx", ".sgi", ".ras", ".dds", ".ico", ".jpx", ".jpf", ".pfm",
+    ".hif", ".qoi", ".cr2", ".nef", ".arw",
 }  # fmt: skip
 """Endings of images that shards do not take. Without a word they would be left out."""
+PACKED = {".gz", ".bz2", ".xz", ".zst"}
 
 
 def missing(dataset: Dataset, raw: Path) -> list[str]:
@@ -72,14 +78,15 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
         raise UserError(f"{stray} lies in no class's folder: move it into one, or away")
     total = 0
     # A test split may lack a class; training images may not.
-    for number, name in enumerate(classes):
-        earlier_total = total
-        for path in images(folder / name, endings(dataset)):
-            total += 1
-            where = str(path.relative_to(raw))
-            yield Entry(path, 0, None, where, {label: number})
-        if split == "train" and total == earlier_total:
-            raise UserError(f"{folder / name} has no image: bring some, or remove the class")
+    with left_out(folder) as odd:
+        for number, name in enumerate(classes):
+            earlier_total = total
+            for path in images(folder / name, endings(dataset), odd):
+                total += 1
+                where = str(path.relative_to(raw))
+                yield Entry(path, 0, None, where, {label: number})
+            if split == "train" and total == earlier_total:
+                raise UserError(f"{folder / name} has no image: bring some, or remove the class")
     if not total:
         raise UserError(f"{folder} has no image in any class's folder")
 
@@ -94,31 +101,61 @@ def endings(dataset: Dataset) -> set[str]:
     return ENDINGS if dataset.rgb else ENDINGS | ARRAYS
 
 
-def images(folder: Path, taken: set[str] = ENDINGS) -> Iterator[Path]:
+@contextlib.contextmanager
+def left_out(folder: Path) -> Iterator[list[Path]]:
+    """Yield a list for files that may be images by other names, and warn of those in it."""
+    odd: list[Path] = []
+    try:
+        yield odd
+    finally:
+        if odd:
+            log.warning(
+                "%s: %s files without an ending, or compressed, are left out, such as %s: if they "
+                "are images, name them as such, or unpack them",
+                *(folder, len(odd), odd[0]),
+            )
+
+
+def images(
+    folder: Path,
+    taken: set[str] = ENDINGS,
+    odd: list[Path] | None = None,
+    above: tuple[Path, ...] = (),
+) -> Iterator[Path]:
     """Images in a folder and in those below it, sorted in each, without hidden ones.
 
-    ``taken`` are the endings of their files.
+    ``taken`` are the endings of their files, ``above`` the resolved folders that led here. Files
+    that may be images by other names are added to ``odd``.
     """
     if not folder.is_dir():
         return
+    above = (*above, folder.resolve())
     with os.scandir(folder) as content:
         items = sorted((item for item in content if item.name[0] not in ".@"), key=lambda i: i.name)
     for item in items:
         path = Path(item.path)
         if path.is_dir():  # Path's: False for a link that leads nowhere, or to itself
-            if item.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            real = path.resolve()
+            if item.is_symlink() and any(parent.is_relative_to(real) for parent in above):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
-            yield from images(path, taken)
-        elif path.suffix.lower() in OTHERS:
+            yield from images(path, taken, odd, above)
+        elif item.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing: bring what it names, or remove it")
+        elif path.suffix.lower() in (OTHERS | ARRAYS) - taken:
             raise UserError(
-                f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
-                "or remove it"
+                f"{path}: {path.suffix} is no format for shards: convert it, to "
+                "PNG for example, or remove it"
             )
         elif path.suffix.lower() in taken:
             if not path.is_file():
-                kind = "a link to nothing" if item.is_symlink() else "no file"
-                raise UserError(f"{path} is {kind}: bring the image again, or remove it")
+                raise UserError(f"{path} is no file: bring the image again, or remove it")
             yield path
+        elif odd is not None and (not path.suffix or _is_packed(path, taken)):
+            odd.append(path)
+
+
+def _is_packed(path: Path, taken: set[str]) -> bool:
+    return path.suffix.lower() in PACKED and Path(path.stem).suffix.lower() in taken
 
 
 def _missing(dataset: Dataset, raw: Path) -> list[str]:
@@ -148,7 +185,11 @@ def _folder(raw: Path, split: str) -> Path:
 def _class_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: bring a folder of images for each class")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing: bring the folder again, or remove it")
+    return sorted(path.name for path in paths if path.is_dir())
 
 
 def _stray(folder: Path, taken: set[str]) -> Path | None:

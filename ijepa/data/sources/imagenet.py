@@ -201,7 +201,9 @@ def _solution(raw: Path) -> Path | None:
 def _flat(raw: Path, folder: Path) -> list[tuple[str, str, Path]]:
     """Class, official name and path of each image of a flat folder, sorted."""
     solution = _solution(raw)
-    text = solution.read_text(encoding="utf-8") if solution else ""
+    text = solution.read_text(encoding="utf-8", errors="replace") if solution else ""
+    if "\ufffd" in text or "\0" in text:
+        raise UserError(f"{solution} is no text in UTF-8: bring Kaggle's file, or save it as UTF-8")
     classes = dict(re.findall(r"^(\w+),(n\d{8})\b", text, re.MULTILINE))
     images = []
     for path in folder_entries(folder):

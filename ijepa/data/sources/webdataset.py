@@ -26,7 +26,7 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from ijepa.data.addresses import HUB, on_the_hub, unsigned
+from ijepa.data.addresses import HUB, on_the_hub, unsigned, without_secrets
 from ijepa.data.archives import tar_entries, verify_once
 from ijepa.data.download import download
 from ijepa.data.register import Dataset
@@ -94,7 +94,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
                 empty = False
                 yield Entry(path, *members[pictures[0]], f"{path.name}: {key}", labels)
     if empty:
-        raise UserError(f"the shards {dataset.options[split]} of {split} have no sample")
+        raise UserError(f"the shards {unsigned(dataset.options[split])} of {split} have no sample")
 
 
 def encode(dataset: Dataset, content: bytes) -> bytes:
@@ -133,8 +133,8 @@ def _pattern(dataset: Dataset, split: str) -> str:
     texts = all(isinstance(value, str) for value in dataset.options.values())
     if pattern is None or not texts or set(dataset.options) - OPTIONS:
         raise UserError(
-            f"datasets.yaml: {dataset.name}: options are {dataset.options}: give a pattern of the "
-            f"shards of {split} as text; known are {', '.join(sorted(OPTIONS))}"
+            f"datasets.yaml: {dataset.name}: options are {unsigned(dataset.options)}: give a "
+            f"pattern of the shards of {split} as text; known are {', '.join(sorted(OPTIONS))}"
         )
     return pattern
 
@@ -168,7 +168,7 @@ def _download(address: str, path: Path, count: Callable[[int], object]) -> None:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 raise
-            fault = unsigned(str(error))  # it may repeat the address
+            fault = without_secrets(str(error))  # it may repeat the address
             raise UserError(
                 f"{unsigned(address)} could not be fetched ({fault}): check the address (its "
                 "signature may be out of date: renew it in datasets.yaml) and the network, "
