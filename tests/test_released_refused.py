@@ -89,6 +89,9 @@ def test_a_tower_that_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             import_encoder(tmp_path / path, tmp_path / "out", tower=tower, num_heads=3)
     import_encoder(tmp_path / "context.pth", tmp_path / "out", tower="context", num_heads=3)
+    torch.save({"state_dict_ema": network(PLAIN).state_dict()}, tmp_path / "ema.pth")
+    with pytest.raises(UserError, match=r"no encoder is without a name \(there is ema\)"):
+        import_encoder(tmp_path / "ema.pth", tmp_path / "out", num_heads=3)
 
 
 class Bomb:

@@ -117,7 +117,8 @@ def reading_in(
     if selected not in roots:
         selected = next(iter(roots))
         existing = ", ".join(other or "one without a name" for other in roots)
-        objections.append(f"no encoder is called {requested} (there is {existing})")
+        wanted = f"called {requested}" if requested else "without a name"
+        objections.append(f"no encoder is {wanted} (there is {existing})")
     root = roots[selected]
 
     weights, published, leftovers, unexpected = {}, {}, [], []
