@@ -30,9 +30,11 @@ CONSTANTS = ("relative_position_index", "rd_pos_embed")
 
 TRAINING = (
     r"(opt|optimizer(_states?)?|((fp16|grad|amp)_)?scaler|amp|(lr_)?schedulers?|args|config|"
-    r"callbacks|loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?)(\..*)?"
+    r"callbacks|loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?|"
+    r"(\w+\.)*n_averaged)(\..*)?"
 )
-"""State of a training loop, which holds tensors in some files."""
+"""State of a training loop, which holds tensors in some files; torch's AveragedModel counts its
+updates in ``n_averaged``."""
 
 HEADS = {size["dim"]: int(size["num_heads"]) for size in SIZES.values()}
 """Published widths and their numbers of heads. timm's ``vit_base_patch16_gap_224`` has others."""
