@@ -159,6 +159,23 @@ def test_a_broken_file_is_refused_and_nothing_is_written(
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (torch.Tensor.to_sparse, "is no dense tensor"),
+        (lambda value: value.to("meta"), r"is a tensor without values \(meta\)"),
+    ],
+)
+def test_tensors_that_are_sparse_or_without_values_are_refused(
+    change: Any, says: str, tmp_path: Path
+) -> None:
+    weights = network(PLAIN).state_dict()
+    for name in ("pos_embed", "blocks.0.mlp.fc1.bias"):
+        torch.save({**weights, name: change(weights[name])}, tmp_path / "file.pth")
+        with pytest.raises(UserError, match=f"{name} {says}: get a file of dense weights"):
+            import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_whose_bytes_were_changed_is_read_or_refused(zipped: bool, tmp_path: Path) -> None:
     path, random = tmp_path / "file.pth", np.random.default_rng(0)

@@ -50,11 +50,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return dict(flattened(content))
-        with torch.serialization.safe_globals(VALUES):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+        else:
+            with torch.serialization.safe_globals(VALUES):
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
     except (SafetensorError, *GARBLED) as error:
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
@@ -65,7 +65,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is damaged, or is no file of torch or safetensors ({reason}): get it again"
         ) from None
-    return dict(flattened(content))
+    tensors = dict(flattened(content))
+    for name, value in tensors.items():
+        if value.is_meta or value.layout != torch.strided:
+            kind = "a tensor without values (meta)" if value.is_meta else "no dense tensor"
+            raise UserError(f"{path}: {name} is {kind}: get a file of dense weights")
+    return tensors
 
 
 def is_safetensors(path: Path) -> bool:
