@@ -159,6 +159,15 @@ def test_a_broken_file_is_refused_and_nothing_is_written(
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("value", [np.array([1, "a"], object), np.zeros(2, [("a", "i4")])])
+def test_numpys_objects_and_records_are_refused_by_their_name(value: Any, tmp_path: Path) -> None:
+    """A record's bytes can be pointers, if its type says so."""
+    torch.save({"model": network(PLAIN).state_dict(), "best": value}, tmp_path / "file.pth")
+    kind = type(value.dtype).__name__
+    with pytest.raises(UserError, match=rf"holds numpy\.dtypes\.{kind} among its values"):
+        read_tensors(tmp_path / "file.pth")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

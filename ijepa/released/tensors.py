@@ -7,7 +7,9 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PosixPath
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,37 @@ from ijepa.errors import UserError
 
 GARBLED = (*TORN, AssertionError, AttributeError, IndexError, TypeError, struct.error)
 """Errors that torch raises for a file in which bytes were changed, those of TORN included."""
+
+
+def _list(values: Any = (), maxlen: int | None = None) -> list[Any]:
+    """Stands for a deque, which torch's reader does not fill."""
+    return list(values)
+
+
+def _dict(factory: Any = None) -> dict[Any, Any]:
+    """Stands for a defaultdict, which torch's reader does not fill."""
+    return {}
+
+
+PATHS = [
+    (pure, f"{module}.{kind}{name}")
+    for pure, name in ((PurePosixPath, "PosixPath"), (PureWindowsPath, "WindowsPath"))
+    for module in ("pathlib", "pathlib._local")  # the latter is Python 3.13's
+    for kind in ("", "Pure")
+]
 SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
 VALUES: list[Any] = [
-    argparse.Namespace, PosixPath, np.ndarray, np.dtype, SCALAR, ARRAY, _codecs.encode,
+    argparse.Namespace, SimpleNamespace, date, datetime, timedelta, timezone, *PATHS,
+    (_list, "collections.deque"), (_dict, "collections.defaultdict"), dict, float, int, list,
+    np.ndarray, np.dtype, SCALAR, ARRAY, _codecs.encode,
     (SCALAR, "numpy.core.multiarray.scalar"), (ARRAY, "numpy.core.multiarray._reconstruct"),
-    *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdg"},
+    *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdgmM"},
 ]  # fmt: skip
-"""Types that only hold values, which trainings save beside their weights: arguments, metrics."""
+"""Types that only hold values, which trainings save beside their weights: arguments, metrics.
+
+Not among them are numpy's objects and records: from their bytes a file can make pointers, and a
+reader of those runs into any memory.
+"""
 WRAPPERS = re.compile(
     r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|"
     r"base_model\.model)\."
@@ -59,6 +85,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
                 f"{path} holds code ({code[1]}), which is not run: get a file of tensors only"
+            ) from None
+        if kind := re.search(r"but got <class '([\w.]+)'", str(error)):
+            raise UserError(
+                f"{path} holds {kind[1]} among its values, which is not read for safety: get a "
+                "file of tensors only"
             ) from None
         # torch's first line may advise the user to run the code: leave it out.
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip().partition("\n")[0]
