@@ -89,6 +89,13 @@ def test_timm_and_transformers_give_the_features_that_we_give(
     name, tokens = by_transformers(tmp_path / "transformers", images(size))
     assert name == CLASSES[kind]
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
+    for package in ("timm", "transformers"):
+        back = tmp_path / f"{package}.safetensors"
+        import_encoder(tmp_path / package / "model.safetensors", back, num_heads=3)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                load_encoder(back)[0](images(size)), expected, rtol=0, atol=0
+            )
 
 
 def test_a_trained_run_of_ijepa_gives_its_target_encoder(trained: Trained, tmp_path: Path) -> None:

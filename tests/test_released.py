@@ -248,8 +248,8 @@ def test_an_exported_encoder_returns_bit_by_bit_or_is_refused(
 FITS = {
     "ijepa": {"ijepa", "timm", "transformers"},
     "mae": {"mae", "timm", "transformers"},
-    "data2vec": {"data2vec", "timm"},
-    "cae": {"cae", "timm"},
+    "data2vec": {"data2vec", "timm", "transformers"},
+    "cae": {"cae", "timm", "transformers"},
     "dino": {"dino", "ibot", "timm", "transformers"},
     "dinov2": {"timm", "transformers"},
 }

@@ -22,7 +22,7 @@ from torch import Tensor
 from ijepa.architecture import SIZES, Variant, ViTConfig
 from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
-from ijepa.released.layouts import DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES, Layout
+from ijepa.released.layouts import BEIT_NAMES, DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES, Layout
 from ijepa.vit import ViT
 
 CONSTANTS = ("relative_position_index", "rd_pos_embed")
@@ -197,6 +197,7 @@ def publish(
     to_published = {"": ""}
     if name == "transformers":
         names = VIT_NAMES if variant.layer_scale is None else DINOV2_NAMES
+        names = BEIT_NAMES if variant.blocks == "beit" else names
         to_published = {ours: theirs for theirs, ours in names.items()}
         weights = split(weights)
     theirs = {ours: translate(ours, to_published) for ours in weights}
@@ -256,9 +257,15 @@ def rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 
 
 def joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with those of queries, keys and values joined as ``qkv``, if all three are there."""
+    """Weights with those of queries, keys and values joined as ``qkv``, if all three are there.
+
+    Where no key has a bias, as in BEiT, the others' biases have its names (``q_bias``).
+    """
     result = dict(weights)
+    keyed = any(name.endswith(".attn.k.bias") for name in weights)
     for name in weights:
+        if name.endswith((".attn.q.bias", ".attn.v.bias")) and not keyed:
+            result[f"{name.removesuffix('.bias')}_bias"] = result.pop(name)
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in PARTS]
         if ".attn.q." in name and all(part in weights for part in parts):
             values = [result.pop(part) for part in parts]

@@ -171,9 +171,9 @@ LAYOUTS = {
         r"mask_token|head(_dist)?\.(weight|bias)",
     ),
     "transformers": Layout(
-        {"": Tower(rf"{IN}((vit|ijepa|dinov2)\.)?")},
+        {"": Tower(rf"{IN}((vit|ijepa|dinov2|beit|data2vec_vision)\.)?")},
         rf"{IN}(embeddings\.mask_token|pooler\..*|classifier\..*|decoder\..*)",
-        names={**STATE_NAMES, **VIT_NAMES, **DINOV2_NAMES},
+        names={**STATE_NAMES, **BEIT_NAMES, **DINOV2_NAMES},
         patch="embeddings.patch_embeddings.projection.weight",
     ),
 }
