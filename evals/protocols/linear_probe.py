@@ -53,7 +53,8 @@ class Config(Pooled):
     step, as in MAE.
 
     ``norms`` are the layers before the linear one, each a head of its own; ``init_std`` is the
-    deviation of its initial weights, by default nn.Linear's own distribution.
+    deviation of its initial weights, by default nn.Linear's own distribution. ``layers: 4``, also
+    where it is written out, takes all layers of a shallower network.
 
     ``whiten`` adds heads on whitened features, which the papers do not have. These heads are linear
     too, but SGD brings them to their optimum in a few epochs even if the features are too
