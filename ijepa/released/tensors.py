@@ -99,8 +99,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = dict(flattened(content))
     for name, value in tensors.items():
         if value.is_meta or value.layout != torch.strided:
-            kind = "a tensor without values (meta)" if value.is_meta else "no dense tensor"
-            raise UserError(f"{path}: {name} is {kind}: get a file of dense weights")
+            what = "a tensor without values (meta)" if value.is_meta else "no dense tensor"
+            raise UserError(f"{path}: {name} is {what}: get a file of dense weights")
     return tensors
 
 
