@@ -84,6 +84,7 @@ STATE_NAMES = {
     "layers.{}.layernorm_before.": "blocks.{}.norm1.",
     "layers.{}.layernorm_after.": "blocks.{}.norm2.",
     "layers.{}.mlp.": "blocks.{}.mlp.",
+    "layers.{}.lambda_": "blocks.{}.gamma_",
 }
 """Names that transformers 5 has in memory (``state_dict``); its ``save_pretrained`` writes those
 above."""
