@@ -169,6 +169,11 @@ def timm_training(w: Weights, other: Weights) -> Any:
     return {**whole, "state_dict_ema": timm_file(other, w)}
 
 
+def averaged(w: Weights, other: Weights) -> Any:
+    """The state of torch's AveragedModel around a network of timm."""
+    return {"state_dict": {"n_averaged": torch.tensor(7), **under("module.", timm_file(w, other))}}
+
+
 def dinov2_file(w: Weights, other: Weights) -> Any:
     return {**w, "mask_token": torch.zeros(1, 48)}
 
@@ -259,6 +264,7 @@ FILES: dict[str, tuple[str, Variant, Callable[[Weights, Weights], Any]]] = {
     "ibot, norms in heads": ("ibot", PLAIN, ibot_with_norms),
     "timm": ("timm", PLAIN, timm_file),
     "timm, training": ("timm", PLAIN, timm_training),
+    "timm, averaged": ("timm", PLAIN, averaged),
     "timm, I-JEPA": ("timm", Variant(), bare),
     "timm, DINOv2": ("timm", SCALED, dinov2_file),
     "transformers, ViTMAE": ("transformers", Variant(class_token=True), transformers_vit),

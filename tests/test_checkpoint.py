@@ -1,7 +1,10 @@
 """Checkpoints as trainings save them: wrapped modules, metrics beside the weights, averages."""
 
 import argparse
-from pathlib import Path
+from collections import defaultdict, deque
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +65,18 @@ BESIDE = {
     "is_best": np.bool_(True),
     "split": np.str_("val"),
     "args": argparse.Namespace(lr=1e-3, output=Path("somewhere")),
+    "out": PureWindowsPath("somewhere"),
+    "curves": defaultdict(list, {"loss": [1.0]}),
+    "counts": defaultdict(int, {"steps": 3}),
+    "last": deque([1, 2], maxlen=2),
+    "seen": deque([1, 2]),
+    "began": datetime(2026, 1, 1, tzinfo=UTC),
+    "day": date(2026, 1, 1),
+    "took": timedelta(seconds=3),
+    "config": SimpleNamespace(lr=1e-3),
+    "time": np.datetime64("2026-01-01"),
+    "times": np.array(["2026-01-01"], "datetime64[D]"),
+    "durations": np.array([3], "timedelta64[s]"),
 }
 
 
@@ -75,6 +90,15 @@ def test_metrics_and_arguments_beside_the_weights_are_left_out(
     torch.save({"model": weights, key: BESIDE[key]}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", numpy.encode()))
     assert same(read_tensors(path), under("model.", weights))
+
+
+@pytest.mark.parametrize("name", [b"pathlib._local\nPosixPath", b"pathlib\nWindowsPath"])
+def test_paths_of_other_pythons_and_systems_are_left_out(name: bytes, tmp_path: Path) -> None:
+    """Python 3.13 has another module for them; a path of Windows cannot be made here."""
+    path, weights = tmp_path / "file.pth", {"norm.bias": torch.ones(3)}
+    torch.save({**weights, "out": tmp_path}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"pathlib\nPosixPath", name))
+    assert same(read_tensors(path), weights)
 
 
 @pytest.mark.parametrize("average", ["state_dict_ema", "model_ema"])

@@ -89,6 +89,15 @@ def test_timm_and_transformers_give_the_features_that_we_give(
     name, tokens = by_transformers(tmp_path / "transformers", images(size))
     assert name == CLASSES[kind]
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "transformers")
+    torch.save(model.state_dict(), tmp_path / "memory.pth")
+    back = tmp_path / "back.safetensors"
+    for there in ("timm/model.safetensors", "transformers/model.safetensors", "memory.pth"):
+        import_encoder(tmp_path / there, back, num_heads=3, force=True)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                load_encoder(back)[0](images(size)), expected, rtol=0, atol=0
+            )
 
 
 def test_a_trained_run_of_ijepa_gives_its_target_encoder(trained: Trained, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "cae": {**LINPROBE, "epochs": 90},
     "dino": {**OF_DINO, **BY_CLS_AND_AVERAGE, "learning_rates": (0.001,), "chosen_on": "test"},
     "dino_small": {**OF_DINO, "pool": "cls", "layers": 4, "learning_rates": (0.001,)},
-    "ibot": {**OF_DINO, **BY_CLS_AND_AVERAGE, "chosen_on": "held_out"},
+    "ibot": {**OF_DINO, **BY_CLS_AND_AVERAGE, "chosen_on": "test"},
 }
 """I-JEPA, A.2; VISSL at 04788de9; MAE's FINETUNE.md; CAE's README; the scripts of DINO and iBOT."""
 BILINEAR = {"places205", "inat18", "clevr_count", "clevr_dist", "dino", "dino_small", "ibot"}

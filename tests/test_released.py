@@ -83,6 +83,31 @@ def test_a_published_file_is_recognised_and_its_encoder_computes_the_same(
         torch.testing.assert_close(encoder(images()), net(images()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("wrapper", ["module.module.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", FILES)
+def test_wrappers_around_an_encoder_are_taken_off(kind: str, wrapper: str, tmp_path: Path) -> None:
+    """Those of DistributedDataParallel around an average, or around torch.compile."""
+    fabricate(kind, tmp_path / "file.pth")
+    plain = read_tensors(tmp_path / "file.pth")
+    content = torch.load(tmp_path / "file.pth", weights_only=False)
+    torch.save(wrapped(content, wrapper), tmp_path / "wrapped.pth")
+    tensors = read_tensors(tmp_path / "wrapped.pth")
+    reading, expected = (released.encoder(one, "file") for one in (tensors, plain))
+    assert (reading.layout, reading.tower) == (expected.layout, expected.tower)
+    assert {n: v.sum() for n, v in reading.weights.items()} == {
+        n: v.sum() for n, v in expected.weights.items()
+    }
+
+
+def wrapped(content: Any, wrapper: str) -> Any:
+    """A file's content in which every dictionary of tensors alone is that of a wrapped module."""
+    if not isinstance(content, dict):
+        return content
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return under(wrapper, content)
+    return {name: wrapped(value, wrapper) for name, value in content.items()}
+
+
 @pytest.mark.parametrize(
     "kind", [kind for kind in FILES if "transformers" in kind or "timm" in kind]
 )
@@ -223,8 +248,8 @@ def test_an_exported_encoder_returns_bit_by_bit_or_is_refused(
 FITS = {
     "ijepa": {"ijepa", "timm", "transformers"},
     "mae": {"mae", "timm", "transformers"},
-    "data2vec": {"data2vec", "timm"},
-    "cae": {"cae", "timm"},
+    "data2vec": {"data2vec", "timm", "transformers"},
+    "cae": {"cae", "timm", "transformers"},
     "dino": {"dino", "ibot", "timm", "transformers"},
     "dinov2": {"timm", "transformers"},
 }

@@ -89,6 +89,9 @@ def test_a_tower_that_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             import_encoder(tmp_path / path, tmp_path / "out", tower=tower, num_heads=3)
     import_encoder(tmp_path / "context.pth", tmp_path / "out", tower="context", num_heads=3)
+    torch.save({"state_dict_ema": network(PLAIN).state_dict()}, tmp_path / "ema.pth")
+    with pytest.raises(UserError, match=r"no encoder is without a name \(there is ema\)"):
+        import_encoder(tmp_path / "ema.pth", tmp_path / "out", num_heads=3)
 
 
 class Bomb:
@@ -154,6 +157,32 @@ def test_a_broken_file_is_refused_and_nothing_is_written(
         import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3, force=True)
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [np.array([1, "a"], object), np.zeros(2, [("a", "i4")])])
+def test_numpys_objects_and_records_are_refused_by_their_name(value: Any, tmp_path: Path) -> None:
+    """A record's bytes can be pointers, if its type says so."""
+    torch.save({"model": network(PLAIN).state_dict(), "best": value}, tmp_path / "file.pth")
+    kind = type(value.dtype).__name__
+    with pytest.raises(UserError, match=rf"holds numpy\.dtypes\.{kind} among its values"):
+        read_tensors(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (torch.Tensor.to_sparse, "is no dense tensor"),
+        (lambda value: value.to("meta"), r"is a tensor without values \(meta\)"),
+    ],
+)
+def test_tensors_that_are_sparse_or_without_values_are_refused(
+    change: Any, says: str, tmp_path: Path
+) -> None:
+    weights = network(PLAIN).state_dict()
+    for name in ("pos_embed", "blocks.0.mlp.fc1.bias"):
+        torch.save({**weights, name: change(weights[name])}, tmp_path / "file.pth")
+        with pytest.raises(UserError, match=f"{name} {says}: get a file of dense weights"):
+            import_encoder(tmp_path / "file.pth", tmp_path / "out", num_heads=3)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

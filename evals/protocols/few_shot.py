@@ -66,7 +66,8 @@ class Config(Pooled):
     """Settings.
 
     Args:
-        layers: Number of last layers whose features are concatenated.
+        layers: Number of last layers whose features are concatenated; 2, also where it is written
+            out, takes all of a network with one.
         per_class: Number of images of each class; all images if it is left out.
         draws: Number of draws of these images. Of all images there is one.
         seed: Seed of the draws, and of a linear head's initial weights and batches.

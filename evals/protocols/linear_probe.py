@@ -53,7 +53,8 @@ class Config(Pooled):
     step, as in MAE.
 
     ``norms`` are the layers before the linear one, each a head of its own; ``init_std`` is the
-    deviation of its initial weights, by default nn.Linear's own distribution.
+    deviation of its initial weights, by default nn.Linear's own distribution. ``layers: 4``, also
+    where it is written out, takes all layers of a shallower network.
 
     ``whiten`` adds heads on whitened features, which the papers do not have. These heads are linear
     too, but SGD brings them to their optimum in a few epochs even if the features are too
@@ -172,13 +173,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # of the last four blocks. Crops are bilinear, evaluation views bicubic.
     "dino": DINO,
     "dino_small": {**DINO, "pool": "cls", "layers": 4},
-    # iBOT's own (eval_linear_multi, --sweep_lr_only): DINO's at 45 rates, of which the best counts.
+    # iBOT's own (eval_linear_multi, --sweep_lr_only): DINO's at 45 rates, of which the one that
+    # does best on the test images counts.
     "ibot": {
         **DINO,
         "learning_rates": tuple(
             round(n * 10.0**power, 6) for power in range(-4, 1) for n in range(1, 10)
         ),
-        "chosen_on": "held_out",
     },
     "cifar100": {**SGD, "epochs": 28, "milestones": (8, 16, 24)},
     # VISSL's configs of these name no interpolation: its default is bilinear.

@@ -22,7 +22,7 @@ from torch import Tensor
 from ijepa.architecture import SIZES, Variant, ViTConfig
 from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
-from ijepa.released.layouts import DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES, Layout
+from ijepa.released.layouts import BEIT_NAMES, DINOV2_NAMES, LAYER_SCALE, LAYOUTS, VIT_NAMES, Layout
 from ijepa.vit import ViT
 
 CONSTANTS = ("relative_position_index", "rd_pos_embed")
@@ -30,9 +30,11 @@ CONSTANTS = ("relative_position_index", "rd_pos_embed")
 
 TRAINING = (
     r"(opt|optimizer(_states?)?|((fp16|grad|amp)_)?scaler|amp|(lr_)?schedulers?|args|config|"
-    r"callbacks|loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?)(\..*)?"
+    r"callbacks|loops|hyper_parameters|(\w+_)?rng(_\w+)?|random_states?|"
+    r"(\w+\.)*n_averaged)(\..*)?"
 )
-"""State of a training loop, which holds tensors in some files."""
+"""State of a training loop, which holds tensors in some files; torch's AveragedModel counts its
+updates in ``n_averaged``."""
 
 HEADS = {size["dim"]: int(size["num_heads"]) for size in SIZES.values()}
 """Published widths and their numbers of heads. timm's ``vit_base_patch16_gap_224`` has others."""
@@ -117,7 +119,8 @@ def reading_in(
     if selected not in roots:
         selected = next(iter(roots))
         existing = ", ".join(other or "one without a name" for other in roots)
-        objections.append(f"no encoder is called {requested} (there is {existing})")
+        wanted = f"called {requested}" if requested else "without a name"
+        objections.append(f"no encoder is {wanted} (there is {existing})")
     root = roots[selected]
 
     weights, published, leftovers, unexpected = {}, {}, [], []
@@ -194,6 +197,7 @@ def publish(
     to_published = {"": ""}
     if name == "transformers":
         names = VIT_NAMES if variant.layer_scale is None else DINOV2_NAMES
+        names = BEIT_NAMES if variant.blocks == "beit" else names
         to_published = {ours: theirs for theirs, ours in names.items()}
         weights = split(weights)
     theirs = {ours: translate(ours, to_published) for ours in weights}
@@ -253,9 +257,15 @@ def rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 
 
 def joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with those of queries, keys and values joined as ``qkv``, if all three are there."""
+    """Weights with those of queries, keys and values joined as ``qkv``, if all three are there.
+
+    Where no key has a bias, as in BEiT, the others' biases have its names (``q_bias``).
+    """
     result = dict(weights)
+    keyed = any(name.endswith(".attn.k.bias") for name in weights)
     for name in weights:
+        if name.endswith((".attn.q.bias", ".attn.v.bias")) and not keyed:
+            result[f"{name.removesuffix('.bias')}_bias"] = result.pop(name)
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in PARTS]
         if ".attn.q." in name and all(part in weights for part in parts):
             values = [result.pop(part) for part in parts]

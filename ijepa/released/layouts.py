@@ -84,6 +84,7 @@ STATE_NAMES = {
     "layers.{}.layernorm_before.": "blocks.{}.norm1.",
     "layers.{}.layernorm_after.": "blocks.{}.norm2.",
     "layers.{}.mlp.": "blocks.{}.mlp.",
+    "layers.{}.lambda_": "blocks.{}.gamma_",
 }
 """Names that transformers 5 has in memory (``state_dict``); its ``save_pretrained`` writes those
 above."""
@@ -97,22 +98,23 @@ BEIT_NAMES = {
 }
 """Names of Beit and Data2VecVision in transformers."""
 
-IN = r"(state_dict\.)?(model\.)?"
-"""Containers that trainers put around a whole method: Lightning's is state_dict.model."""
-ONE = r"((state_dict\.(model\.)?|model\.)(encoder\.)?)?(module\.)?"
+IN = r"(state_dict\.)?(model\.)?(module\.)*"
+"""Containers that trainers put around a whole method: Lightning's is state_dict.model, those of
+DistributedDataParallel and of averages module, each once more."""
+ONE = r"((state_dict\.(model\.)?|model\.)(encoder\.)?)?(module\.)*"
 """Containers around a file's only encoder; ``encoder`` alone is a tower of I-JEPA."""
 
 SELF_DISTILLED = {
-    "teacher": Tower(rf"{IN}teacher\.(module\.)?(backbone\.)?", "teacher", "backbone."),
-    "student": Tower(rf"{IN}student\.(module\.)?(backbone\.)?", "student", "module.backbone."),
+    "teacher": Tower(rf"{IN}teacher\.(module\.)*(backbone\.)?", "teacher", "backbone."),
+    "student": Tower(rf"{IN}student\.(module\.)*(backbone\.)?", "student", "module.backbone."),
 }
-PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)?head\.(mlp|last_layer|last_norm)\d?\..*"
+PROJECTION_HEAD = rf"{IN}((teacher|student)\.)?(module\.)*head\.(mlp|last_layer|last_norm)\d?\..*"
 
 LAYOUTS = {
     "ijepa": Layout(
         {
-            "target": Tower(rf"{IN}target_encoder\.(module\.)?", "target_encoder", "module."),
-            "context": Tower(rf"{IN}encoder\.(module\.)?", "encoder", "module."),
+            "target": Tower(rf"{IN}target_encoder\.(module\.)*", "target_encoder", "module."),
+            "context": Tower(rf"{IN}encoder\.(module\.)*", "encoder", "module."),
         },
         rf"{IN}predictor\..*",
         Variant(),
@@ -134,8 +136,8 @@ LAYOUTS = {
         networks={"ema": "teacher.", "model": "student."},
     ),
     "cae": Layout(
-        {"": Tower(rf"{IN}(module\.)?encoder\.", "model", "encoder.")},
-        rf"{IN}(module\.)?(mask_token|"
+        {"": Tower(rf"{IN}encoder\.", "model", "encoder.")},
+        rf"{IN}(mask_token|"
         r"(regresser|decoder|teacher|alignment_encoder|encoder_to_(decoder|regresser)\w*)\..*)",
         Variant(
             class_token=True,
@@ -165,14 +167,14 @@ LAYOUTS = {
     "timm": Layout(
         {
             "": Tower(ONE),
-            "ema": Tower(r"(state_dict_ema|model_ema)\.(module\.)?"),
+            "ema": Tower(r"(state_dict_ema|model_ema)\.(module\.)*"),
         },
         r"mask_token|head(_dist)?\.(weight|bias)",
     ),
     "transformers": Layout(
-        {"": Tower(r"((vit|ijepa|dinov2)\.)?")},
-        r"(embeddings\.mask_token|pooler\..*|classifier\..*|decoder\..*)",
-        names={**STATE_NAMES, **VIT_NAMES, **DINOV2_NAMES},
+        {"": Tower(rf"{IN}((vit|ijepa|dinov2|beit|data2vec_vision)\.)?")},
+        rf"{IN}(embeddings\.mask_token|pooler\..*|classifier\..*|decoder\..*)",
+        names={**STATE_NAMES, **BEIT_NAMES, **DINOV2_NAMES},
         patch="embeddings.patch_embeddings.projection.weight",
     ),
 }

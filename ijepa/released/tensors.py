@@ -7,7 +7,9 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PosixPath
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,37 @@ from ijepa.errors import UserError
 
 GARBLED = (*TORN, AssertionError, AttributeError, IndexError, TypeError, struct.error)
 """Errors that torch raises for a file in which bytes were changed, those of TORN included."""
+
+
+def _list(values: Any = (), maxlen: int | None = None) -> list[Any]:
+    """Stands for a deque, which torch's reader does not fill."""
+    return list(values)
+
+
+def _dict(factory: Any = None) -> dict[Any, Any]:
+    """Stands for a defaultdict, which torch's reader does not fill."""
+    return {}
+
+
+PATHS = [
+    (pure, f"{module}.{kind}{name}")
+    for pure, name in ((PurePosixPath, "PosixPath"), (PureWindowsPath, "WindowsPath"))
+    for module in ("pathlib", "pathlib._local")  # the latter is Python 3.13's
+    for kind in ("", "Pure")
+]
 SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
 VALUES: list[Any] = [
-    argparse.Namespace, PosixPath, np.ndarray, np.dtype, SCALAR, ARRAY, _codecs.encode,
+    argparse.Namespace, SimpleNamespace, date, datetime, timedelta, timezone, *PATHS,
+    (_list, "collections.deque"), (_dict, "collections.defaultdict"), dict, float, int, list,
+    np.ndarray, np.dtype, SCALAR, ARRAY, _codecs.encode,
     (SCALAR, "numpy.core.multiarray.scalar"), (ARRAY, "numpy.core.multiarray._reconstruct"),
-    *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdg"},
+    *{type(np.dtype(code)) for code in "?SUbhilqBHILQefdgmM"},
 ]  # fmt: skip
-"""Types that only hold values, which trainings save beside their weights: arguments, metrics."""
+"""Types that only hold values, which trainings save beside their weights: arguments, metrics.
+
+Not among them are numpy's objects and records: from their bytes a file can make pointers, and a
+reader of those runs into any memory.
+"""
 WRAPPERS = re.compile(
     r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|"
     r"base_model\.model)\."
@@ -50,22 +76,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return dict(flattened(content))
-        with torch.serialization.safe_globals(VALUES):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+        else:
+            with torch.serialization.safe_globals(VALUES):
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
     except (SafetensorError, *GARBLED) as error:
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
                 f"{path} holds code ({code[1]}), which is not run: get a file of tensors only"
+            ) from None
+        if kind := re.search(r"but got <class '([\w.]+)'", str(error)):
+            raise UserError(
+                f"{path} holds {kind[1]} among its values, which is not read for safety: get a "
+                "file of tensors only"
             ) from None
         # torch's first line may advise the user to run the code: leave it out.
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip().partition("\n")[0]
         raise UserError(
             f"{path} is damaged, or is no file of torch or safetensors ({reason}): get it again"
         ) from None
-    return dict(flattened(content))
+    tensors = dict(flattened(content))
+    for name, value in tensors.items():
+        if value.is_meta or value.layout != torch.strided:
+            what = "a tensor without values (meta)" if value.is_meta else "no dense tensor"
+            raise UserError(f"{path}: {name} is {what}: get a file of dense weights")
+    return tensors
 
 
 def is_safetensors(path: Path) -> bool:
