@@ -18,7 +18,7 @@ from ijepa.identity import earlier_identity, run_identity
 from ijepa.keep_and_start import Keep, Start
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Count, NotNegativeInt, Pixels, Precision
-from ijepa.strict import merged, strict
+from ijepa.strict import as_read, merged, strict
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class RunConfig:
 def as_plain(run: RunConfig) -> dict[str, Any]:
     """Plain data of a run with every default filled in, as YAML and JSON hold it."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run)))
-    if start := plain.pop("start"):
-        plain["start"] = {"from": start.pop("weights"), **start}
+    del plain["start"]
+    if run.start:
+        plain["start"] = as_read(run.start)
     return plain
 
 

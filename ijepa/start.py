@@ -128,7 +128,7 @@ def _encoder(method: Method, start: Start) -> Weights:
         reading = released.encoder(read_tensors(path), str(path))
         weights, positions = reading.weights, reading.variant.positions
     wanted = method.encoder.variant.positions
-    if wanted != positions == "learned":
+    if positions == "learned" and wanted != "learned":
         raise UserError(
             f"{path} has learned positions, the run's encoder has fixed ones ({wanted}), which it "
             "would never train: name a method whose encoder learns its positions, such as dino"

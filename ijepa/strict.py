@@ -37,11 +37,16 @@ def strict(kind: type[T], raw: dict[str, Any], where: str, also: tuple[str, ...]
         raise UserError("; ".join(_explain(kind, raw, e, where, also) for e in errors)) from None
 
 
+def as_read(item: Any, defaults: bool = True) -> dict[str, Any]:
+    """Plain data of a dataclass, as ``strict`` reads it; if asked for, without its defaults."""
+    adapter = _adapter(type(item))  # type: ignore[arg-type]  # as above
+    plain: dict[str, Any] = adapter.dump_python(item, by_alias=True, exclude_defaults=not defaults)
+    return plain
+
+
 def without_defaults(item: Any) -> dict[str, Any]:
     """Plain data of a dataclass, as ``strict`` reads it, without keys that have their default."""
-    adapter = _adapter(type(item))  # type: ignore[arg-type]  # as above
-    plain: dict[str, Any] = adapter.dump_python(item, by_alias=True, exclude_defaults=True)
-    return plain
+    return as_read(item, defaults=False)
 
 
 def _defaults(kind: type) -> dict[str, Any]:

@@ -188,10 +188,10 @@ def learn(
 def begin(
     run: RunConfig, method: Method, folder: Path, world: World
 ) -> tuple[torch.optim.Optimizer, int]:
-    """Give networks the weights from which the run goes on; returns optimizer and first step.
+    """Prepare the networks, and make the optimizer; returns it and the number of steps done.
 
-    These are of the folder's checkpoint, else of the file that the run starts from, else as they
-    are.
+    Both are as in the folder's checkpoint. Without one, networks take the weights of the file that
+    the run starts from, if it starts from any.
     """
     recompute_blocks(method, run.activation_checkpointing)
     compile_teachers(method, run.compile)

@@ -43,12 +43,20 @@ from workflow.plan.command_options import register_entry
         ("any.org/0.tar#part", "0.tar#part"),
         ("any.org/get?key=train/{0..9}.tar&api_key=a", "get?key=train/{0..9}.tar"),
         ("any.org/key=3/token.tar", "key=3/token.tar"),
+        ("any.org/0.tar?author=a&design=b&monkey=c", "0.tar?author=a&design=b&monkey=c"),
         ("any.org/0.tar", "0.tar"),
     ],
 )
 def test_an_address_loses_its_signature_and_nothing_else(signed: str, plain: str) -> None:
     host = signed.partition("/")[0]
     assert unsigned(f"https://{signed}") == f"https://{host}/{plain}"
+
+
+@pytest.mark.parametrize(
+    "command", ["rsync -au host:/data/0.tar -", "scp -u host:/a/0.tar -", "docker run -u 1:1 x cat"]
+)
+def test_a_command_keeps_what_only_looks_like_a_password(command: str) -> None:
+    assert unsigned(f"pipe:{command}") == f"pipe:{command}"
 
 
 def test_a_command_keeps_its_quotes_and_a_text_that_is_no_address_all_of_it() -> None:
@@ -101,7 +109,7 @@ def test_an_address_loses_its_user_and_password() -> None:
 
 def test_a_command_that_fails_is_named_without_its_secrets(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be fetched") as failure:
-        webdataset.fetch(shards("pipe:false -u me:SECRET"), tmp_path / "raw")
+        webdataset.fetch(shards("pipe:exit 1; curl -u me:SECRET https://any.org"), tmp_path / "raw")
     assert "SECRET" not in str(failure.value)
 
 

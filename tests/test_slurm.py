@@ -159,8 +159,8 @@ def test_a_job_of_any_rule_is_checked_as_the_profile_asks_for_it(
     resources = {"slurm_partition": "gpu", "qos": "long", "constraint": "a100&ib", "runtime": 60}
     of_all = Request("gpu", minutes=60, qos="long", constraint="a100&ib")
     assert requested(launch_options(1, resources, 1), monkeypatch) == of_all
-    on_two = replace(of_all, gpus=2, gpus_per_node=2, cpus_per_gpu=4, gb_per_gpu=2, delay=0)
-    given = check_options({**resources, "gpu": 2, "mem_mb": 1025}, threads=4)
+    on_two = replace(of_all, gpus=2, gpus_per_node=2, cpus_per_gpu=2, gb_per_gpu=2, delay=0)
+    given = check_options({**resources, "gpu": 2, "mem_mb": 2049}, threads=4)
     assert requested(given, monkeypatch) == on_two
     assert requested(check_options({}, threads=4), monkeypatch) == Request(
         minutes=1, gpus=0, gpus_per_node=0, cpus_per_gpu=4, gb_per_gpu=0, delay=0

@@ -11,8 +11,14 @@ from ijepa.errors import UserError
 
 HUB = "hf://datasets/"
 
-WORDS = "(?:token|key|sig|auth|secret|hmac|jwt|pass|cred)"
-SECRET = rf"[^=&?#\s'\"]*{WORDS}[^=&?#\s'\"]*(?!=[^&#\s'\"]*\.tar\b)"
+WORDS = (
+    "(?:[a-z]*token|(?:[a-z]*(?:access|account|api|app|auth|private|secret|sas|rl))?key(?:id)?|"
+    "sig(?:nature)?|auth(?:orization)?|[a-z]*secret|hmac|jwt|[a-z]*pass(?:wor)?d?|cred(?:ential)?s?)"
+)
+SECRET = (
+    rf"(?:[^=&?#\s'\"]*[^a-z=&?#\s'\"])?{WORDS}(?:[^a-z=&?#\s'\"][^=&?#\s'\"]*)?"
+    r"(?!=[^&#\s'\"]*\.tar\b)"
+)
 """Names of secrets in a query. A value that ends in ``.tar`` is none: it names a shard."""
 SIGNED = re.compile(
     rf"(?<=[?&])(x-(amz|goog|oss|ms)-[\w-]+|q-[\w-]+|temp_url_\w+|hdn\w+|verify|expires|policy|"
@@ -34,7 +40,7 @@ OPTIONS = [
         rf"(?P<name>\s(-H|--header)[\s=]*[\w-]*({WORDS}|cookie)[\w-]*:)(\\.|[^\s'\"\\])*", re.I
     ),
     re.compile(
-        r"(?P<name>(^|\s)(-\w*u|--user|--proxy-user)[\s=]*)"
+        r"(?P<name>\b(curl|wget|http|https|lftp)\s([^|;&]*\s)?(-\w*u|--user|--proxy-user)[\s=]*)"
         r"('[^':]+:[^']*'|\"[^\":]+:[^\"]*\"|[^\s'\":]+:(?!//)[^\s'\"]*)"
     ),
     re.compile(

@@ -92,7 +92,7 @@ class Dataset(Entry):
 
     def num_classes(self, label: str) -> int | None:
         """Number of classes of a kind of label; None if the register does not give it."""
-        classes = self.labels[label]
+        classes = self.labels.get(label)
         return len(classes) if isinstance(classes, list) else classes
 
 

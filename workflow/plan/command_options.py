@@ -37,8 +37,12 @@ def launch_options(gpus: int, resources: Any, threads: int) -> str:
 
 
 def check_options(resources: Any, threads: int) -> str:
-    """Options of ijepa.cluster.launch --check for a job of another rule than pretraining."""
+    """Options of ijepa.cluster.launch --check for a job of another rule than pretraining.
+
+    Such a job is one task, whose cores and memory are those of all its GPUs together.
+    """
     gpus = resources.get("gpu", 0)
+    share = max(1, gpus)
     return _options(
         REQUEST,
         resources,
@@ -47,8 +51,8 @@ def check_options(resources: Any, threads: int) -> str:
         **{
             "save-seconds": 0,
             "gpus-per-node": gpus,
-            "cpus-per-gpu": threads,
-            "gb-per-gpu": -(-resources.get("mem_mb", 0) // 1024),
+            "cpus-per-gpu": -(-threads // share),
+            "gb-per-gpu": -(-resources.get("mem_mb", 0) // (1024 * share)),
         },
     )
 
