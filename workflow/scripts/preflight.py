@@ -181,7 +181,7 @@ def lacks(folder: Path, disk: int) -> "str | None":
 
 
 def cannot_install(folder: Path) -> "str | None":
-    """The first thing that an installation needs beside that and lacks; or None."""
+    """First need of an installation that this machine lacks, in words; None if it has all."""
     wrong = wrong_system()
     if wrong is not None:
         return wrong
