@@ -135,16 +135,15 @@ def images(
     for item in items:
         path = Path(item.path)
         if path.is_dir():  # Path's: False for a link that leads nowhere, or to itself
-            real = path.resolve()
-            if item.is_symlink() and any(parent.is_relative_to(real) for parent in above):
+            if item.is_symlink() and any(p.is_relative_to(path.resolve()) for p in above):
                 raise UserError(f"{path} is a link to a folder that it lies in: remove it")
             yield from images(path, taken, odd, above)
         elif item.is_symlink() and not path.exists():
             raise UserError(f"{path} is a link to nothing: bring what it names, or remove it")
         elif path.suffix.lower() in (OTHERS | ARRAYS) - taken:
             raise UserError(
-                f"{path}: {path.suffix} is no format for shards: convert it, to "
-                "PNG for example, or remove it"
+                f"{path}: {path.suffix} is no format for shards: convert it, to PNG for example, "
+                "or remove it"
             )
         elif path.suffix.lower() in taken:
             if not path.is_file():
