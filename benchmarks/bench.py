@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from benchmarks import plain
 from benchmarks.jpegs import Jpegs
 from evals.features import _features
 from evals.heads import Heads, Optimizer
+from evals.replicas import replicas
+from ijepa.allocator import keep_freed_memory
 from ijepa.config import RunConfig, parse_run
 from ijepa.cores import usable_cores
 from ijepa.cost.flops import size
@@ -37,10 +40,11 @@ from ijepa.data.loader import Steps, TrainingViews, training_batches
 from ijepa.data.register import load_dataset
 from ijepa.data.transforms import normalise
 from ijepa.files import ROOT, write_json, write_text
+from ijepa.masking import Masks
 from ijepa.method import Batch
 from ijepa.methods.ijepa import Method
 from ijepa.optim import adamw
-from ijepa.precision import is_bfloat16, kernels, precision
+from ijepa.precision import choose_attention, is_bfloat16, kernels, precision
 from ijepa.provenance import here
 from ijepa.randomness import generator
 from ijepa.ranges import Pixels
@@ -65,6 +69,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "dataset": "cifar10",
         "vit": {"image_size": 36, "patch_size": 4, "size": "tiny"},
         "recipe": {"predictor_depth": 6, "optim": {"batch_size": 128}},
+    },
+    "small16": {
+        "dataset": "imagenet",
+        "vit": {"size": "small", "patch_size": 16},
+        "recipe": {"preset": "small", "optim": {"batch_size": 16}},
     },
     "base16": {
         "dataset": "imagenet",
@@ -143,6 +152,7 @@ class Bench:
         torch.manual_seed(0)
         self.method = Method(run.recipe, run.vit).to(self.device)  # type: ignore[arg-type]
         self.plain = Method(run.recipe, run.vit).to(self.device)  # type: ignore[arg-type]
+        choose_attention(self.method, run.precision, self.device)
         compile_teachers(self.method, compiled)
         plain.explicit(self.plain)
         self.jpegs = Jpegs(2 * batch_size, 500 if run.vit.side >= 96 else 40)
@@ -201,7 +211,7 @@ class Bench:
         """Seconds of an update, ours and plain."""
         optim = self.run.recipe.optim
         optimizer, theirs = adamw(self.method, optim), plain.adamw(self.plain)
-        numbers = iter(range(10**6))
+        numbers, same_numbers = count(), count()
 
         def ours() -> None:
             batch = self.batch(next(numbers))
@@ -210,10 +220,22 @@ class Bench:
             self.method.after_step(0.5)
 
         def other() -> None:
-            images = normalise(self.bytes.to(self.device))
-            plain.step(self.plain, theirs, images, self.run.precision)
+            batch = self.batch(next(same_numbers))
+            plain.step(
+                self.plain, theirs, batch.images_BCHW, self.groups(batch), self.run.precision
+            )
 
         return compare(self.device, self.repeats, ours, other)
+
+    def groups(self, batch: Batch) -> list[Masks]:
+        """Masks that a step draws, group by group."""
+        starts = range(0, self.images, size := self.method.config.masking.group_size)
+        return [
+            self.method.masking.sample(
+                min(size, self.images - start), batch.generator("masks", group)
+            )
+            for group, start in enumerate(starts)
+        ]
 
     def parts(self) -> dict[str, float]:
         """Milliseconds of each part of our step; the wait for data beside it."""
@@ -300,7 +322,8 @@ class Bench:
     def evaluation(self) -> tuple[float, float]:
         """Seconds to extract the features of two batches in memory."""
         batches = [self.bytes[: -(-self.images // 2)], self.bytes[-(-self.images // 2) :]]
-        ours, theirs = self.method.encoder.eval(), self.plain.encoder.eval()
+        ours, *_ = replicas(self.method.encoder, self.device)
+        theirs = self.plain.encoder.eval()
         return compare(
             self.device,
             self.repeats,
@@ -352,6 +375,7 @@ def main() -> None:
     if chosen.table:
         write_table()
         return
+    keep_freed_memory()  # as a training and an extraction do
     facts = here()
     how = [facts["machine"], *(["compiled"] if chosen.compile else [])]
     name = ", ".join([*how, *([] if chosen.precision == "auto" else [chosen.precision])])

@@ -1,14 +1,15 @@
 """Plain implementation of a step, its masks, loader, probe and evaluation, to measure against.
 
-It is what one writes first: attention with an explicit softmax, one parameter after the other in
-the optimiser and in the moving average, masks image by image in Python, torchvision's transforms,
-one head after the other, and a wait for the device after every step. Networks and FLOPs are those
-of the project, so that only the way of computing differs.
+It is what one writes first: attention with an explicit softmax, every row of the predictor's last
+block, one parameter after the other in the optimiser and in the moving average, masks image by
+image in Python, torchvision's transforms, one head after the other, and a wait for the device after
+every step. Networks are those of the project, so that only the way of computing differs.
 """
 
 import random
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +40,41 @@ def adamw(method: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(learned, lr=1e-4, foreach=False, fused=False)
 
 
-def step(method: Method, optimizer: torch.optim.AdamW, images_BCHW: Tensor, setting: str) -> float:
-    """One update, masks included; returns the loss, for which the host waits."""
-    device = images_BCHW.device
-    masks = sample(method.config.masking, method.vit.grid, len(images_BCHW))
-    masks = Masks(*(mask.to(device) for mask in masks))
-    with precision(setting, device):
+def step(
+    method: Method,
+    optimizer: torch.optim.AdamW,
+    images_BCHW: Tensor,
+    groups: list[Masks],
+    setting: str,
+) -> float:
+    """One update; returns the loss, for which the host waits.
+
+    Masks are drawn, for the time that it takes, and then those of ``groups`` are used, with which
+    our step has the same lengths.
+    """
+    device, size = images_BCHW.device, method.config.masking.group_size
+    sample(method.config.masking, method.vit.grid, len(images_BCHW))
+    losses = []
+    with precision(setting, device), patch("ijepa.methods.ijepa.last_rows", all_rows):
         targets_BND = method.targets(images_BCHW)
-        predictions = method.predict(images_BCHW, masks)
-        index = masks.targets_GMT.flatten(1).unsqueeze(-1).expand(-1, -1, targets_BND.shape[-1])
-        loss = F.smooth_l1_loss(predictions.flatten(1, 2).float(), targets_BND.gather(1, index))
+        parts = zip(images_BCHW.split(size), targets_BND.split(size), groups, strict=True)
+        for images, targets, masks in parts:
+            masks = Masks(*(mask.to(device) for mask in masks))
+            predictions = method.predict(images, masks).flatten(1, 2).float()
+            index = masks.targets_GMT.flatten(1).unsqueeze(-1).expand(-1, -1, targets.shape[-1])
+            losses.append(F.smooth_l1_loss(predictions, targets.gather(1, index)))
+        loss = torch.stack(losses).mean()
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     average(method.target_encoder, method.context_encoder, 0.996)
     return loss.item()
+
+
+def all_rows(block: nn.Module, x_BND: Tensor, count: int) -> Tensor:
+    """Last rows of a block's output, of which all are computed."""
+    out: Tensor = block(x_BND)[:, -count:]
+    return out
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ijepa.precision import choose_attention
+
 if TYPE_CHECKING:
     from ijepa.vit import ViT
 
@@ -22,5 +24,6 @@ def gpus_beside(device: torch.device) -> list[torch.device]:
 
 def replicas(network: "ViT", device: torch.device) -> list["ViT"]:
     """A network on ``device``, the first GPU or a CPU, and its copies on all other GPUs."""
+    choose_attention(network, "auto", device)
     copies = [copy.deepcopy(network).to(other).eval() for other in gpus_beside(device)]
     return [network.to(device).eval(), *copies]

@@ -40,8 +40,8 @@ from ijepa.data.transforms import (
 )
 from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
-from ijepa.optim import Optim, fused, learning_rate, trained
-from ijepa.precision import precision
+from ijepa.optim import Optim, learning_rate, trained
+from ijepa.precision import choose_attention, precision
 from ijepa.randomness import generator
 from ijepa.ranges import (
     BelowOne,
@@ -270,7 +270,8 @@ def train(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused(groups))
+    choose_attention(model, config.precision, device)
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
     identity = hashlib.sha256(repr((what, config, numbers.tolist())).encode()).hexdigest()
     first, means = resume(subject, identity, model, optimizer)
     losses = Losses(means, per_epoch, what)

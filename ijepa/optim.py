@@ -7,7 +7,7 @@ schedules; ``Optim`` says where. The other methods' recipes are in ``ijepa/metho
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -93,12 +93,7 @@ def adamw(method: nn.Module, optim: Optim) -> torch.optim.AdamW:
         for net in method.children()
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused(groups))
-
-
-def fused(groups: list[dict[str, Any]]) -> bool | None:
-    """True if all parameters lie on a GPU: one kernel then updates many. None: torch chooses."""
-    return all(p.is_cuda for group in groups for p in group["params"]) or None
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def trained(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -60,6 +60,7 @@ from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
 from ijepa.monitors import monitored
 from ijepa.optim import adamw, learning_rate, schedule, weight_decay
+from ijepa.precision import choose_attention
 from ijepa.provenance import here
 from ijepa.randomness import generator
 from ijepa.saver import Saver
@@ -137,7 +138,7 @@ def learn(
     # Networks at initialisation, from other weights, or from the last checkpoint.
     torch.manual_seed(run.seed)
     method = (build() if build else load_method(run.method).Method(recipe, run.vit)).to(device)
-    optimizer, first = begin(run, method, folder, world)
+    optimizer, first = begin(run, method, device, folder, world)
     shared = distributed.shared(method, world)
 
     # Images from that step on.
@@ -186,13 +187,14 @@ def learn(
 
 
 def begin(
-    run: RunConfig, method: Method, folder: Path, world: World
+    run: RunConfig, method: Method, device: torch.device, folder: Path, world: World
 ) -> tuple[torch.optim.Optimizer, int]:
     """Prepare the networks, and make the optimizer; returns it and the number of steps done.
 
     Both are as in the folder's checkpoint. Without one, networks take the weights of the file that
     the run starts from, if it starts from any.
     """
+    choose_attention(method, run.precision, device)
     recompute_blocks(method, run.activation_checkpointing)
     compile_teachers(method, run.compile)
     optimizer = adamw(method, run.recipe.optim)

@@ -27,7 +27,15 @@ from ijepa.optim import Optim, follow
 from ijepa.ranges import Count, Probability, Rising
 from ijepa.sigreg import SIGReg
 from ijepa.transfer import placed
-from ijepa.vit import LAYER_NORM_EPS, ViT, initialise, patchify, sincos_positions, take
+from ijepa.vit import (
+    LAYER_NORM_EPS,
+    ViT,
+    initialise,
+    last_rows,
+    patchify,
+    sincos_positions,
+    take,
+)
 from ijepa.vit import transformer_block as block
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -192,9 +200,11 @@ class Predictor(nn.Module):
         x = torch.cat(
             [context_GKP.repeat_interleave(M, 0), queries_GQP.unflatten(1, (M, T)).flatten(0, 1)], 1
         )
-        for layer in self.predictor_blocks:
+        *blocks, last = self.predictor_blocks
+        for layer in blocks:
             x = layer(x)
-        predictions_XTD: Tensor = self.predictor_proj(self.predictor_norm(x[:, -T:]))
+        x = last_rows(last, x, T)  # nothing reads the context's rows after the last block
+        predictions_XTD: Tensor = self.predictor_proj(self.predictor_norm(x))
         return predictions_XTD.view(-1, M, T, predictions_XTD.shape[-1])
 
 
