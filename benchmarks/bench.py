@@ -47,8 +47,8 @@ from ijepa.optim import adamw
 from ijepa.precision import choose_attention, is_bfloat16, kernels, precision
 from ijepa.provenance import here
 from ijepa.randomness import generator
-from ijepa.ranges import Pixels
-from ijepa.train import compile_teachers
+from ijepa.ranges import Compile, Pixels
+from ijepa.train import compile_blocks
 from ijepa.transfer import fetched, placed
 from ijepa.update import gradients, update
 from ijepa.vit import take
@@ -146,14 +146,14 @@ def product(device: torch.device, setting: str) -> float:
 class Bench:
     """Subjects of one shape on one device."""
 
-    def __init__(self, run: RunConfig, batch_size: int, repeats: int, compiled: bool) -> None:
+    def __init__(self, run: RunConfig, batch_size: int, repeats: int, compiled: Compile) -> None:
         self.run, self.images, self.repeats = run, batch_size, repeats
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         self.method = Method(run.recipe, run.vit).to(self.device)  # type: ignore[arg-type]
         self.plain = Method(run.recipe, run.vit).to(self.device)  # type: ignore[arg-type]
         choose_attention(self.method, run.precision, self.device)
-        compile_teachers(self.method, compiled)
+        compile_blocks(self.method, compiled)
         plain.explicit(self.plain)
         self.jpegs = Jpegs(2 * batch_size, 500 if run.vit.side >= 96 else 40)
         side = run.vit.side
@@ -367,7 +367,7 @@ def main() -> None:
     options.add_argument("--shapes", nargs="+", choices=SHAPES, default=default)
     options.add_argument("--batch-size", type=int, help="images, the shape's own by default")
     options.add_argument("--repeats", type=int, default=10)
-    options.add_argument("--compile", action="store_true", help="compile the target encoder")
+    options.add_argument("--compile", choices=["teachers", "all"], help="blocks to compile")
     options.add_argument("--precision", default="auto")
     options.add_argument("--out", type=Path, help="file of results, named by the machine")
     options.add_argument("--table", action="store_true", help="only write docs/costs.md")
@@ -377,7 +377,7 @@ def main() -> None:
         return
     keep_freed_memory()  # as a training and an extraction do
     facts = here()
-    how = [facts["machine"], *(["compiled"] if chosen.compile else [])]
+    how = [facts["machine"], *([f"compiled {chosen.compile}"] if chosen.compile else [])]
     name = ", ".join([*how, *([] if chosen.precision == "auto" else [chosen.precision])])
     record = {**facts, "machine": name, "shapes": {}}
     out = chosen.out or RESULTS / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
@@ -386,7 +386,8 @@ def main() -> None:
         run = parse_run({**raw, **SHAPES[shape]}, checked=False)
         batch_size = chosen.batch_size or run.recipe.optim.batch_size
         torch.set_num_threads(THREADS.get(shape, usable_cores()))
-        bench = Bench(run, batch_size, chosen.repeats, chosen.compile)
+        compiled = chosen.compile == "teachers" or chosen.compile or False
+        bench = Bench(run, batch_size, chosen.repeats, compiled)
         record["shapes"][shape] = bench.measured()
         print(shape, json.dumps(record["shapes"][shape], indent=1), flush=True)
         write_json(out, record)

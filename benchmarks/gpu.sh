@@ -9,6 +9,7 @@ nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv
 timeout 60 python -m benchmarks.waits
 timeout 90 python -m benchmarks.bench --shapes base16 --repeats 5 --out "$out/gpu_base16.json"
 timeout 120 python -m benchmarks.bench --shapes huge14 --repeats 4 --out "$out/gpu_huge14.json"
-timeout 150 python -m benchmarks.bench --shapes huge14 --repeats 4 --compile --out "$out/gpu_huge14_compiled.json"
+timeout 120 python -m benchmarks.bench --shapes huge14 --repeats 4 --compile teachers --out "$out/gpu_huge14_teachers.json"
+timeout 150 python -m benchmarks.bench --shapes huge14 --repeats 4 --compile all --out "$out/gpu_huge14_all.json"
 timeout 60 python -m benchmarks.bench --shapes base16 --batch-size 128 --repeats 4 --precision tf32 --out "$out/gpu_base16_tf32.json"
 timeout 60 python -m benchmarks.bench --shapes base16 --batch-size 128 --repeats 4 --precision float32 --out "$out/gpu_base16_float32.json"

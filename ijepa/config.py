@@ -17,7 +17,7 @@ from ijepa.files import read_yaml
 from ijepa.identity import earlier_identity, run_identity
 from ijepa.keep_and_start import Keep, Start
 from ijepa.method import Recipe, load_method, method_names
-from ijepa.ranges import Count, NotNegativeInt, Pixels, Precision
+from ijepa.ranges import Compile, Count, NotNegativeInt, Pixels, Precision
 from ijepa.strict import as_read, merged, strict
 
 
@@ -31,8 +31,9 @@ class RunConfig:
     ``activation_checkpointing`` recomputes the activations within each block in the backward pass
     instead of storing them, for networks that would not fit into memory. ``compile`` lets torch
     compile the blocks of encoders that receive no gradient (target encoder, teacher), whose shapes
-    never change: a minute at the start, and rounding that differs. It is off: on a CPU it was
-    slower, on a GPU it was not measured yet.
+    never change; ``all``: the blocks that learn too, for lengths that vary. That takes a minute or
+    more at the start, and rounding differs. It is off: on a CPU it was slower, on a GPU it was not
+    measured yet.
     ``pixels`` fast decodes training images by libjpeg-turbo, to slightly other bytes
     (ijepa.data.jpeg); it needs the package simplejpeg. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
@@ -45,7 +46,7 @@ class RunConfig:
     seed: NotNegativeInt = 0
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: Compile = False
     pixels: Pixels = "exact"
     num_workers: NotNegativeInt = 1
     log_every: Count = 10

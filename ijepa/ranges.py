@@ -28,5 +28,7 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 """Number format in which a network computes (ijepa.precision); ijepa.config explains each."""
+Compile = bool | Literal["all"]
+"""Blocks that torch compiles: none, those without gradients, or all (ijepa.config)."""
 Pixels = Literal["exact", "fast"]
 """Decoding of training images (ijepa.data.jpeg)."""

@@ -63,6 +63,7 @@ from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.precision import choose_attention
 from ijepa.provenance import here
 from ijepa.randomness import generator
+from ijepa.ranges import Compile
 from ijepa.saver import Saver
 from ijepa.start import begin_from
 from ijepa.transfer import placed
@@ -196,7 +197,7 @@ def begin(
     """
     choose_attention(method, run.precision, device)
     recompute_blocks(method, run.activation_checkpointing)
-    compile_teachers(method, run.compile)
+    compile_blocks(method, run.compile)
     optimizer = adamw(method, run.recipe.optim)
     first = resume(folder / "checkpoint.pt", method, optimizer)
     same_checkpoint(first, folder)
@@ -403,16 +404,19 @@ def recompute_blocks(method: Method, on: bool) -> None:
             network.activation_checkpointing = on
 
 
-def compile_teachers(method: Method, on: bool) -> None:
-    """Let torch compile the blocks of encoders without gradients: their shapes never change."""
-    for network in method.modules():
-        if (
-            on
-            and isinstance(network, ViT)
-            and not any(p.requires_grad for p in network.parameters())
-        ):
-            for block in network.blocks.children():
-                block.compile(dynamic=False)
+def compile_blocks(method: Method, which: Compile) -> None:
+    """Let torch compile blocks: of encoders without gradients, with ``all`` those that learn too.
+
+    The former always see whole images. The latter see as many patches as a step's masks leave: they
+    are compiled once for every length.
+    """
+    from timm.models import beit, vision_transformer
+
+    kinds = (beit.Block, vision_transformer.Block)
+    for block in [module for module in method.modules() if isinstance(module, kinds)]:
+        learns = any(p.requires_grad for p in block.parameters())
+        if which == "all" or (which and not learns):
+            block.compile(dynamic=learns)
 
 
 def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:

@@ -11,21 +11,15 @@ from ijepa import meter
 from ijepa.config import parse_run
 from ijepa.cost.cards import GPUS
 from ijepa.distributed import ALONE, World
-from ijepa.optim import adamw
 from ijepa.precision import kernels
-from ijepa.train import compile_teachers
+from ijepa.ranges import Compile
+from ijepa.train import compile_blocks
 from tests.conftest import raw_run_of
-from tests.fake_device import CUDA, cuda, on_device
+from tests.fake_device import CUDA, cuda
 from tests.test_methods import batch, make
 
 __all__ = ["cuda"]
 pytestmark = pytest.mark.usefixtures("tiny")
-
-
-def test_adamw_is_fused_on_a_gpu_alone(cuda: torch.device) -> None:
-    optim = parse_run(raw_run_of("ijepa")).recipe.optim
-    assert adamw(on_device(make("ijepa")), optim).defaults["fused"]
-    assert not adamw(make("ijepa"), optim).defaults["fused"]
 
 
 @pytest.mark.parametrize("setting", ["float32", "tf32", "auto", "bfloat16"])
@@ -42,7 +36,7 @@ def test_products_are_rounded_to_tf32_only_if_a_run_says_so(
 
 
 @pytest.mark.parametrize("method", ["ijepa", "data2vec", "dino"])
-def test_only_blocks_without_gradients_are_compiled_and_weights_keep_their_names(
+def test_blocks_without_gradients_are_compiled_or_all_and_weights_keep_their_names(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
@@ -51,18 +45,27 @@ def test_only_blocks_without_gradients_are_compiled_and_weights_keep_their_names
     )
     network = make(method)
     names = list(network.state_dict())
-    compile_teachers(network, False)
+    compile_blocks(network, False)
     assert not compiled
-    compile_teachers(network, True)
+    compile_blocks(network, True)
     assert len(compiled) == 2  # the blocks of one encoder of two
     for block, how in compiled:
         assert not any(p.requires_grad for p in block.parameters())
         assert how == {"dynamic": False}
+    compiled.clear()
+    compile_blocks(network, "all")
+    assert len(compiled) > 2
+    for block, how in compiled:
+        assert how == {"dynamic": any(p.requires_grad for p in block.parameters())}
     assert list(network.state_dict()) == names
 
 
-def test_compiled_blocks_give_the_same_loss_and_are_compiled_once(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("method", "which", "num_graphs"),
+    [("ijepa", True, 1), ("ijepa", "all", 2), ("mae", "all", 2), ("dino", "all", 3)],
+)
+def test_compiled_blocks_give_the_same_loss_and_are_compiled_once_for_all_lengths(
+    method: str, which: Compile, num_graphs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With dynamo's eager backend, which traces as every backend does. Over 5 s: it traces."""
     graphs = []
@@ -71,16 +74,22 @@ def test_compiled_blocks_give_the_same_loss_and_are_compiled_once(
         graphs.append(graph)
         return graph.forward
 
+    torch.compiler.reset()
     original = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **how: original(self, backend=backend, **how)
     )
-    plain, network = make("ijepa"), make("ijepa")
-    compile_teachers(network, True)
-    for step in range(3):
-        images = batch("ijepa", step=step)
-        assert network(images)["loss"].item() == plain(images)["loss"].item()
-    assert len(graphs) == 1
+    plain, network = make(method), make(method)
+    compile_blocks(network, which)
+    lengths = set()
+    for step in range(4):
+        images = batch(method, step=step)
+        scalars = network(images)
+        lengths.add(scalars.get("context_patches", torch.tensor(0)).item())
+        assert scalars["loss"].item() == plain(images)["loss"].item()
+        scalars["loss"].backward()
+    assert len(lengths) > 1 or method != "ijepa"
+    assert len(graphs) == num_graphs
 
 
 def test_the_meter_reads_memory_speed_share_and_energy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.keep_and_start import Keep, Start
-from ijepa.ranges import Count, NotNegativeInt, Pixels, Precision
+from ijepa.ranges import Compile, Count, NotNegativeInt, Pixels, Precision
 from ijepa.strict import merged, strict, without_defaults
 from workflow.plan.paths import Paths
 
@@ -68,7 +68,7 @@ class Run:
     gpus: Count = 1
     precision: Precision | None = None
     activation_checkpointing: bool | None = None
-    compile: bool | None = None
+    compile: Compile | None = None
     pixels: Pixels | None = None
     num_workers: NotNegativeInt | None = None
     log_every: Count | None = None
