@@ -17,7 +17,7 @@ from ijepa.image_size import sides
 from ijepa.masking import BlockWise
 from ijepa.method import Batch, Method, Recipe, load_method, method_names
 from ijepa.optim import Optim, adamw
-from ijepa.precision import kernels, precision
+from ijepa.precision import choose_attention, kernels, precision
 from tests.conftest import RECIPES, Trained, raw_run_of
 from tests.several_runs import sgd
 from tests.test_train import log_of, run, weights
@@ -190,6 +190,26 @@ def test_recomputed_activations_give_the_same_gradients(name: str, setting: str)
     assert gradients[0].keys() == gradients[1].keys()
     for key, value in gradients[0].items():
         torch.testing.assert_close(gradients[1][key], value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_attention_by_plain_products_gives_the_same_loss_as_torchs_own(name: str) -> None:
+    """In float32, so that rounding hides no difference."""
+    method, cpu = make(name), torch.device("cpu")
+    losses = []
+    for setting, fused in (("bfloat16", False), ("float32", True)):
+        choose_attention(method, setting, cpu)
+        attention = [m for m in method.modules() if hasattr(m, "fused_attn")]
+        assert attention
+        assert all(module.fused_attn == fused for module in attention)
+        losses.append(method(batch(name))["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_gpu_keeps_torchs_own_attention() -> None:
+    method = make("ijepa")
+    choose_attention(method, "bfloat16", torch.device("cuda"))
+    assert all(m.fused_attn for m in method.modules() if hasattr(m, "fused_attn"))
 
 
 @pytest.mark.parametrize("name", METHODS)

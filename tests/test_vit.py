@@ -6,7 +6,7 @@ import torch
 from ijepa.architecture import SIZES, ViTConfig
 from ijepa.methods import ijepa
 from ijepa.strict import strict
-from ijepa.vit import ViT, sincos_positions
+from ijepa.vit import ViT, last_rows, sincos_positions, transformer_block
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -72,6 +72,19 @@ def test_patches_that_are_dropped_influence_nothing() -> None:
     keep = torch.tensor([[0, 3, 5], [1, 2, 7]])
     torch.testing.assert_close(net(images, keep), net(changed, keep), rtol=0, atol=0)
     assert not torch.allclose(net(images)[:, :8], net(changed)[:, :8])
+
+
+def test_the_last_rows_of_a_block_are_those_of_its_whole_output() -> None:
+    block = transformer_block(32, 2).double()
+    results = []
+    for rows in (lambda x: last_rows(block, x, 3), lambda x: block(x)[:, -3:]):
+        x = torch.randn(2, 7, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+        out = rows(x.requires_grad_())
+        out.square().sum().backward()
+        assert x.grad is not None
+        results.append((out, x.grad))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][1].abs().sum(-1).min() > 0  # the other rows are attended to
 
 
 def test_rescaled_weights_shrink_with_depth_and_official_ones_do_not() -> None:

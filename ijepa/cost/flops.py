@@ -10,8 +10,9 @@ kept, and [cls]) of N0 patches of p x p pixels, they agree with the closed form 
 two FLOPs a multiply-add: 4 D^2 for queries, keys, values and projection and 2 r D^2 for the MLP of
 each token, N^2 D each for scores and for weighted values. Backward costs twice as much, and nothing
 for a network that is not trained, so that I-JEPA's step is target(N0) + 3 context(K) + 3 M
-predictor(K + T). Attention is counted as plain products, without the products that flash kernels
-compute twice. With ``activation_checkpointing`` the second forward pass counts too.
+predictor(K + T), of whose last block the MLP is for the T patches alone. Attention is counted as
+plain products, without the products that flash kernels compute twice. With
+``activation_checkpointing`` the second forward pass counts too.
 
 The saved bytes are, tensor by tensor, those that a step keeps under autocast with flash attention,
 the weights' bfloat16 copies included: 36 D bytes for each token and block of a trained network;

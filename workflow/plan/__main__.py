@@ -132,6 +132,8 @@ def type_in_words(value: dict[str, Any]) -> str:
     if "anyOf" in value:
         words = [type_in_words(kind) for kind in value["anyOf"] if kind.get("type") != "null"]
         return " or ".join(words)
+    if "const" in value:
+        return f"`{value['const']}`"
     if "enum" in value:
         return ", ".join(f"`{word}`" for word in value["enum"])
     if "$ref" in value:
