@@ -194,7 +194,7 @@ def test_recomputed_activations_give_the_same_gradients(name: str, setting: str)
 
 @pytest.mark.parametrize("name", METHODS)
 def test_attention_by_plain_products_gives_the_same_loss_as_torchs_own(name: str) -> None:
-    """In float32, so that rounding hides no difference."""
+    """Computed in float32, so that rounding hides no difference."""
     method, cpu = make(name), torch.device("cpu")
     losses = []
     for setting, fused in (("bfloat16", False), ("float32", True)):
