@@ -55,7 +55,7 @@ def step(
     device, size = images_BCHW.device, method.config.masking.group_size
     sample(method.config.masking, method.vit.grid, len(images_BCHW))
     losses = []
-    with precision(setting, device), patch("ijepa.methods.ijepa.last_rows", all_rows):
+    with precision(setting, device), patch("ijepa.methods.ijepa.some_rows", all_rows):
         targets_BND = method.targets(images_BCHW)
         parts = zip(images_BCHW.split(size), targets_BND.split(size), groups, strict=True)
         for images, targets, masks in parts:
@@ -71,9 +71,9 @@ def step(
     return loss.item()
 
 
-def all_rows(block: nn.Module, x_BND: Tensor, count: int) -> Tensor:
-    """Last rows of a block's output, of which all are computed."""
-    out: Tensor = block(x_BND)[:, -count:]
+def all_rows(block: nn.Module, x_BND: Tensor, rows: slice) -> Tensor:
+    """Rows of a block's output, of which all are computed."""
+    out: Tensor = block(x_BND)[:, rows]
     return out
 
 

@@ -120,19 +120,29 @@ class ViT(nn.Module):
         features: Tensor = self.norm(last)
         return features
 
+    def of_cls(self, images_BCHW: Tensor, coins_BL2: Tensor | None = None) -> Tensor:
+        """Features of [cls] after the final LayerNorm, [B, D], for less than those of all rows."""
+        *_, last = self.outputs(images_BCHW, coins_BL2=coins_BL2, rows=slice(0, 1))
+        features: Tensor = self.norm(last)[:, 0]
+        return features
+
     def outputs(
         self,
         images_BCHW: Tensor,
         keep_BK: Tensor | None = None,
         hidden: Hidden | None = None,
         coins_BL2: Tensor | None = None,
+        rows: slice | None = None,
     ) -> Iterator[Tensor]:
-        """Embeddings and then the output of every block, [B, P + N, D], one after the other."""
+        """Embeddings and then the output of every block, [B, P + N, D], one after the other.
+
+        Of the last block only ``rows``, if given.
+        """
         x = self.embed(images_BCHW, keep_BK, hidden)
         yield x
         shared = {}
         if self.variant.positions == "relative":
-            assert keep_BK is None, "the bias is that of the whole grid"
+            assert keep_BK is None and rows is None, "the bias is that of the whole grid"
             shared = {"shared_rel_pos_bias": self.rel_pos_bias()}
         drops = self.training and self.variant.drop_path > 0
 
@@ -141,7 +151,10 @@ class ViT(nn.Module):
             for number, name in enumerate(DROP_PATHS if drops else ()):
                 assert coins_BL2 is not None
                 getattr(self.blocks[layer], name).coins_B = coins_BL2[:, layer, number]
-            out: Tensor = self.blocks[layer](x, **shared)
+            block, is_last = self.blocks[layer], layer == len(self.blocks) - 1
+            out: Tensor = (
+                block(x, **shared) if not (is_last and rows) else some_rows(block, x, rows)
+            )
             return out
 
         for layer in range(len(self.blocks)):
@@ -223,14 +236,15 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float = 4.0) -> nn.Mo
     return Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
 
 
-def last_rows(block: Any, x_BND: Tensor, count: int) -> Tensor:
-    """Last ``count`` rows of the output of a ``transformer_block``, [B, count, D].
+def some_rows(block: Any, x_BND: Tensor, rows: slice) -> Tensor:
+    """Rows of the output of timm's pre-norm block, [B, R, D], where nothing reads the others.
 
     They attend to all rows, but the MLP, two thirds of a block's FLOPs, sees each row alone: that
     of the other rows is left out.
     """
-    x_BND = (x_BND + block.attn(block.norm1(x_BND)))[:, -count:]
-    out: Tensor = x_BND + block.mlp(block.norm2(x_BND))
+    x_BND = x_BND + block.drop_path1(block.ls1(block.attn(block.norm1(x_BND))))
+    x_BRD = x_BND[:, rows]
+    out: Tensor = x_BRD + block.drop_path2(block.ls2(block.mlp(block.norm2(x_BRD))))
     return out
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ijepa.architecture import SIZES, ViTConfig
+from ijepa.architecture import SIZES, Variant, ViTConfig
 from ijepa.methods import ijepa
 from ijepa.strict import strict
-from ijepa.vit import ViT, last_rows, sincos_positions, transformer_block
+from ijepa.vit import ViT, sincos_positions, some_rows, transformer_block
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -74,17 +74,29 @@ def test_patches_that_are_dropped_influence_nothing() -> None:
     assert not torch.allclose(net(images)[:, :8], net(changed)[:, :8])
 
 
-def test_the_last_rows_of_a_block_are_those_of_its_whole_output() -> None:
+@pytest.mark.parametrize("rows", [slice(-3, None), slice(0, 1)])
+def test_some_rows_of_a_block_are_those_of_its_whole_output(rows: slice) -> None:
     block = transformer_block(32, 2).double()
     results = []
-    for rows in (lambda x: last_rows(block, x, 3), lambda x: block(x)[:, -3:]):
+    for some in (lambda x: some_rows(block, x, rows), lambda x: block(x)[:, rows]):
         x = torch.randn(2, 7, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-        out = rows(x.requires_grad_())
+        out = some(x.requires_grad_())
         out.square().sum().backward()
         assert x.grad is not None
         results.append((out, x.grad))
     torch.testing.assert_close(results[0], results[1])
     assert results[0][1].abs().sum(-1).min() > 0  # the other rows are attended to
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_features_of_cls_are_those_among_all_rows(recomputed: bool) -> None:
+    variant = Variant(class_token=True, drop_path=0.5, layer_scale=0.1)
+    net = ViT(ViTConfig(image_size=16, patch_size=4, dim=32, depth=3, num_heads=2), variant).train()
+    net.activation_checkpointing = recomputed
+    images, coins = torch.randn(6, 3, 16, 16), torch.rand(6, 3, 2)
+    cls, among_all = net.of_cls(images, coins), net(images, coins_BL2=coins)[:, 0]
+    torch.testing.assert_close(cls, among_all)
+    cls.sum().backward()
 
 
 def test_rescaled_weights_shrink_with_depth_and_official_ones_do_not() -> None:

@@ -235,13 +235,14 @@ class Method(method.Method):
         """Cross-entropy between teacher and student over all pairs of different views."""
         views, coins = batch.views, self.coins(batch)
         student = self.student.encoder
-        features = [student(torch.cat(views[:NUM_GLOBAL]), coins_BL2=coins[0])]
+        features = [student.of_cls(torch.cat(views[:NUM_GLOBAL]), coins[0])]
         if local := views[NUM_GLOBAL:]:
-            features.append(student(torch.cat(local), coins_BL2=coins[1]))
-        scores_RS = self.student.head(torch.cat([f[:, 0] for f in features]))
+            features.append(student.of_cls(torch.cat(local), coins[1]))
+        scores_RS = self.student.head(torch.cat(features))
         with torch.no_grad():
-            targets = self.teacher.encoder(torch.cat(views[:NUM_GLOBAL]))
-            targets_RS = self.teacher.head(targets[:, 0])
+            targets_RS = self.teacher.head(
+                self.teacher.encoder.of_cls(torch.cat(views[:NUM_GLOBAL]))
+            )
         add_up(self.centre_sum, targets_RS)
         return {
             "loss": self.loss(scores_RS, targets_RS, self.config.temperature(batch.progress)),

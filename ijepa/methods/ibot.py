@@ -142,7 +142,7 @@ class Method(dino.Method):
         features = student.encoder(whole_FCHW, hidden=hidden, coins_BL2=coins[0])
         rows_RD = [features[:, 0]]
         if local := views[NUM_GLOBAL:]:
-            rows_RD.append(student.encoder(torch.cat(local), coins_BL2=coins[1])[:, 0])
+            rows_RD.append(student.encoder.of_cls(torch.cat(local), coins[1]))
         scores_RS = student.head(torch.cat(rows_RD))
         with torch.no_grad():
             targets = teacher.head(teacher.encoder(whole_FCHW))

@@ -31,9 +31,9 @@ from ijepa.vit import (
     LAYER_NORM_EPS,
     ViT,
     initialise,
-    last_rows,
     patchify,
     sincos_positions,
+    some_rows,
     take,
 )
 from ijepa.vit import transformer_block as block
@@ -203,7 +203,9 @@ class Predictor(nn.Module):
         *blocks, last = self.predictor_blocks
         for layer in blocks:
             x = layer(x)
-        x = last_rows(last, x, T)  # nothing reads the context's rows after the last block
+        x = some_rows(
+            last, x, slice(-T, None)
+        )  # nothing reads the context's rows after the last block
         predictions_XTD: Tensor = self.predictor_proj(self.predictor_norm(x))
         return predictions_XTD.view(-1, M, T, predictions_XTD.shape[-1])
 

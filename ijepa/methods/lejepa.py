@@ -179,7 +179,7 @@ class Method(method.Method):
         """Features of [cls], [R, D]; each view is [B, C, H, W]."""
         G = self.config.num_global
         rows = [
-            self.network(torch.cat(alike), coins_BL2=coins_vBL2.flatten(0, 1))[:, 0]
+            self.network.of_cls(torch.cat(alike), coins_vBL2.flatten(0, 1))
             for alike, coins_vBL2 in ((views[:G], coins_VBL2[:G]), (views[G:], coins_VBL2[G:]))
             if alike
         ]
