@@ -142,7 +142,8 @@ class ViT(nn.Module):
         yield x
         shared = {}
         if self.variant.positions == "relative":
-            assert keep_BK is None and rows is None, "the bias is that of the whole grid"
+            assert keep_BK is None, "the bias is that of the whole grid"
+            assert rows is None, "BEiT's block takes the bias"
             shared = {"shared_rel_pos_bias": self.rel_pos_bias()}
         drops = self.training and self.variant.drop_path > 0
 
