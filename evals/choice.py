@@ -60,8 +60,11 @@ def choose(
     heads: list[dict[str, Any]],
     converged: list[bool],
     classify: Callable[[str, Tensor], Tensor],
-) -> tuple[int, Result]:
-    """Number of the head that is right most often, the first of equals, and its result.
+    abouts: list[dict[str, Any]],
+) -> Result:
+    """Result of the head that is right most often, the first of equals.
+
+    ``chosen`` of the result has the settings and accuracies of all heads.
 
     Args:
         config: The protocol.
@@ -70,6 +73,7 @@ def choose(
         heads: Settings of each head, for the result.
         converged: False for a head that diverged; it is not chosen.
         classify: Classes [H, B] that the heads predict for images of a split, given their numbers.
+        abouts: Further facts of each head, for the result of the chosen one.
     """
     test_y, by_test = subject.labels("test"), config.chosen_on == "test"
     predicted_HB = classify("test", torch.arange(len(test_y)))
@@ -91,9 +95,10 @@ def choose(
         return max((h for h in range(len(rows)) if converged[h]), key=lambda h: right[h])
 
     number = best(held_HB)
-    chosen = {
+    facts = {
         **rows[number],
         **({"chosen_on": "test"} if by_test and len(rows) > 1 else {}),
+        **abouts[number],
         "held_out_images": len(held_out),
         "best_on_test": {
             **rows[best(test_HB)],
@@ -101,4 +106,4 @@ def choose(
         },
         "heads": rows,
     }
-    return number, top1(predicted_HB[number], test_y, subject.num_classes, chosen)
+    return top1(predicted_HB[number], test_y, subject.num_classes, facts)

@@ -11,7 +11,7 @@ Shape suffixes: B images, L layers, D features, H heads.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -251,15 +251,15 @@ def evaluate(config: Config, subject: Subject) -> Result:
     train(config, subject, source, heads, numbers)
 
     heads.eval()
-    _, result = choose(
+    return choose(
         config,
         subject,
         held_out,
         [asdict(head) for head in heads.settings],
         heads.finite().tolist(),
         lambda split, images: classify(heads, source.evaluation(split, images)),
+        [{"layers": source.num_layers}] * len(heads.settings),
     )
-    return replace(result, chosen={"layers": source.num_layers, **result.chosen})
 
 
 def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
