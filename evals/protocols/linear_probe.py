@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.choice import Choice, choose, num_held_out
-from evals.choice import divide as divided
+from evals import choice
+from evals.choice import Choice, choose
 from evals.heads import Heads, Optimizer
 from evals.pooling import Pooled
 from evals.protocol import Counts, Facts, Uses
@@ -269,12 +269,12 @@ def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
     count = checked_held_out(config, len(labels))
-    return divided(count, len(labels), config.seed)
+    return choice.divide(count, len(labels), config.seed)
 
 
 def checked_held_out(config: Config, images: int) -> int:
     """Number of held-out images; raises UserError if too few are left for a batch."""
-    count = num_held_out(config, images)
+    count = choice.num_held_out(config, images)
     if images - count < config.batch_size:
         raise UserError(
             f"batch_size is {config.batch_size}, but only {images - count} training images are "
