@@ -1,6 +1,7 @@
-"""Losses of a training that leave the device only now and then."""
+"""Losses of a training that leave the device only now and then.
 
-import math
+Shape suffixes: H networks that learn from the same batches.
+"""
 
 import torch
 from torch import Tensor
@@ -9,39 +10,39 @@ from ijepa.errors import UserError
 
 
 class Losses:
-    """Mean loss of each epoch, from losses that stay on the device until they are read together.
+    """Mean losses of each epoch, from losses that stay on the device until they are read together.
 
     Args:
-        means: Mean losses so far; ``read`` adds to them.
+        means_H: Mean losses of each epoch so far, float64; ``read`` adds to them.
         per_epoch: Updates of an epoch.
         what: Name of the training.
     """
 
-    def __init__(self, means: list[float], per_epoch: int, what: str) -> None:
-        self.means, self.per_epoch, self.what = means, per_epoch, what
+    def __init__(self, means_H: list[Tensor], per_epoch: int, what: str) -> None:
+        self.means_H, self.per_epoch, self.what = means_H, per_epoch, what
         self.unread: list[tuple[int, float, Tensor]] = []
 
-    def add(self, step: int, share: float, scalars: dict[str, Tensor]) -> None:
-        """Note the loss of a part, which is this share, of a step's batch."""
-        self.unread.append((step, share, scalars["loss"].detach()))
+    def add(self, step: int, share: float, losses: list[Tensor]) -> None:
+        """Note each network's loss of a part, which is this share, of a step's batch."""
+        self.unread.append((step, share, torch.stack([loss.detach() for loss in losses])))
 
     def read(self) -> float:
-        """Return the last step's loss; raises UserError if one since the last call is not finite.
+        """Return the least loss of the last step; the host waits for the device.
 
-        The host waits for the device.
+        Raises UserError if in one step since the last call no network's loss was finite.
         """
-        losses: dict[int, float] = {}
-        values = torch.stack([loss for *_, loss in self.unread]).tolist()
-        for (step, share, _), value in zip(self.unread, values, strict=True):
-            losses[step] = losses.get(step, 0.0) + share * value
+        losses_H: dict[int, Tensor] = {}
+        values = torch.stack([loss_H for *_, loss_H in self.unread]).cpu().double()
+        for (step, share, _), value_H in zip(self.unread, values, strict=True):
+            losses_H[step] = losses_H.get(step, 0.0) + share * value_H
         self.unread.clear()
-        for step, loss in losses.items():
-            if not math.isfinite(loss):
+        for step, loss_H in losses_H.items():
+            if not loss_H.isfinite().any():
                 raise UserError(
-                    f"the loss of {self.what} is {loss} at step {step}: lower base_lr, or set "
-                    "precision: float32"
+                    f"the loss of {self.what} is {float(loss_H[0])} at step {step}: lower the "
+                    "learning rate, or set precision: float32"
                 )
             if step % self.per_epoch == 0:
-                self.means.append(0.0)
-            self.means[-1] += loss / self.per_epoch
-        return loss
+                self.means_H.append(torch.zeros_like(loss_H))
+            self.means_H[-1] = self.means_H[-1] + loss_H / self.per_epoch
+        return float(loss_H[loss_H.isfinite()].min())

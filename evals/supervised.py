@@ -1,7 +1,7 @@
-"""Training of a classifier on augmented images, for fine-tuning and for the attentive probe.
+"""Training of classifiers on augmented images, for fine-tuning and for attentive probes.
 
-Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, N patches, L blocks,
-D features, K classes.
+Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, L blocks, K classes; of
+a result, N networks.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from evals.losses import Losses
 from evals.subject import Subject, checked_labels
+from ijepa.architecture import ViTConfig
 from ijepa.data.loader import (
     EvaluationViews,
     Images,
@@ -54,7 +55,6 @@ from ijepa.ranges import (
 )
 from ijepa.transfer import placed
 from ijepa.update import gradients, update
-from ijepa.vit import ViT
 
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
 """Least seconds between two checkpoints, and largest share of the time that they may take.
@@ -74,21 +74,19 @@ CROP = Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
 class TrainingConfig:
     """Settings of a training: AdamW, warm-up, half a cosine, augmented images, soft targets.
 
-    ``base_lr`` is for 256 images: the learning rate is base_lr * batch / 256. This holds, too, if a
-    data set has fewer than ``batch_size`` images and all of them are one batch. ``min_lr`` is not
-    scaled. ``auto_augment`` is timm's string for RandAugment or AutoAugment, null for neither.
+    Rates are for 256 images: a learning rate is rate * batch / 256. This holds, too, if a data set
+    has fewer than ``batch_size`` images and all of them are one batch. ``min_lr`` is not scaled.
+    ``auto_augment`` is timm's string for RandAugment or AutoAugment, null for neither.
     ``random_erase`` is a probability; erased pixels become normal noise. ``mixup`` and ``cutmix``
     are the parameters of their beta distributions, 0 for none; if both are used, a coin decides for
-    each batch. ``clip`` bounds the norm of all gradients. ``accumulate`` parts of the batch are
-    computed one after the other, which does not change the result.
+    each batch. ``clip`` bounds the norm of all gradients of a network. ``accumulate`` parts of the
+    batch are computed one after the other, which does not change the result.
     """
 
     epochs: Count
     warmup_epochs: float
     batch_size: Count
-    base_lr: Positive
     min_lr: NotNegative
-    weight_decay: NotNegative
     auto_augment: str | None
     random_erase: Probability
     clip: Positive | None
@@ -102,7 +100,7 @@ class TrainingConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        self.optim(self.batch_size)
+        self.optim(self.batch_size, rate=0.0)
         if self.mixes and self.batch_size % 2:
             raise ValueError(
                 f"batch_size is {self.batch_size}: mixup and cutmix pair images, so that it must "
@@ -114,16 +112,18 @@ class TrainingConfig:
         """True if images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def optim(self, batch_size: int) -> Optim:
-        """Settings of the optimiser for batches of this size; raises ValueError if invalid."""
+    def optim(self, batch_size: int, rate: float) -> Optim:
+        """Settings of the optimiser for batches of this size; raises ValueError if invalid.
+
+        The groups of parameters have the weight decay.
+        """
         return Optim(
             batch_size=batch_size,
             epochs=self.epochs,
             warmup_epochs=self.warmup_epochs,
-            lr=self.base_lr * batch_size / 256,
+            lr=rate * batch_size / 256,
             start_lr=0.0,
             final_lr=self.min_lr,
-            weight_decay=(self.weight_decay, self.weight_decay),
             counted_from=0,
             clip=self.clip,
             accumulate=self.accumulate,
@@ -145,39 +145,76 @@ class TrainingConfig:
         self.policy(224)
 
 
-class Classifier(nn.Module):
-    """An encoder and a head on the features of its patches; the encoder may be frozen."""
+class Learner:
+    """A network that learns by itself: loss, clipping and updates are its own.
 
-    def __init__(self, encoder: ViT, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
+    Args:
+        network: The network; ``begin`` moves it to the device.
+        groups: The optimizer's groups of parameters; ``lr_scale`` multiplies a group's rate.
+        rate: Learning rate for 256 images.
+    """
 
-    def forward(self, images_BCHW: Tensor, coins_BL2: Tensor | None = None) -> Tensor:
-        """Logits [B, K]; ``coins_BL2`` are the uniform random numbers of stochastic depth."""
-        tokens_BTD = self.encoder(images_BCHW, coins_BL2=coins_BL2)
-        logits_BK: Tensor = self.head(self.features(tokens_BTD))
-        return logits_BK
+    optim: Optim
+    optimizer: torch.optim.Optimizer
 
-    def features(self, tokens_BTD: Tensor) -> Tensor:
-        """Input of the head: the features of the patches, [B, N, D]."""
-        return self.encoder.patches(tokens_BTD)
+    def __init__(self, network: nn.Module, groups: list[dict[str, Any]], rate: float) -> None:
+        self.network, self.groups, self.rate = network, groups, rate
 
-    def train(self, mode: bool = True) -> "Classifier":
-        """Set training mode, except for a frozen encoder, which stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.train(mode and any(p.requires_grad for p in self.encoder.parameters()))
-        return self
+    def begin(self, config: TrainingConfig, batch_size: int, device: torch.device) -> None:
+        """Prepare a training in batches of this size."""
+        self.optim = config.optim(batch_size, self.rate)
+        self.network.to(device).train()
+        choose_attention(self.network, config.precision, device)
+        self.optimizer = torch.optim.AdamW(
+            self.groups, lr=self.optim.lr, betas=self.optim.betas, fused=True
+        )
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Name patterns of the embedding and the blocks, for timm's layer-wise decay.
+    def update(self, step: int, num_steps: int) -> None:
+        """Update the weights by their gradients, at the rate of this step."""
+        lr = learning_rate(self.optim, step, num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        update(self.network, self.optimizer, self.optim)
 
-        All other parameters count as the last layer, relative positions among them, as in BEiT's
-        fine-tuning.
-        """
+    def state(self) -> dict[str, Any]:
+        """State for a checkpoint."""
         return {
-            "stem": r"^encoder\.(?:cls_token|pos_embed|patch_embed)",
-            "blocks": r"^encoder\.blocks\.(\d+)",
+            "weights": {name: weight.detach() for name, weight in trained(self.network)},
+            "optimizer": self.optimizer.state_dict(),
         }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the weights and the optimizer's moments from a state."""
+        for name, weight in trained(self.network):
+            weight.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class Learners:
+    """Networks that learn from the same batches.
+
+    Args:
+        vit: Size of the encoder, which gives that of the images.
+        all: The networks. The encoder is part of the only one, or frozen.
+        encode: Features of images by the frozen encoder, computed once for all networks; None if
+            the network takes images, and the random numbers of stochastic depth.
+    """
+
+    vit: ViTConfig
+    all: list[Learner]
+    encode: Callable[[Tensor], Tensor] | None = None
+
+    @torch.no_grad()
+    def inputs(
+        self, setting: str, images_BCHW: Tensor, coins_BL2: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """Arguments of each network; the encoder computes in the precision ``setting``."""
+        if self.encode is None:
+            return images_BCHW, coins_BL2
+        with precision(setting, images_BCHW.device):
+            return (self.encode(images_BCHW),)
 
 
 @dataclass(frozen=True)
@@ -239,26 +276,28 @@ def seeded(*key: int | str) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def first_device() -> torch.device:
+    """First GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def train(
-    config: TrainingConfig,
-    subject: Subject,
-    numbers: Tensor | None,
-    model: Classifier,
-    groups: list[dict[str, Any]],
-    what: str,
-) -> dict[str, Any]:
-    """Train ``model`` on training images; returns batch size, rate and mean loss of each epoch.
+    config: TrainingConfig, subject: Subject, numbers: Tensor | None, learners: Learners, what: str
+) -> list[dict[str, Any]]:
+    """Train on training images; returns each network's batch size, rate and mean loss by epoch.
 
     The training goes on from the subject's checkpoint if that is of the same training, even a
     finished one. On a CPU, a training that was killed and went on ends bit-identical to an
     undisturbed one.
 
+    A network whose loss is not finite does not change the others, and its losses are not finite
+    from then on. Raises UserError once that is true of all.
+
     Args:
         config: The protocol.
         subject: The data, and the keeper of checkpoints.
         numbers: Numbers of the training images to use, None for all of them.
-        model: The classifier; it is moved to the device.
-        groups: The optimizer's groups of parameters; ``lr_scale`` multiplies a group's rate.
+        learners: The networks; they are moved to the device.
         what: Name of the training, on the progress bar and in the identity of its checkpoint.
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
@@ -266,25 +305,19 @@ def train(
     batch_size = fitting_batch(config, subject, len(numbers))
     per_epoch = len(numbers) // batch_size
     num_steps = config.epochs * per_epoch
-    optim = config.optim(batch_size)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).train()
-    choose_attention(model, config.precision, device)
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+    device, vit = first_device(), learners.vit
+    for learner in learners.all:
+        learner.begin(config, batch_size, device)
     identity = hashlib.sha256(repr((what, config, numbers.tolist())).encode()).hexdigest()
-    first, means = resume(subject, identity, model, optimizer)
-    losses = Losses(means, per_epoch, what)
+    first, means_H = resume(subject, identity, learners.all)
+    losses = Losses(means_H, per_epoch, what)
 
-    vit = model.encoder.config
     views = LabelledViews(config, subject.images("train"), labels, numbers, vit.image_size)
     batches = loaded(views, Steps(len(numbers), batch_size, first, num_steps, config.seed))
     save_at = time.monotonic() + CHECKPOINT_SECONDS
     with tqdm(total=num_steps, initial=first, desc=what, unit="step", mininterval=2) as bar:
         for step, (images_BHWC, labels_B) in enumerate(batches, start=first):
-            lr = learning_rate(optim, step, num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
             images_BCHW, targets_BK = mixed(
                 config,
                 normalise(placed(images_BHWC, device), vit.mean, vit.std),
@@ -300,10 +333,11 @@ def train(
             for images, targets, coins in zip(
                 *(tensor.chunk(config.accumulate) for tensor in batch), strict=True
             ):
-                loss_of = partial(cross_entropy, model, images, targets, coins)
+                inputs = learners.inputs(config.precision, images, coins)
                 share = len(images) / batch_size
-                losses.add(step, share, gradients(loss_of, share, config.precision, device))
-            update(model, optimizer, optim)
+                losses.add(step, share, descend(config, learners.all, inputs, targets, share))
+            for learner in learners.all:
+                learner.update(step, num_steps)
 
             bar.update()
             save = step + 1 == num_steps or time.monotonic() >= save_at
@@ -311,14 +345,17 @@ def train(
                 bar.set_postfix(loss=f"{losses.read():.4f}", refresh=False)
             if save:
                 start = time.monotonic()
-                checkpoint(subject, identity, model, optimizer, step + 1, means)
+                checkpoint(subject, identity, learners.all, step + 1, means_H)
                 duration = time.monotonic() - start
                 save_at = start + duration + max(CHECKPOINT_SECONDS, duration / CHECKPOINT_SHARE)
-    return {
-        "batch_size": batch_size,
-        "lr": optim.lr,
-        "train_loss": [round(loss, 4) for loss in means],
-    }
+    return [
+        {
+            "batch_size": batch_size,
+            "lr": learner.optim.lr,
+            "train_loss": [round(float(mean_H[number]), 4) for mean_H in means_H],
+        }
+        for number, learner in enumerate(learners.all)
+    ]
 
 
 def loaded(views: LabelledViews, steps: Steps) -> DataLoader[Any]:
@@ -344,12 +381,26 @@ def fitting_batch(config: TrainingConfig, subject: Subject, images: int) -> int:
     return batch_size
 
 
-def cross_entropy(
-    model: Classifier, images_BCHW: Tensor, targets_BK: Tensor, coins_BL2: Tensor
-) -> dict[str, Tensor]:
-    """Cross-entropy with soft targets, averaged over images."""
-    logits_BK = model(images_BCHW, coins_BL2)
-    return {"loss": F.cross_entropy(logits_BK.float(), targets_BK)}
+def descend(
+    config: TrainingConfig,
+    learners: list[Learner],
+    inputs: tuple[Tensor | None, ...],
+    targets_BK: Tensor,
+    share: float,
+) -> list[Tensor]:
+    """Losses of the networks; adds to each one's gradients, one after the other for their memory.
+
+    Losses are cross-entropies with soft targets, averaged over images.
+    """
+
+    def loss_of(network: nn.Module) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(network(*inputs).float(), targets_BK)}
+
+    device = targets_BK.device
+    return [
+        gradients(partial(loss_of, learner.network), share, config.precision, device)["loss"]
+        for learner in learners
+    ]
 
 
 def mixed(
@@ -375,30 +426,21 @@ def mixed(
 
 
 def checkpoint(
-    subject: Subject,
-    identity: str,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    losses: list[float],
+    subject: Subject, identity: str, learners: list[Learner], step: int, means_H: list[Tensor]
 ) -> None:
     """Write the state after ``step`` updates, without the weights of a frozen encoder."""
     subject.checkpoint(
         {
             "training": identity,
             "step": step,
-            "weights": {name: weight.detach() for name, weight in trained(model)},
-            "optimizer": optimizer.state_dict(),
-            "losses": losses,
+            "networks": [learner.state() for learner in learners],
+            "losses": means_H,
         }
     )
 
 
-@torch.no_grad()
-def resume(
-    subject: Subject, identity: str, model: Classifier, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[float]]:
-    """Restore model and optimizer; returns the number of updates done and the epochs' losses.
+def resume(subject: Subject, identity: str, learners: list[Learner]) -> tuple[int, list[Tensor]]:
+    """Restore the networks; returns the number of updates done and the epochs' losses.
 
     Without a checkpoint of this training these are 0 and none: an evaluation may train several
     classifiers one after the other, and the checkpoint of another one is ignored.
@@ -406,32 +448,30 @@ def resume(
     state = subject.resume()
     if state is None or state.get("training") != identity:
         return 0, []
-    for name, weight in trained(model):
-        weight.copy_(state["weights"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    for learner, its_state in zip(learners, state["networks"], strict=True):
+        learner.restore(its_state)
     return state["step"], state["losses"]
 
 
 @torch.no_grad()
 def classify(
-    config: TrainingConfig, subject: Subject, model: Classifier, split: str, numbers: Tensor
+    config: TrainingConfig, subject: Subject, learners: Learners, split: str, numbers: Tensor
 ) -> Tensor:
-    """Class numbers, int64, that the model predicts for the images ``numbers`` of a split."""
-    device = next(model.parameters()).device
-    model.eval()
-    views = EvaluationViews(
-        subject.images(split), model.encoder.config.image_size, subject.index.view
-    )
+    """Classes, [N, B] int64, that the networks predict for the images ``numbers`` of a split."""
+    device, vit = first_device(), learners.vit
+    networks = [learner.network.eval() for learner in learners.all]
+    views = EvaluationViews(subject.images(split), vit.image_size, subject.index.view)
     batches = evaluation_batches(
         Subset(views, numbers.tolist()),
         -(-config.batch_size // config.accumulate),
         config.num_workers,
     )
-    vit = model.encoder.config
     # The empty one is for no images.
-    predictions = [torch.empty(0, dtype=torch.int64, device=device)]
+    predictions = [torch.empty(len(networks), 0, dtype=torch.int64, device=device)]
     for images_BHWC in tqdm(batches, desc=f"classify {split}", unit="batch", mininterval=2):
+        images_BCHW = normalise(placed(images_BHWC, device), vit.mean, vit.std)
+        inputs = learners.inputs(config.precision, images_BCHW)
         with precision(config.precision, device):
-            logits = model(normalise(placed(images_BHWC, device), vit.mean, vit.std))
-        predictions.append(logits.argmax(1))
-    return torch.cat(predictions).cpu()
+            classes = [network(*inputs).argmax(1) for network in networks]
+        predictions.append(torch.stack(classes))
+    return torch.cat(predictions, 1).cpu()

@@ -67,8 +67,8 @@ class Coloured(Subject):
         if len(self.checkpoints) == self.lives:
             raise Killed
 
-    def weights(self) -> dict[str, Tensor]:
-        """Weights of the last checkpoint."""
+    def weights(self, number: int = 0) -> dict[str, Tensor]:
+        """Weights of a network in the last checkpoint."""
         state = self.resume()
         assert state is not None
-        return cast(dict[str, Tensor], state["weights"])
+        return cast(dict[str, Tensor], state["networks"][number]["weights"])

@@ -1,4 +1,4 @@
-"""The attentive probe: what it computes, and a training that leaves the encoder as it is."""
+"""Attentive probes: what they compute, and trainings that leave encoder and each other alone."""
 
 import math
 from dataclasses import replace
@@ -7,15 +7,30 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from evals import supervised
-from evals.protocols.attentive_probe import Config, classifier, evaluate, probe
-from ijepa.architecture import Variant
+from evals import choice, supervised
+from evals.protocol import Counts, Facts, check
+from evals.protocols.attentive_probe import Config, evaluate, flops, fresh, probe
+from ijepa.architecture import Variant, ViTConfig
+from ijepa.errors import UserError
 from ijepa.optim import learning_rate
-from tests.coloured import Coloured, Killed
+from ijepa.strict import strict
+from ijepa.vit import ViT
+from tests.coloured import Coloured, Killed, Pictures
 
-SMALL = Config(batch_size=8, epochs=3, base_lr=0.1, num_workers=0, random_erase=0.5)
+SMALL = Config(batch_size=8, epochs=3, learning_rates=(0.1,), num_workers=0, random_erase=0.5)
+SWEEP = replace(SMALL, learning_rates=(0.1, 0.02), weight_decays=(0.0, 0.5), held_out=0.3)
+
+
+RATES = ((0.1,), (0.1, 0.2))
+
+
+def assert_identical(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def subject(work: Path, **changes: Any) -> Coloured:
@@ -23,7 +38,7 @@ def subject(work: Path, **changes: Any) -> Coloured:
 
 
 def test_the_defaults_are_the_published_rate_and_batch() -> None:
-    optim = Config().optim(1024)
+    optim = Config().optim(1024, *Config().learning_rates)
     assert (optim.lr, optim.batch_size, optim.epochs, optim.clip) == (1e-3, 1024, 20, 1.0)
     rates = [learning_rate(optim, step, 100) for step in (0, 50, 99)]
     assert rates[0] == 1e-3
@@ -67,19 +82,18 @@ def test_the_probe_starts_from_rescaled_small_weights() -> None:
 def test_a_frozen_encoder_stays_what_it_was(tmp_path: Path) -> None:
     # Stochastic depth would show whether it is in evaluation mode.
     at = subject(tmp_path, variant=Variant(drop_path=0.9))
-    model = classifier(SMALL, at)
-    before = {name: weight.clone() for name, weight in model.encoder.state_dict().items()}
-    images, coins = torch.randn(2, 3, 16, 16), torch.zeros(2, 3, 2)
-    features = model.train().encoder(images, coins_BL2=coins)
-    groups: list[dict[str, Any]] = [{"params": list(model.head.parameters())}]
-    supervised.train(SMALL, at, None, model, groups, "probe")
-    after = model.encoder.state_dict()
+    config = replace(SMALL, precision="float32")
+    learners: Any = fresh(config, at)
+    (encoder,) = learners.encode.args[0]
+    before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    images = torch.randn(2, 3, 16, 16)
+    (features,) = learners.inputs("float32", images, torch.zeros(2, 3, 2))
+    supervised.train(config, at, None, learners, "probe")
+    after = encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in model.encoder.parameters())
-    model.cpu().train()
-    assert torch.equal(model.encoder(images, coins_BL2=coins), features)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
     assert torch.equal(features, at.network()(images))
-    assert not any(name.startswith("encoder") for name in at.weights())
+    assert learners.inputs("float32", images)[0].equal(features)
 
 
 def test_a_probe_learns_what_tells_the_classes(tmp_path: Path) -> None:
@@ -91,18 +105,128 @@ def test_a_probe_learns_what_tells_the_classes(tmp_path: Path) -> None:
     assert result.value > 0.9
 
 
-def test_a_killed_probe_ends_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("config", [SMALL, SWEEP])
+def test_a_killed_probe_ends_bit_identical(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = subject(tmp_path / "whole")
-    undisturbed = evaluate(SMALL, whole)
+    undisturbed = evaluate(config, whole)
     monkeypatch.setattr(supervised, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(supervised, "CHECKPOINT_SHARE", math.inf)
     with pytest.raises(Killed):
-        evaluate(SMALL, subject(tmp_path / "killed", lives=4))
+        evaluate(config, subject(tmp_path / "killed", lives=4))
     second = subject(tmp_path / "killed")
-    assert evaluate(SMALL, second) == undisturbed
-    assert second.checkpoints == [5, 6, 7, 8, 9]
-    ours, theirs = second.weights(), whole.weights()
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert evaluate(config, second) == undisturbed
+    assert second.checkpoints == list(range(5, 10 if config is SMALL else 7))
+    for number in range(len(config.heads)):
+        assert_identical(second.weights(number), whole.weights(number))
+
+
+def test_a_head_learns_beside_others_what_it_learns_alone(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"min_lr": 1e-3, "clip": 0.3, "accumulate": 2, "mixup": 0.5}
+    config = replace(SWEEP, **changes, chosen_on="test")
+    beside = subject(tmp_path / "beside")
+    evaluate(config, beside)
+    for number, (rate, decay) in enumerate(config.heads):
+        at = subject(tmp_path / str(number))
+        evaluate(replace(config, learning_rates=(rate,), weight_decays=(decay,)), at)
+        assert_identical(beside.weights(number), at.weights())
+    first, *others = (beside.weights(number) for number in range(4))
+    assert not any(first["2.weight"].equal(other["2.weight"]) for other in others)
+
+
+def test_the_encoder_sees_an_image_once_for_all_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    forward = ViT.forward
+
+    def counted(self: ViT, images_BCHW: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images_BCHW))
+        assert not torch.is_grad_enabled()
+        return forward(self, images_BCHW)
+
+    monkeypatch.setattr(ViT, "forward", counted)
+    evaluate(SWEEP, subject(tmp_path))
+    training, held_out, test = 3 * 2 * 8, 7, 18
+    assert sum(seen) == training + held_out + test
+
+
+def test_the_head_is_chosen_on_held_out_images_that_no_head_has_seen(tmp_path: Path) -> None:
+    class Blackened(Coloured):
+        def images(self, split: str) -> Any:
+            pictures: Any = super().images(split)
+            held_out, _ = choice.divide(7, 24, SWEEP.seed)
+            if split == "train":
+                return Pictures(
+                    picture.point(lambda value: 0) if number in held_out else picture
+                    for number, picture in enumerate(pictures)
+                )
+            return pictures
+
+    config = replace(SWEEP, auto_augment=None, random_erase=0, epochs=30)
+    whole = subject(tmp_path / "whole")
+    chosen = evaluate(config, whole).chosen
+    assert chosen["held_out_images"] == 7
+    heads = chosen["heads"]
+    assert [(head["learning_rate"], head["weight_decay"]) for head in heads] == SWEEP.heads
+    assert chosen["held_out_top1"] == max(head["held_out_top1"] for head in heads)
+    assert chosen["lr"] == pytest.approx(chosen["learning_rate"] * 8 / 256)
+    assert len(chosen["train_loss"]) == 30
+    black = Blackened(data=Path("colours"), label="colour", work=tmp_path / "black")
+    others = evaluate(config, black).chosen["heads"]
+    ours, theirs = (
+        [[head[key] for head in of] for key in ("held_out_top1", "test_top1")]
+        for of in (heads, others)
+    )
+    assert ours[0] != theirs[0]
+    assert ours[1] == theirs[1]
+    for number in range(4):
+        assert_identical(black.weights(number), whole.weights(number))
+
+
+def test_a_single_head_sees_all_images_and_there_is_no_choice(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{}, {"held_out": 0.5}, {"chosen_on": "test"}]
+    results = [
+        evaluate(replace(SMALL, **change), subject(tmp_path / str(number)))
+        for number, change in enumerate(changes)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert set(results[0].chosen) == {"batch_size", "lr", "train_loss"}
+
+
+def test_a_head_that_diverges_is_told_and_ends_no_other(tmp_path: Path) -> None:
+    config = replace(SWEEP, learning_rates=(1e30, 0.1), weight_decays=(0.0,), epochs=8)
+    chosen = evaluate(config, subject(tmp_path / "one")).chosen
+    assert [head["diverged"] for head in chosen["heads"]] == [True, False]
+    assert chosen["learning_rate"] == chosen["best_on_test"]["learning_rate"] == 0.1
+    assert all(map(math.isfinite, chosen["train_loss"]))
+    config = replace(config, learning_rates=(1e30, 1e31))
+    with pytest.raises(UserError, match=r"the loss of 2 attentive probes is nan at step [1-9]"):
+        evaluate(config, subject(tmp_path / "all"))
+
+
+def test_too_few_images_to_hold_out_are_refused_only_where_a_head_is_chosen() -> None:
+    facts = Facts(uses="images", images=24)
+    few: dict[str, Any] = {"held_out": 0.01, "auto_augment": None}
+    check("attentive_probe", replace(SMALL, **few), facts, "one")
+    with pytest.raises(UserError, match=r"^two\.held_out is 0\.01: of 24 training images"):
+        check("attentive_probe", replace(SWEEP, **few), facts, "two")
+    with pytest.raises(UserError, match="learning_rates"):
+        strict(Config, {"learning_rates": []}, "config")
+
+
+def test_the_cost_counts_each_heads_products() -> None:
+    vit = ViTConfig(224, 16, dim=64, depth=2, num_heads=2)
+    heads = [flops(replace(SMALL, learning_rates=rates), vit, Counts(0, 1, 3)) for rates in RATES]
+    module = probe(64, 2, 3)
+    with FlopCounterMode(display=False) as counter:
+        module(torch.randn(1, 196, 64))
+    assert heads[1] - heads[0] == pytest.approx(counter.get_total_flops(), rel=0.05)
+    heads = [flops(replace(SMALL, learning_rates=rates), vit, Counts(1, 0, 3)) for rates in RATES]
+    with FlopCounterMode(display=False) as counter:
+        module(torch.randn(1, 196, 64)).sum().backward()
+    assert heads[1] - heads[0] == pytest.approx(3 * counter.get_total_flops(), rel=0.05)
 
 
 def test_augmentation_matters_and_the_number_of_workers_does_not(tmp_path: Path) -> None:

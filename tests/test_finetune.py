@@ -212,7 +212,7 @@ def test_fewer_images_than_a_batch_are_one_batch_at_its_rate(tmp_path: Path) -> 
 
 
 def test_the_first_rate_is_zero_and_warm_up_leads_to_the_base_rate() -> None:
-    optim = Config().optim(528)
+    optim = Config().optim(528, Config().base_lr)
     rates = [learning_rate(optim, step, 500) for step in (0, 50, 499)]
     assert rates[:2] == [0, pytest.approx(1e-4 * 528 / 256)]
     assert rates[2] == pytest.approx(1e-6, rel=0.01)

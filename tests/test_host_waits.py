@@ -4,18 +4,21 @@ There is no GPU here: tests.fake_device raises Waited where the host would wait.
 """
 
 import dataclasses
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from evals import replicas, supervised
 from evals.features import _features
 from evals.heads import Heads, Optimizer
 from evals.losses import Losses
 from evals.protocols import attentive_probe, finetune
-from evals.supervised import Classifier, cross_entropy, mixed
+from evals.supervised import Learner, Learners, descend, mixed
 from evals.views import Encoded, Stored
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import parse_run
@@ -141,36 +144,63 @@ def test_the_encoder_of_a_probe_on_images_waits_for_nothing() -> None:
             source._check()
 
 
-@pytest.mark.parametrize("config", [finetune.Config(), attentive_probe.Config()])
-def test_a_step_of_fine_tuning_waits_only_where_losses_are_read(config: Any) -> None:
-    encoder = ViT(VIT, Variant(drop_path=0.1))
-    head = attentive_probe.probe(16, 2, 10)
-    model = Classifier(encoder, head).train()
-    on_device(model)
+def tuned(config: Any) -> Learners:
+    model = finetune.Classifier(
+        ViT(VIT, Variant(drop_path=0.1)), finetune.Head(16, 10), pool="patches"
+    )
+    groups = finetune.groups(config, model)
+    return Learners(VIT, [Learner(on_device(model), groups, config.base_lr)])
+
+
+def probes(config: Any) -> Learners:
+    encoders = [on_device(ViT(VIT).eval()) for _ in range(2)]
+    heads = [on_device(attentive_probe.probe(16, 2, 10)) for _ in config.heads]
+    learners = [Learner(head, [{"params": list(head.parameters())}], 1e-3) for head in heads]
+    return Learners(VIT, learners, partial(replicas.patches, encoders))
+
+
+@pytest.mark.parametrize(
+    ("make_learners", "config"),
+    [
+        (tuned, finetune.Config()),
+        (probes, attentive_probe.Config()),
+        (probes, attentive_probe.Config(learning_rates=(1e-3, 1e-4))),
+    ],
+)
+def test_a_step_of_a_classifier_waits_only_where_losses_are_read(
+    make_learners: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "gradients", lambda loss_of, *_: loss_of())
+    monkeypatch.setattr(torch.nn.Module, "to", lambda network, _: network)  # they are there
+    learners = make_learners(config)
     losses = Losses([], 1, "a training")
-    optim = config.optim(8)
-    optimizer = torch.optim.AdamW(model.parameters())
     with OnDevice():
+        for learner in learners.all:
+            learner.begin(config, 8, CUDA)
+            with_gradients(learner.network)
         images = normalise(placed(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), CUDA))
         images, targets = mixed(config, images, placed(torch.arange(8), CUDA), 10, step=0)
-        coins = placed(torch.rand(8, 2, 2), CUDA)
-        losses.add(0, 1.0, cross_entropy(model, images, targets, coins))
-        with_gradients(model)
-        update(model, optimizer, optim)
+        inputs = learners.inputs("float32", images, placed(torch.rand(8, 2, 2), CUDA))
+        losses.add(0, 1.0, descend(config, learners.all, inputs, targets, 1.0))
+        for learner in learners.all:
+            learner.update(0, 10)
         with pytest.raises(Waited):
             losses.read()
 
 
 def test_a_loss_that_is_read_late_is_told_with_its_step() -> None:
-    means: list[float] = []
+    means: list[Tensor] = []
     losses = Losses(means, 2, "a training")
     for step, loss in enumerate((1.0, 3.0, 5.0)):
         for share in (0.25, 0.75):
-            losses.add(step, share, {"loss": torch.tensor(loss)})
+            losses.add(step, share, [torch.tensor(loss), torch.tensor(2 * loss)])
     assert losses.read() == 5
-    assert means == [2.0, 2.5]
-    losses.add(3, 1.0, {"loss": torch.tensor(torch.inf)})
-    with pytest.raises(ValueError, match="the loss of a training is inf at step 3"):
+    assert [mean.tolist() for mean in means] == [[2.0, 4.0], [2.5, 5.0]]
+    losses.add(3, 1.0, [torch.tensor(torch.inf), torch.tensor(5.0)])
+    assert losses.read() == 5
+    assert means[1].tolist() == [torch.inf, 7.5]
+    losses.add(4, 1.0, [torch.tensor(torch.inf), torch.tensor(torch.nan)])
+    with pytest.raises(ValueError, match="the loss of a training is inf at step 4"):
         losses.read()
 
 

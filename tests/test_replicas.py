@@ -9,11 +9,13 @@ import torch
 
 from evals import features, replicas
 from evals.features import extract
+from evals.protocols import attentive_probe
 from evals.views import Encoded
 from ijepa.config import parse_run
 from ijepa.data.transforms import Crop
 from ijepa.train import train
 from ijepa.vit import ViT
+from tests.coloured import Coloured
 from tests.conftest import raw_run_of
 from tests.test_linear_probe import CPU, OnImages
 
@@ -70,6 +72,33 @@ def test_stored_features_are_the_same_whoever_made_them(
     for name in ("train.npy", "test.npy", "test.patches.npy"):
         shared, alone = (np.load(tmp_path / folder / name) for folder in ("shared", "alone"))
         np.testing.assert_array_equal(shared, alone)
+
+
+def test_probes_on_shared_features_learn_what_they_learn_on_one_device(
+    tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = attentive_probe.Config(
+        epochs=2,
+        batch_size=16,
+        learning_rates=(0.05, 0.01),
+        held_out=0.3,
+        accumulate=2,
+        num_workers=0,
+        precision="float32",
+    )
+    shared, alone = (
+        Coloured(Path("colours"), "colour", work=tmp_path / name) for name in ("shared", "alone")
+    )
+    ours = attentive_probe.evaluate(config, shared)
+    of_a_step = [(0, 3), (1, 3), (2, 2)] * 2
+    assert passes[:12] == of_a_step * 2
+    assert passes[12:18] == of_a_step
+    monkeypatch.setattr(replicas, "gpus_beside", lambda device: [])
+    theirs = attentive_probe.evaluate(config, alone)
+    assert ours.correct == theirs.correct
+    assert ours.chosen["train_loss"] == pytest.approx(theirs.chosen["train_loss"], abs=2e-4)
+    for number in range(2):
+        torch.testing.assert_close(shared.weights(number), alone.weights(number), rtol=0, atol=1e-4)
 
 
 def test_a_cpu_has_no_gpus_beside_it() -> None:

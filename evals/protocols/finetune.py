@@ -3,7 +3,8 @@
 Assran et al., CVPR 2023, section D and Table 15 (all labels), Tables 2, 13 and 14 (1 % of them);
 He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, section A.1.
 
-Shape suffixes: B images, N patches, D features, K classes.
+Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, T tokens, L blocks,
+D features, K classes.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from evals.pooling import Pool, parts
 from evals.protocol import Counts, Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
-from evals.supervised import Classifier, TrainingConfig, classify, seeded, train
+from evals.supervised import Learner, Learners, TrainingConfig, classify, seeded, train
 from evals.views import pool_tokens
 from ijepa.architecture import ViTConfig
 from ijepa.ranges import BelowOne, Count, NotNegative, Positive, PositiveShare, Probability
@@ -105,16 +106,29 @@ class Head(nn.Module):
         return logits_BK
 
 
-class Tuned(Classifier):
-    """Classifier whose head sees one vector for each image."""
+class Classifier(nn.Module):
+    """An encoder, and a head that sees one vector for each image."""
 
     def __init__(self, encoder: ViT, head: nn.Module, pool: Pool) -> None:
-        super().__init__(encoder, head)
-        self.pool = pool
+        super().__init__()
+        self.encoder, self.head, self.pool = encoder, head, pool
 
-    def features(self, tokens_BTD: Tensor) -> Tensor:
-        """Pooled features, [B, D] or [B, 2 D]."""
-        return pool_tokens(self.encoder, tokens_BTD, self.pool)
+    def forward(self, images_BCHW: Tensor, coins_BL2: Tensor | None = None) -> Tensor:
+        """Logits [B, K]; ``coins_BL2`` are the uniform random numbers of stochastic depth."""
+        tokens_BTD = self.encoder(images_BCHW, coins_BL2=coins_BL2)
+        logits_BK: Tensor = self.head(pool_tokens(self.encoder, tokens_BTD, self.pool))
+        return logits_BK
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Name patterns of the embedding and the blocks, for timm's layer-wise decay.
+
+        All other parameters count as the last layer, relative positions among them, as in BEiT's
+        fine-tuning.
+        """
+        return {
+            "stem": r"^encoder\.(?:cls_token|pos_embed|patch_embed)",
+            "blocks": r"^encoder\.blocks\.(\d+)",
+        }
 
 
 def check(config: Config, facts: Facts) -> None:
@@ -131,9 +145,9 @@ def flops(config: Config, vit: ViTConfig, counts: Counts) -> float:
 def evaluate(config: Config, subject: Subject) -> Result:
     """Fine-tune on the training images; returns top-1 of the last epoch, without a choice."""
     numbers = None if config.subset is None else subject.subset(config.subset)
-    model, about = tuned(config, subject, numbers)
+    learners, about = tuned(config, subject, numbers)
     y = subject.labels("test")
-    predicted = classify(config, subject, model, "test", torch.arange(len(y)))
+    (predicted,) = classify(config, subject, learners, "test", torch.arange(len(y)))
     return top1(predicted, y, subject.num_classes, about)
 
 
@@ -149,19 +163,22 @@ def fine_tune(
         numbers: Numbers of the images to train on, None for all.
         queries: By name, a split and the numbers of its images to classify.
     """
-    model, _ = tuned(config, subject, numbers)
+    learners, _ = tuned(config, subject, numbers)
     return {
-        name: classify(config, subject, model, split, indices)
+        name: classify(config, subject, learners, split, indices)[0]
         for name, (split, indices) in queries.items()
     }
 
 
 def tuned(
     config: Config, subject: Subject, numbers: Tensor | None
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[Learners, dict[str, Any]]:
     """Fine-tuned classifier, and the facts that ``train`` returns on its training."""
     model = classifier(config, subject)
-    return model, train(config, subject, numbers, model, groups(config, model), "fine-tune")
+    learner = Learner(model, groups(config, model), config.base_lr)
+    learners = Learners(model.encoder.config, [learner])
+    (about,) = train(config, subject, numbers, learners, "fine-tune")
+    return learners, about
 
 
 def classifier(config: Config, subject: Subject) -> Classifier:
@@ -175,7 +192,7 @@ def classifier(config: Config, subject: Subject) -> Classifier:
         encoder.pos_embed.requires_grad_(learned or config.train_positions)
     dim = encoder.config.dim * len(parts(config.pool))
     with seeded(config.seed, "head"):
-        return Tuned(encoder, Head(dim, subject.num_classes), config.pool)
+        return Classifier(encoder, Head(dim, subject.num_classes), config.pool)
 
 
 def groups(config: Config, model: Classifier) -> list[dict[str, Any]]:

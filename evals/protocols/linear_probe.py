@@ -20,24 +20,25 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
+from evals import choice
+from evals.choice import Choice, choose
 from evals.heads import Heads, Optimizer
 from evals.pooling import Pooled
 from evals.protocol import Counts, Facts, Uses
-from evals.result import Result, top1
+from evals.result import Result
 from evals.subject import Subject, checked_labels
 from evals.views import Encoded, Source, Stored, epoch_batches
 from ijepa.architecture import ViTConfig
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.optim import cosine
-from ijepa.randomness import generator
-from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Probability, Share
+from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Probability
 
 USES: tuple[Uses, ...] = ("features", "images")
 
 
 @dataclass(frozen=True)
-class Config(Pooled):
+class Config(Choice, Pooled):
     """Settings. Defaults are the paper's for ImageNet-1k (A.2): LARS, batches of 16384, 50 epochs.
 
     The paper sweeps rates of .01, .05 and .001 without saying whether they are per 256 images.
@@ -61,11 +62,8 @@ class Config(Pooled):
     ill-conditioned for the other heads. For stored features only.
 
     ``crop`` is for images only: stored features have no augmented views. Evaluation views are
-    resized by ``view_interpolation``, by default the crop's. ``held_out`` is the share of the
-    training images, ``max_held_out`` at most, on which the head is chosen. ``chosen_on: test``
-    trains on all training images and takes the head that does best on the test images, as the
-    papers do; tables mark such numbers, unless there is one head and so no choice. The papers also
-    report the best epoch on the test images; here it is the last one.
+    resized by ``view_interpolation``, by default the crop's. The papers also report the best epoch
+    on the test images; here it is the last one.
     """
 
     optimiser: Literal["lars", "sgd", "plain_sgd"] = "lars"
@@ -84,9 +82,6 @@ class Config(Pooled):
     init_std: Positive | None = None
     layers: Count = 4
     whiten: bool = False
-    chosen_on: Literal["held_out", "test"] = "held_out"
-    held_out: Share = 0.1
-    max_held_out: Count = 10_000
     crop: Crop = field(
         default_factory=lambda: Crop(scale=(0.08, 1.0), flip=0.5, interpolation="bicubic")
     )
@@ -199,7 +194,7 @@ def check(config: Config, facts: Facts) -> None:
             "uses: features, or whiten: false"
         )
     if facts.images is not None:
-        num_held_out(config, facts.images)
+        checked_held_out(config, facts.images)
 
 
 def flops(config: Config, vit: ViTConfig, counts: Counts) -> float:
@@ -256,42 +251,15 @@ def evaluate(config: Config, subject: Subject) -> Result:
     train(config, subject, source, heads, numbers)
 
     heads.eval()
-    test_y = subject.labels("test")
-    by_test = config.chosen_on == "test"
-    predicted_HB = classify(heads, source.evaluation("test", torch.arange(len(test_y))))
-    test_HB = predicted_HB == test_y
-    held_HB = test_HB
-    if not by_test:
-        held_HB = classify(heads, source.evaluation("train", held_out))
-        held_HB = held_HB == subject.labels("train")[held_out]
-    converged = heads.finite().tolist()
-    rows = [
-        {
-            **asdict(head),
-            "held_out_top1": None if by_test else round(held_HB[number].float().mean().item(), 4),
-            "test_top1": round(test_HB[number].float().mean().item(), 4),
-            "diverged": not converged[number],
-        }
-        for number, head in enumerate(heads.settings)
-    ]
-
-    def best(correct_HB: Tensor) -> int:
-        """Number of the head that is right most often, the first of equals."""
-        right = correct_HB.sum(1).tolist()
-        return max((h for h in range(len(rows)) if converged[h]), key=lambda h: right[h])
-
-    chosen = {
-        **rows[best(held_HB)],
-        **({"chosen_on": "test"} if by_test and len(rows) > 1 else {}),
-        "layers": source.num_layers,
-        "held_out_images": len(held_out),
-        "best_on_test": {
-            **rows[best(test_HB)],
-            "chosen_on": "test: the papers' way, not this result's value",
-        },
-        "heads": rows,
-    }
-    return top1(predicted_HB[best(held_HB)], test_y, subject.num_classes, chosen)
+    return choose(
+        config,
+        subject,
+        held_out,
+        [asdict(head) for head in heads.settings],
+        heads.finite().tolist(),
+        lambda split, images: classify(heads, source.evaluation(split, images)),
+        [{"layers": source.num_layers}] * len(heads.settings),
+    )
 
 
 def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
@@ -300,22 +268,13 @@ def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
     Raises UserError if there are too few of either, or if a label is outside its classes.
     """
     labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
-    order = torch.randperm(len(labels), generator=generator(config.seed, "held out"))
-    count = num_held_out(config, len(labels))
-    return order[:count].sort().values, order[count:].sort().values
+    count = checked_held_out(config, len(labels))
+    return choice.divide(count, len(labels), config.seed)
 
 
-def num_held_out(config: Config, images: int) -> int:
-    """Number of training images that are held out; with ``chosen_on: test`` none.
-
-    Raises UserError if there are too few of them, or of those that are left.
-    """
-    by_test = config.chosen_on == "test"
-    count = 0 if by_test else min(int(config.held_out * images), config.max_held_out)
-    if not count and not by_test:
-        raise UserError(
-            f"held_out is {config.held_out}: of {images} training images that is none; raise it"
-        )
+def checked_held_out(config: Config, images: int) -> int:
+    """Number of held-out images; raises UserError if too few are left for a batch."""
+    count = choice.num_held_out(config, images)
     if images - count < config.batch_size:
         raise UserError(
             f"batch_size is {config.batch_size}, but only {images - count} training images are "
