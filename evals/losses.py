@@ -22,9 +22,9 @@ class Losses:
         self.means_H, self.per_epoch, self.what = means_H, per_epoch, what
         self.unread: list[tuple[int, float, Tensor]] = []
 
-    def add(self, step: int, share: float, losses: list[Tensor]) -> None:
+    def add(self, step: int, share: float, loss_H: Tensor) -> None:
         """Note each network's loss of a part, which is this share, of a step's batch."""
-        self.unread.append((step, share, torch.stack([loss.detach() for loss in losses])))
+        self.unread.append((step, share, loss_H))
 
     def read(self) -> float:
         """Return the least loss of the last step; the host waits for the device.

@@ -1,16 +1,15 @@
-"""A frozen encoder on every GPU of a job, which share the images.
+"""A network on every GPU of a job, which share the images of an evaluation.
 
-One process queues work for all of them: it waits for none, so that all work at once. The images of
-a forward pass go to the copies in turn. An image's features don't depend on the copy.
-
-Shape suffixes: B images, C channels, H and W pixels, N patches, D features.
+One process queues work for all of them: it waits for none, so that all work at once. An image's
+features don't depend on the copy that computes them. Where a network learns, the copies' gradients
+are added to the first one's, and after each step its new weights go to the copies.
 """
 
 import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ijepa.precision import choose_attention
 
@@ -35,17 +34,40 @@ def replicas(network: "ViT", device: torch.device, setting: str = "auto") -> lis
     return [network.to(device).eval(), *copies]
 
 
-def patches(networks: list["ViT"], images_BCHW: Tensor) -> Tensor:
-    """Features of the patches of images, [B, N, D], on the images' device, the first network's.
+def copies(network: nn.Module, device: torch.device) -> list[nn.Module]:
+    """Copies of a network that learns, on all GPUs besides ``device``."""
+    return [copy.deepcopy(network).to(other) for other in gpus_beside(device)]
 
-    Each network takes a part of the images. All parts are sent before the first network begins,
-    because a copy to another GPU waits for the work that is queued on this one.
+
+def sent(device: torch.device, *batch: Tensor) -> list[tuple[Tensor, ...]]:
+    """Parts of a batch's tensors, on ``device`` and on each GPU beside it.
+
+    All are sent before the first GPU begins, because a copy to another GPU waits for the work that
+    is queued on this one.
     """
-    device = images_BCHW.device
-    parts = images_BCHW.chunk(len(networks))
-    sent = [
-        (network, part.to(network.patch_embed.proj.weight.device, non_blocking=True))
-        for network, part in zip(networks, parts, strict=False)
+    devices = [device, *gpus_beside(device)]
+    parts = zip(*(tensor.chunk(len(devices)) for tensor in batch), strict=True)
+    return [
+        tuple(tensor.to(other, non_blocking=True) for tensor in part)
+        for part, other in zip(parts, devices, strict=False)
     ]
-    features = [network.patches(network(part)) for network, part in sent]
-    return torch.cat([x_BND.to(device, non_blocking=True) for x_BND in features])
+
+
+@torch.no_grad()
+def add_gradients(network: nn.Module, copies: list[nn.Module]) -> None:
+    """Add the gradients of the copies to the network's, and forget them."""
+    for other in copies:
+        for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+            if theirs.grad is not None:
+                gradient = theirs.grad.to(mine.device, non_blocking=True)
+                mine.grad = gradient if mine.grad is None else mine.grad.add_(gradient)
+                theirs.grad = None
+
+
+@torch.no_grad()
+def copy_weights(network: nn.Module, copies: list[nn.Module]) -> None:
+    """Give the copies the network's weights."""
+    for other in copies:
+        for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+            if mine.requires_grad:
+                theirs.copy_(mine, non_blocking=True)

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from evals import replicas
 from evals.losses import Losses
 from evals.subject import Subject, checked_labels
 from ijepa.architecture import ViTConfig
@@ -55,6 +56,7 @@ from ijepa.ranges import (
 )
 from ijepa.transfer import placed
 from ijepa.update import gradients, update
+from ijepa.vit import ViT
 
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 20.0, 0.05
 """Least seconds between two checkpoints, and largest share of the time that they may take.
@@ -148,6 +150,8 @@ class TrainingConfig:
 class Learner:
     """A network that learns by itself: loss, clipping and updates are its own.
 
+    Each further GPU of the job has a copy of it, whose gradients are added to the network's.
+
     Args:
         network: The network; ``begin`` moves it to the device.
         groups: The optimizer's groups of parameters; ``lr_scale`` multiplies a group's rate.
@@ -156,6 +160,7 @@ class Learner:
 
     optim: Optim
     optimizer: torch.optim.Optimizer
+    copies: list[nn.Module]
 
     def __init__(self, network: nn.Module, groups: list[dict[str, Any]], rate: float) -> None:
         self.network, self.groups, self.rate = network, groups, rate
@@ -165,6 +170,7 @@ class Learner:
         self.optim = config.optim(batch_size, self.rate)
         self.network.to(device).train()
         choose_attention(self.network, config.precision, device)
+        self.copies = replicas.copies(self.network, device)
         self.optimizer = torch.optim.AdamW(
             self.groups, lr=self.optim.lr, betas=self.optim.betas, fused=True
         )
@@ -174,7 +180,9 @@ class Learner:
         lr = learning_rate(self.optim, step, num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        replicas.add_gradients(self.network, self.copies)
         update(self.network, self.optimizer, self.optim)
+        replicas.copy_weights(self.network, self.copies)
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint."""
@@ -189,6 +197,7 @@ class Learner:
         for name, weight in trained(self.network):
             weight.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        replicas.copy_weights(self.network, self.copies)
 
 
 @dataclass(frozen=True)
@@ -198,23 +207,29 @@ class Learners:
     Args:
         vit: Size of the encoder, which gives that of the images.
         all: The networks. The encoder is part of the only one, or frozen.
-        encode: Features of images by the frozen encoder, computed once for all networks; None if
-            the network takes images, and the random numbers of stochastic depth.
+        encoders: The frozen encoder, of which each GPU has a copy; its patches' features are
+            computed once for all networks. If there is none, the network takes images, and the
+            random numbers of stochastic depth.
     """
 
     vit: ViTConfig
     all: list[Learner]
-    encode: Callable[[Tensor], Tensor] | None = None
+    encoders: Sequence[ViT] = ()
 
     @torch.no_grad()
     def inputs(
-        self, setting: str, images_BCHW: Tensor, coins_BL2: Tensor | None = None
+        self, gpu: int, setting: str, images_BCHW: Tensor, coins_BL2: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        """Arguments of each network; the encoder computes in the precision ``setting``."""
-        if self.encode is None:
+        """Arguments of the networks on one GPU; the encoder has the precision ``setting``."""
+        if not self.encoders:
             return images_BCHW, coins_BL2
+        encoder = self.encoders[gpu]
         with precision(setting, images_BCHW.device):
-            return (self.encode(images_BCHW),)
+            return (encoder.patches(encoder(images_BCHW)),)
+
+    def networks(self, gpu: int) -> list[nn.Module]:
+        """The networks that lie on one GPU."""
+        return [[learner.network, *learner.copies][gpu] for learner in self.all]
 
 
 @dataclass(frozen=True)
@@ -330,12 +345,12 @@ def train(
             coins_BL2 = placed(torch.rand(batch_size, vit.depth, 2, generator=draws), device)
 
             batch = (images_BCHW, targets_BK, coins_BL2)
-            for images, targets, coins in zip(
-                *(tensor.chunk(config.accumulate) for tensor in batch), strict=True
-            ):
-                inputs = learners.inputs(config.precision, images, coins)
-                share = len(images) / batch_size
-                losses.add(step, share, descend(config, learners.all, inputs, targets, share))
+            for part in zip(*(tensor.chunk(config.accumulate) for tensor in batch), strict=True):
+                for gpu, (images, targets, coins) in enumerate(replicas.sent(device, *part)):
+                    inputs = learners.inputs(gpu, config.precision, images, coins)
+                    share = len(images) / batch_size
+                    loss_H = descend(config, learners.networks(gpu), inputs, targets, share)
+                    losses.add(step, share, loss_H.to(device, non_blocking=True))
             for learner in learners.all:
                 learner.update(step, num_steps)
 
@@ -383,12 +398,12 @@ def fitting_batch(config: TrainingConfig, subject: Subject, images: int) -> int:
 
 def descend(
     config: TrainingConfig,
-    learners: list[Learner],
+    networks: list[nn.Module],
     inputs: tuple[Tensor | None, ...],
     targets_BK: Tensor,
     share: float,
-) -> list[Tensor]:
-    """Losses of the networks; adds to each one's gradients, one after the other for their memory.
+) -> Tensor:
+    """Losses [H] of the networks; adds to each one's gradients, one after the other for memory.
 
     Losses are cross-entropies with soft targets, averaged over images.
     """
@@ -397,10 +412,11 @@ def descend(
         return {"loss": F.cross_entropy(network(*inputs).float(), targets_BK)}
 
     device = targets_BK.device
-    return [
-        gradients(partial(loss_of, learner.network), share, config.precision, device)["loss"]
-        for learner in learners
+    losses = [
+        gradients(partial(loss_of, network), share, config.precision, device)["loss"].detach()
+        for network in networks
     ]
+    return torch.stack(losses)
 
 
 def mixed(
@@ -459,7 +475,9 @@ def classify(
 ) -> Tensor:
     """Classes, [N, B] int64, that the networks predict for the images ``numbers`` of a split."""
     device, vit = first_device(), learners.vit
-    networks = [learner.network.eval() for learner in learners.all]
+    for learner in learners.all:
+        for network in (learner.network, *learner.copies):
+            network.eval()
     views = EvaluationViews(subject.images(split), vit.image_size, subject.index.view)
     batches = evaluation_batches(
         Subset(views, numbers.tolist()),
@@ -467,11 +485,12 @@ def classify(
         config.num_workers,
     )
     # The empty one is for no images.
-    predictions = [torch.empty(len(networks), 0, dtype=torch.int64, device=device)]
+    predictions = [torch.empty(len(learners.all), 0, dtype=torch.int64, device=device)]
     for images_BHWC in tqdm(batches, desc=f"classify {split}", unit="batch", mininterval=2):
         images_BCHW = normalise(placed(images_BHWC, device), vit.mean, vit.std)
-        inputs = learners.inputs(config.precision, images_BCHW)
-        with precision(config.precision, device):
-            classes = [network(*inputs).argmax(1) for network in networks]
-        predictions.append(torch.stack(classes))
+        for gpu, (images,) in enumerate(replicas.sent(device, images_BCHW)):
+            inputs = learners.inputs(gpu, config.precision, images)
+            with precision(config.precision, device):
+                classes = [network(*inputs).argmax(1) for network in learners.networks(gpu)]
+            predictions.append(torch.stack(classes).to(device, non_blocking=True))
     return torch.cat(predictions, 1).cpu()

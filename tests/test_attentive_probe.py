@@ -84,16 +84,16 @@ def test_a_frozen_encoder_stays_what_it_was(tmp_path: Path) -> None:
     at = subject(tmp_path, variant=Variant(drop_path=0.9))
     config = replace(SMALL, precision="float32")
     learners: Any = fresh(config, at)
-    (encoder,) = learners.encode.args[0]
+    (encoder,) = learners.encoders
     before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
     images = torch.randn(2, 3, 16, 16)
-    (features,) = learners.inputs("float32", images, torch.zeros(2, 3, 2))
+    (features,) = learners.inputs(0, "float32", images, torch.zeros(2, 3, 2))
     supervised.train(config, at, None, learners, "probe")
     after = encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert torch.equal(features, at.network()(images))
-    assert learners.inputs("float32", images)[0].equal(features)
+    assert learners.inputs(0, "float32", images)[0].equal(features)
 
 
 def test_a_probe_learns_what_tells_the_classes(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ There is no GPU here: tests.fake_device raises Waited where the host would wait.
 """
 
 import dataclasses
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,7 @@ def probes(config: Any) -> Learners:
     encoders = [on_device(ViT(VIT).eval()) for _ in range(2)]
     heads = [on_device(attentive_probe.probe(16, 2, 10)) for _ in config.heads]
     learners = [Learner(head, [{"params": list(head.parameters())}], 1e-3) for head in heads]
-    return Learners(VIT, learners, partial(replicas.patches, encoders))
+    return Learners(VIT, learners, encoders)
 
 
 @pytest.mark.parametrize(
@@ -172,16 +171,20 @@ def test_a_step_of_a_classifier_waits_only_where_losses_are_read(
 ) -> None:
     monkeypatch.setattr(supervised, "gradients", lambda loss_of, *_: loss_of())
     monkeypatch.setattr(torch.nn.Module, "to", lambda network, _: network)  # they are there
+    monkeypatch.setattr(replicas, "gpus_beside", lambda device: [device])
     learners = make_learners(config)
     losses = Losses([], 1, "a training")
     with OnDevice():
         for learner in learners.all:
             learner.begin(config, 8, CUDA)
-            with_gradients(learner.network)
+            for network in (learner.network, *learner.copies):
+                with_gradients(network)
         images = normalise(placed(torch.zeros(8, 32, 32, 3, dtype=torch.uint8), CUDA))
         images, targets = mixed(config, images, placed(torch.arange(8), CUDA), 10, step=0)
-        inputs = learners.inputs("float32", images, placed(torch.rand(8, 2, 2), CUDA))
-        losses.add(0, 1.0, descend(config, learners.all, inputs, targets, 1.0))
+        coins = placed(torch.rand(8, 2, 2), CUDA)
+        for gpu, part in enumerate(replicas.sent(CUDA, images, targets, coins)):
+            inputs = learners.inputs(gpu, "float32", part[0], part[2])
+            losses.add(0, 0.5, descend(config, learners.networks(gpu), inputs, part[1], 0.5))
         for learner in learners.all:
             learner.update(0, 10)
         with pytest.raises(Waited):
@@ -193,13 +196,13 @@ def test_a_loss_that_is_read_late_is_told_with_its_step() -> None:
     losses = Losses(means, 2, "a training")
     for step, loss in enumerate((1.0, 3.0, 5.0)):
         for share in (0.25, 0.75):
-            losses.add(step, share, [torch.tensor(loss), torch.tensor(2 * loss)])
+            losses.add(step, share, torch.tensor([loss, 2 * loss]))
     assert losses.read() == 5
     assert [mean.tolist() for mean in means] == [[2.0, 4.0], [2.5, 5.0]]
-    losses.add(3, 1.0, [torch.tensor(torch.inf), torch.tensor(5.0)])
+    losses.add(3, 1.0, torch.tensor([torch.inf, 5.0]))
     assert losses.read() == 5
     assert means[1].tolist() == [torch.inf, 7.5]
-    losses.add(4, 1.0, [torch.tensor(torch.inf), torch.tensor(torch.nan)])
+    losses.add(4, 1.0, torch.tensor([torch.inf, torch.nan]))
     with pytest.raises(ValueError, match="the loss of a training is inf at step 4"):
         losses.read()
 

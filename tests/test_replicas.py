@@ -1,5 +1,6 @@
 """Several GPUs share the images of a frozen encoder; here the CPU stands for each of three."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from evals import features, replicas
 from evals.features import extract
-from evals.protocols import attentive_probe
+from evals.protocols import attentive_probe, finetune
 from evals.views import Encoded
 from ijepa.config import parse_run
 from ijepa.data.transforms import Crop
@@ -99,6 +100,27 @@ def test_probes_on_shared_features_learn_what_they_learn_on_one_device(
     assert ours.chosen["train_loss"] == pytest.approx(theirs.chosen["train_loss"], abs=2e-4)
     for number in range(2):
         torch.testing.assert_close(shared.weights(number), alone.weights(number), rtol=0, atol=1e-4)
+
+
+def test_an_encoder_that_three_devices_fine_tune_learns_what_it_learns_in_three_parts_on_one(
+    tmp_path: Path, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finetune.Config(epochs=2, warmup_epochs=0, batch_size=12, base_lr=0.01, num_workers=0)
+    shared, alone = (
+        Coloured(Path("colours"), "colour", work=tmp_path / name) for name in ("shared", "alone")
+    )
+    ours = finetune.evaluate(config, shared)
+    assert passes[:6] == [(0, 4), (1, 4), (2, 4)] * 2
+    monkeypatch.setattr(replicas, "gpus_beside", lambda device: [])
+    theirs = finetune.evaluate(replace(config, accumulate=3), alone)
+    assert ours.chosen["train_loss"] == theirs.chosen["train_loss"]
+    assert ours.correct == theirs.correct
+    before = alone.network().state_dict()
+    for name, weight in shared.weights().items():
+        assert weight.equal(alone.weights()[name]), name
+    assert not shared.weights()["encoder.blocks.0.mlp.fc1.weight"].equal(
+        before["blocks.0.mlp.fc1.weight"]
+    )
 
 
 def test_a_cpu_has_no_gpus_beside_it() -> None:

@@ -120,7 +120,7 @@ def fresh(config: Config, subject: Subject) -> Learners:
         with seeded(config.seed, "probe"):
             head = probe(vit.dim, vit.num_heads, subject.num_classes)
         heads.append(Learner(head, param_groups_weight_decay(head, decay), rate))
-    return Learners(vit, heads, partial(replicas.patches, encoders))
+    return Learners(vit, heads, encoders)
 
 
 def probe(dim: int, num_heads: int, num_classes: int) -> nn.Sequential:
