@@ -17,6 +17,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
@@ -170,8 +172,9 @@ class Bench:
             "loader": (self.loader, self.images),
             "masks": (self.masks, self.images),
             "probe": (self.probe, PROBE_IMAGES),
-            "evaluation": (self.evaluation, self.images),
         }
+        if self.run.precision == "auto":
+            subjects["evaluation"] = self.evaluation, self.images
         if find_spec("simplejpeg"):
             subjects["loader, fast pixels"] = (partial(self.loader, "fast"), self.images)
         rows: dict[str, Any] = {}
@@ -212,6 +215,7 @@ class Bench:
         optim = self.run.recipe.optim
         optimizer, theirs = adamw(self.method, optim), plain.adamw(self.plain)
         numbers, same_numbers = count(), count()
+        drawn = [self.groups(self.batch(step)) for step in range(self.repeats + 1)]
 
         def ours() -> None:
             batch = self.batch(next(numbers))
@@ -220,10 +224,8 @@ class Bench:
             self.method.after_step(0.5)
 
         def other() -> None:
-            batch = self.batch(next(same_numbers))
-            plain.step(
-                self.plain, theirs, batch.images_BCHW, self.groups(batch), self.run.precision
-            )
+            images = self.batch(step := next(same_numbers)).images_BCHW
+            plain.step(self.plain, theirs, images, drawn[step], self.run.precision)
 
         return compare(self.device, self.repeats, ours, other)
 
@@ -320,9 +322,9 @@ class Bench:
         return compare(self.device, self.repeats, ours, lambda: theirs.step(x_BLD[:, 0], y_B))
 
     def evaluation(self) -> tuple[float, float]:
-        """Seconds to extract the features of two batches in memory."""
+        """Seconds to extract the features of two batches in memory, in ``auto`` precision."""
         batches = [self.bytes[: -(-self.images // 2)], self.bytes[-(-self.images // 2) :]]
-        ours, *_ = replicas(self.method.encoder, self.device)
+        ours, *_ = replicas(deepcopy(self.method.encoder), self.device)
         theirs = self.plain.encoder.eval()
         return compare(
             self.device,
@@ -384,10 +386,12 @@ def main() -> None:
     for shape in chosen.shapes:
         raw = {"method": "ijepa", "precision": chosen.precision}
         run = parse_run({**raw, **SHAPES[shape]}, checked=False)
-        batch_size = chosen.batch_size or run.recipe.optim.batch_size
+        optim = run.recipe.optim
+        optim = replace(optim, batch_size=chosen.batch_size or optim.batch_size)
+        run = replace(run, recipe=replace(run.recipe, optim=optim))  # type: ignore[type-var]
         torch.set_num_threads(THREADS.get(shape, usable_cores()))
         compiled = chosen.compile == "teachers" or chosen.compile or False
-        bench = Bench(run, batch_size, chosen.repeats, compiled)
+        bench = Bench(run, optim.batch_size, chosen.repeats, compiled)
         record["shapes"][shape] = bench.measured()
         print(shape, json.dumps(record["shapes"][shape], indent=1), flush=True)
         write_json(out, record)

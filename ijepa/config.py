@@ -31,9 +31,9 @@ class RunConfig:
     ``activation_checkpointing`` recomputes the activations within each block in the backward pass
     instead of storing them, for networks that would not fit into memory. ``compile`` lets torch
     compile the blocks of encoders that receive no gradient (target encoder, teacher), whose shapes
-    never change; ``all``: the blocks that learn too, for lengths that vary. That takes a minute or
-    more at the start, and rounding differs. It is off: on a CPU it was slower, on a GPU it was not
-    measured yet.
+    seldom change; ``all``: the blocks that learn too, for lengths that vary. That takes a minute or
+    more at the start, and once more at the first monitor; rounding differs. It is off: on a CPU it
+    was slower, on a GPU it was not measured yet.
     ``pixels`` fast decodes training images by libjpeg-turbo, to slightly other bytes
     (ijepa.data.jpeg); it needs the package simplejpeg. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.

@@ -407,8 +407,9 @@ def recompute_blocks(method: Method, on: bool) -> None:
 def compile_blocks(method: Method, which: Compile) -> None:
     """Let torch compile blocks: of encoders without gradients, with ``all`` those that learn too.
 
-    The former always see whole images. The latter see as many patches as a step's masks leave: they
-    are compiled once for every length.
+    The former nearly always see whole images: they are compiled for one shape, and for all if
+    another one comes. The latter see as many patches as a step's masks leave: they are compiled
+    once for all. A last block of which only some rows are read is not compiled.
     """
     from timm.models import beit, vision_transformer
 
@@ -416,7 +417,7 @@ def compile_blocks(method: Method, which: Compile) -> None:
     for block in [module for module in method.modules() if isinstance(module, kinds)]:
         learns = any(p.requires_grad for p in block.parameters())
         if which == "all" or (which and not learns):
-            block.compile(dynamic=learns)
+            block.compile(dynamic=learns or None)
 
 
 def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:

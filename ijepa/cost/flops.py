@@ -23,6 +23,7 @@ import dataclasses
 import math
 import statistics
 from functools import cache
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -82,19 +83,21 @@ class Autocast(TorchFunctionMode):
         self.weights = {p.untyped_storage()._cdata for p in method.parameters()}
         self.saved: dict[int, Tensor] = {}
         self.linear = 0
-        """FLOPs of linear layers alone, a faster measure than the counter's, for the pilot."""
+        """FLOPs of linear layers, backward included: faster than the counter, to compare draws."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         attention = func is F.scaled_dot_product_attention
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        passes = 3 if func is F.linear and weight.requires_grad else 1
         if self.bfloat16 and (attention or func in (F.linear, torch.conv2d)):
             args, kwargs = tree_map_only(Tensor, self.cast, (args, kwargs))
         if not attention:
             out = func(*args, **kwargs)
             if func is F.linear:
-                self.linear += 2 * args[0].numel() * out.shape[-1]
+                self.linear += passes * 2 * args[0].numel() * out.shape[-1]
             return out
         with saved_tensors_hooks(lambda x: x, lambda x: x):
             out = func(*args, **kwargs)
@@ -140,37 +143,41 @@ def size(run: RunConfig, images: int, bfloat16: bool = True) -> Size:
 
 @cache
 def _size(run: RunConfig, images: int, bfloat16: bool) -> Size:
-    # A network with one block in each part, the pilot, quickly shows how the draws of masks differ.
+    # Blocks of a part are alike but for the last, so every number is linear in each part's depth:
+    # two blocks and three are counted, and not forty. Each network has a weight in the sum.
     depths = _depths(run)
-    pilot = on_meta(_of_depths(run, dict.fromkeys(depths, 1)))
+    low = {part: min(depth, 2) for part, depth in depths.items()}
+    more = {part: depth - low[part] for part, depth in depths.items() if depth > low[part]}
+    shallow = [low, *({**low, part: low[part] + 1} for part in more)]
+    weights = [1 - sum(more.values()), *more.values()]
+    methods = [on_meta(_of_depths(run, depths)) for depths in shallow]
+
+    # Their forward passes quickly show how the draws of masks differ.
     draws: list[int] = []
     while len(draws) < NUM_DRAWS and not _settled(draws):
-        with torch.no_grad(), Autocast(pilot, bfloat16) as watched:
-            pilot(batch_of_noise(run, images, len(draws), torch.device("meta")))
-        draws.append(watched.linear)
+        batch = batch_of_noise(run, images, len(draws), torch.device("meta"))
+        draws.append(sum(map(mul, weights, (_linear(m, batch, bfloat16) for m in methods))))
     mean = statistics.mean(draws)
     step = min(range(len(draws)), key=lambda step: abs(draws[step] - mean))
 
-    def counted(depths: dict[str, int]) -> list[float]:
-        shallow = _of_depths(run, depths)
-        method = on_meta(shallow)
-        flops, saved = _count(method, shallow, images, bfloat16, step)
+    def counted(method: Method) -> list[float]:
+        flops, saved = _count(method, run, images, bfloat16, step)
         parameters = list(method.parameters())
         trained = [p.numel() for p in parameters if p.requires_grad]
         return [flops, sum(p.numel() for p in parameters), sum(trained), saved]
 
-    # Blocks of a part are alike, so every number is linear in each part's depth: two blocks and
-    # three are counted, and not forty.
-    low = {part: min(depth, 2) for part, depth in depths.items()}
-    base = counted(low)
-    total = list(base)
-    for part, depth in depths.items():
-        if depth > low[part]:
-            one_more = counted({**low, part: low[part] + 1})
-            for number, (more, less) in enumerate(zip(one_more, base, strict=True)):
-                total[number] += (depth - low[part]) * (more - less)
-    flops, parameters, trained, saved = total
+    rows = zip(*map(counted, methods), strict=True)
+    flops, parameters, trained, saved = (sum(map(mul, weights, row)) for row in rows)
     return Size(flops / images * mean / draws[step], int(parameters), int(trained), int(saved))
+
+
+@torch.no_grad()
+def _linear(method: Method, batch: Batch, bfloat16: bool) -> int:
+    """FLOPs of the linear layers in a step on a batch."""
+    watched = Autocast(method, bfloat16)
+    with watched:
+        method(batch)
+    return watched.linear
 
 
 def _settled(draws: list[int]) -> bool:
