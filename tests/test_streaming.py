@@ -287,6 +287,19 @@ def test_a_tar_that_is_copied_later_is_read_at_once_but_not_before_it_is_whole(
     assert len(server.requests) == 2
 
 
+def test_an_image_whose_bytes_at_the_address_are_damaged_is_named_with_the_address(
+    server: FaultyServer, mirrored: Path, served: Path
+) -> None:
+    tar = served / "train-00001.tar"
+    offset, size = shards.read_shard(tar).places[3]
+    content = bytearray(tar.read_bytes())
+    content[offset : offset + size] = bytes(size)
+    tar.write_bytes(content)
+    place = re.escape(f"{server.address}/train-00001.tar")
+    with pytest.raises(UserError, match=rf"image 51 in {place} .*SHA-256"):
+        Images(mirrored, "train")[51]
+
+
 def test_a_mirror_is_verified_without_reading_its_tars(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
