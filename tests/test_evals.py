@@ -185,6 +185,34 @@ def test_logistic_regression_agrees_with_plain_scikit_learn() -> None:
     assert result.chosen["converged"]
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_logistic_regression_on_a_gpu_finds_the_same_optimum(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands for the GPU; as a GPU's, its tensors don't become NumPy's by themselves."""
+    subject, config = clouds(500, 1000, scales=UNEQUAL), logistic_regression.Config(tolerance=1e-5)
+    x, y = subject.x["train"], subject.y["train"].clamp_max(classes - 1)
+    ours = logistic_regression.fit(config, x, y)
+    expected = ours.predict(subject.x["test"])
+
+    def refused(tensor: Tensor, dtype: Any = None) -> Any:
+        raise TypeError("can't convert a GPU's tensor to numpy")
+
+    gpu = torch.device("cuda")
+    arrays_of = logistic_regression.arrays_of
+    monkeypatch.setattr(logistic_regression, "arrays_of", lambda _: arrays_of(gpu))
+    monkeypatch.setattr(Tensor, "__array__", refused)
+    monkeypatch.setenv("SCIPY_ARRAY_API", "0")
+    theirs = logistic_regression.fit(config, x, y)
+    assert isinstance(theirs.model.coef_, Tensor)
+    assert theirs.chosen["held_out_top1"] == ours.chosen["held_out_top1"]
+    assert theirs.chosen["penalty"] == ours.chosen["penalty"]
+    torch.testing.assert_close(
+        theirs.model.coef_, torch.tensor(ours.model.coef_.tolist()), rtol=0, atol=1e-2
+    )
+    assert (theirs.predict(subject.x["test"]) == expected).double().mean() > 0.995
+
+
 def test_the_penalty_with_the_best_held_out_accuracy_is_chosen() -> None:
     config = logistic_regression.Config(penalties=(1e3, 1e-3))
     chosen = logistic_regression.evaluate(config, clouds(noise=0.5)).chosen

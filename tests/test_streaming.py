@@ -295,8 +295,8 @@ def test_an_image_whose_bytes_at_the_address_are_damaged_is_named_with_the_addre
     content = bytearray(tar.read_bytes())
     content[offset : offset + size] = bytes(size)
     tar.write_bytes(content)
-    place = re.escape(f"{server.address}/train-00001.tar")
-    with pytest.raises(UserError, match=rf"image 51 in {place} .*SHA-256"):
+    tar_there = re.escape(f"{server.address}/train-00001.tar")
+    with pytest.raises(UserError, match=rf"image 51 in {tar_there} .*SHA-256"):
         Images(mirrored, "train")[51]
 
 

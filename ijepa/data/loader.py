@@ -73,12 +73,12 @@ class Images:
             return Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             shard, _, _ = self.table.position(number)
-            place, remedy = str(self.paths[shard]), "mend the raw file and make the shard again"
+            tar, remedy = str(self.paths[shard]), "mend the raw file and make the shard again"
             if self.remote is not None and not self._is_here(shard):
-                place = f"{self.remote.address}/{self.paths[shard].name}"
+                tar = f"{self.remote.address}/{self.paths[shard].name}"
                 remedy = "the file there must have the SHA-256 that the mirror's index.json gives"
             raise UserError(
-                f"image {number} in {place} cannot be decoded ({error}): {remedy}"
+                f"image {number} in {tar} cannot be decoded ({error}): {remedy}"
             ) from None
 
     def encoded(self, number: int) -> bytes:
