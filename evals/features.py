@@ -77,7 +77,7 @@ from ijepa.encoder_file import PIXELS, PIXELS_SIZE, encoder_digest, read_header
 from ijepa.files import read_json, write_json
 from ijepa.image_size import Size
 from ijepa.provenance import here
-from ijepa.transfer import fetched
+from ijepa.transfer import fetched, first_device
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
@@ -105,7 +105,7 @@ def extract(
         about["features_of_tokens"] = list(stored)
     about |= {"dataset": index.dataset, "data_version": index.version(), "image_size": image_size}
     keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     networks = cache(lambda: _loaded(encoder_file, device))
     seconds = 0.0
     for split in index.splits:

@@ -60,6 +60,7 @@ from ijepa.data.transforms import centre_crop, normalise, to_array
 from ijepa.encoder_file import read_header
 from ijepa.files import written_whole
 from ijepa.image_size import PatchGrid
+from ijepa.transfer import first_device
 
 DOTS_PER_INCH = 150
 BATCH_SIZE = 8
@@ -150,7 +151,7 @@ def features(encoder: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float3
     # Not at the top: timm takes seconds to import, and mistakes are told before.
     from ijepa.checkpoint import load_encoder
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     network = load_encoder(encoder)[0].to(device)
     batches = torch.from_numpy(pixels_BHWC).split(BATCH_SIZE)
     vit = network.config

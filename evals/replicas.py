@@ -6,7 +6,7 @@ are added to the first one's, and after each step its new weights go to the copi
 """
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from ijepa.precision import choose_attention
 
 if TYPE_CHECKING:
     from ijepa.vit import ViT
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def gpus_beside(device: torch.device) -> list[torch.device]:
@@ -30,12 +32,12 @@ def replicas(network: "ViT", device: torch.device, setting: str = "auto") -> lis
     ``setting`` is the precision in which they will compute.
     """
     choose_attention(network, setting, device)
-    copies = [copy.deepcopy(network).to(other).eval() for other in gpus_beside(device)]
-    return [network.to(device).eval(), *copies]
+    network = network.to(device).eval()
+    return [network, *copies(network, device)]
 
 
-def copies(network: nn.Module, device: torch.device) -> list[nn.Module]:
-    """Copies of a network that learns, on all GPUs besides ``device``."""
+def copies(network: Network, device: torch.device) -> list[Network]:
+    """Copies of a network on all GPUs besides ``device``."""
     return [copy.deepcopy(network).to(other) for other in gpus_beside(device)]
 
 

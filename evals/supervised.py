@@ -1,7 +1,7 @@
 """Training of classifiers on augmented images, for fine-tuning and for attentive probes.
 
-Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, L blocks, K classes; of
-a result, N networks.
+Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, L blocks, K classes,
+H networks that learn from the same batches.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ from ijepa.ranges import (
     Precision,
     Probability,
 )
-from ijepa.transfer import placed
+from ijepa.transfer import first_device, placed
 from ijepa.update import gradients, update
 from ijepa.vit import ViT
 
@@ -291,11 +291,6 @@ def seeded(*key: int | str) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def first_device() -> torch.device:
-    """First GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def train(
     config: TrainingConfig, subject: Subject, numbers: Tensor | None, learners: Learners, what: str
 ) -> list[dict[str, Any]]:
@@ -473,7 +468,7 @@ def resume(subject: Subject, identity: str, learners: list[Learner]) -> tuple[in
 def classify(
     config: TrainingConfig, subject: Subject, learners: Learners, split: str, numbers: Tensor
 ) -> Tensor:
-    """Classes, [N, B] int64, that the networks predict for the images ``numbers`` of a split."""
+    """Classes, [H, B] int64, that the networks predict for the images ``numbers`` of a split."""
     device, vit = first_device(), learners.vit
     for learner in learners.all:
         for network in (learner.network, *learner.copies):

@@ -66,7 +66,7 @@ from ijepa.randomness import generator
 from ijepa.ranges import Compile
 from ijepa.saver import Saver
 from ijepa.start import begin_from
-from ijepa.transfer import placed
+from ijepa.transfer import first_device, placed
 from ijepa.update import gradient_norm, gradients, update
 from ijepa.vit import ViT
 from ijepa.whole import save_whole
@@ -133,7 +133,7 @@ def learn(
     Raises Stopped, and NotFinite for a loss or a weight that is not finite.
     """
     recipe, optim = run.recipe, run.recipe.optim
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     num_steps = optim.num_steps(len(inputs.images))
 
     # Networks at initialisation, from other weights, or from the last checkpoint.

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def first_device() -> torch.device:
+    """First GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def placed(x: Tensor, device: torch.device) -> Tensor:
     """Copy of a tensor of the host on a device."""
     if device.type == "cuda" and x.device.type == "cpu":

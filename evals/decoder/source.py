@@ -19,7 +19,7 @@ from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError
 from ijepa.masking import Masks, Sampler
 from ijepa.randomness import generator
-from ijepa.transfer import placed
+from ijepa.transfer import first_device, placed
 from ijepa.vit import ViT
 from ijepa.whole import load_whole
 
@@ -57,7 +57,7 @@ class Source:
 
     def __init__(self, path: Path, condition: Condition) -> None:
         self.path, self.condition = path, condition
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = first_device()
         encoder, self.about = load_encoder(path)
         self.digest = encoder_digest(path)
         self.method = self._whole_of(encoder)

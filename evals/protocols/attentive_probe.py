@@ -31,12 +31,12 @@ from evals.supervised import (
     Learners,
     TrainingConfig,
     classify,
-    first_device,
     seeded,
     train,
 )
 from ijepa.architecture import ViTConfig
 from ijepa.ranges import Count, NotNegative, Positive, Probability
+from ijepa.transfer import first_device
 from ijepa.vit import initialise, norm_layer
 
 USES: tuple[Uses, ...] = ("images",)

@@ -40,6 +40,7 @@ from evals.subject import Subject, checked_labels
 from ijepa.optim import cosine
 from ijepa.randomness import generator
 from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive
+from ijepa.transfer import first_device
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -158,7 +159,7 @@ def train(
     config: Linear, x_ND: Tensor, y_N: Tensor, num_classes: int, key: tuple[int, int]
 ) -> Predict:
     """Linear head of a draw, trained on all its images; ``key`` gives weights and batches."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     head = new_head(x_ND.shape[1], num_classes, generator("few_shot", *key, "head")).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), config.lr, weight_decay=config.weight_decay)
     x_ND, y_N = x_ND.to(device), y_N.to(device)

@@ -24,7 +24,7 @@ from evals.result import Result, top1
 from evals.subject import Subject, checked_labels, finite
 from ijepa.randomness import generator
 from ijepa.ranges import Count, Positive
-from ijepa.transfer import placed
+from ijepa.transfer import first_device, placed
 
 USES: tuple[Uses, ...] = ("features",)
 
@@ -116,7 +116,7 @@ def neighbours(
     them are neighbours. ``own`` [Q] are the numbers of the queries among the training images, which
     are then no neighbours of themselves.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     queries = unit(query_QD.to(device)).split(QUERY_CHUNK)
     similarities = [chunk.new_empty(len(chunk), 0) for chunk in queries]
     indices = [chunk.new_empty(len(chunk), 0, dtype=torch.int64) for chunk in queries]

@@ -33,6 +33,7 @@ from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
 from ijepa.optim import cosine
 from ijepa.ranges import Count, NotNegative, NotNegativeInt, Positive, Probability
+from ijepa.transfer import first_device
 
 USES: tuple[Uses, ...] = ("features", "images")
 
@@ -218,7 +219,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
     ``chosen`` has the chosen head, and all heads with their accuracies.
     """
     held_out, numbers = divide(config, subject)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     source: Source
     moments = None
     assert config.pool is not None, "evals.pooling.resolved gives the method's own"

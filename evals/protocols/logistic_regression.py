@@ -38,6 +38,7 @@ from ijepa.cores import usable_memory
 from ijepa.errors import UserError
 from ijepa.randomness import generator
 from ijepa.ranges import Count, Positive
+from ijepa.transfer import first_device
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -130,7 +131,7 @@ def fit(
             f"all {len(y_N)} training images are of class {y_N.unique().tolist()}: there must be "
             "two classes, or more"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     x_ND = x_ND.to(device)
     mean, std = x_ND.mean(0), x_ND.std(0).clamp_min(1e-6)
     x_ND = (x_ND - mean) / std

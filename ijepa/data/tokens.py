@@ -47,6 +47,7 @@ from ijepa.data.loader import Images, evaluation_batches
 from ijepa.data.shards import read_index, verify
 from ijepa.data.tokenizer import WholeViews, configure, unit_floats
 from ijepa.files import digest, write_json, written_whole
+from ijepa.transfer import first_device
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def build_tokens(
             "three channels of 8 bits; choose another data set"
         )
     images = Images(folder, "train")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     encoder = config.encoder(images).eval().to(device)
     # On a CPU the tokenizer uses every core, and a loader's process would only take time from it.
     num_workers = usable_cores() if device.type == "cuda" else 0
