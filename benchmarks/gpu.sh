@@ -7,6 +7,7 @@ out=${1:-benchmarks/results}
 mkdir -p "$out"
 nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv
 timeout 60 python -m benchmarks.waits
+timeout 60 python -m benchmarks.pixels --widths 500 --images 256 | tee "$out/gpu_pixels.txt"
 timeout 90 python -m benchmarks.bench --shapes base16 --repeats 5 --out "$out/gpu_base16.json"
 timeout 120 python -m benchmarks.bench --shapes huge14 --repeats 4 --out "$out/gpu_huge14.json"
 timeout 120 python -m benchmarks.bench --shapes huge14 --repeats 4 --compile teachers --out "$out/gpu_huge14_teachers.json"

@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.pixels``: JPEGs of several widths (benchmarks/jpegs.py), I-JEPA's crops to
 224 pixels. Ways: torchvision's transforms on PIL's images; ``exact``, PIL; ``draft``, PIL that
-decodes at a half where the crop has twice the view's side; ``fast`` (ijepa.data.jpeg). All end in
-a batch of normalised floats. Differences are those of bytes from ``exact``.
+decodes at a half where the crop has twice the view's side; ``fast`` (ijepa.data.jpeg); ``device``
+(ijepa.data.device_jpeg), on a GPU if there is one. All end in a batch of normalised floats.
+Differences are those of bytes from ``exact``. Times are the process's; with a GPU the wall's.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ from PIL import Image
 from benchmarks import plain
 from benchmarks.jpegs import Jpegs
 from ijepa.data.jpeg import SCALES
-from ijepa.data.loader import TrainingViews, View
+from ijepa.data.loader import Steps, TrainingViews, View, training_batches
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, Crop, normalise, sample_box
 from ijepa.provenance import here
 from ijepa.ranges import Pixels
+from ijepa.transfer import first_device
 
 Pictures = list[np.ndarray[Any, Any]]
 
@@ -52,9 +55,26 @@ def by_us(jpegs: Jpegs, size: int, crop: Crop, pixels: Pixels) -> Pictures:
     return [views[(0, number)].views[0] for number in range(len(jpegs))]
 
 
+def by_device(jpegs: Jpegs, size: int, crop: Crop) -> torch.Tensor:
+    """Views [B, H, W, C] that the device makes, in the files' order."""
+    views = TrainingViews(jpegs, [View(size, crop)], 0, pixels="device")  # type: ignore[arg-type]
+    steps = Steps(len(jpegs), len(jpegs), 0, 1, 0)
+    (item,) = training_batches(views, steps, 0, first_device())
+    order = torch.tensor([number for _, number in next(iter(steps))])
+    return torch.as_tensor(item.views[0][order.argsort().to(item.views[0].device)])
+
+
 def finished(views: Pictures) -> torch.Tensor:
     """Batch as a step gets it."""
     return normalise(torch.from_numpy(np.stack(views)))
+
+
+def now() -> float:
+    """Seconds of the process, or of the wall once the GPU has done all that is queued."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
@@ -80,12 +100,14 @@ def report(jpegs: Jpegs, width: int, size: int, repeats: int) -> None:
         "draft": lambda: finished(by_draft(jpegs.files, size, IJEPA)),
         "fast": lambda: finished(by_us(jpegs, size, IJEPA, "fast")),
     }
+    if find_spec("torchcodec"):
+        ways["device"] = lambda: normalise(by_device(jpegs, size, IJEPA))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name, way in ways.items():
-            begun = time.process_time()
+            begun = now()
             way()
-            seconds[name].append(time.process_time() - begun)
+            seconds[name].append(now() - begun)
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     kilobytes = statistics.mean(map(len, jpegs.files)) / 1000
     print(f"{width} pixels wide, {kilobytes:.0f} kB")
@@ -93,11 +115,14 @@ def report(jpegs: Jpegs, width: int, size: int, repeats: int) -> None:
         times = medians["torchvision"] / median
         print(f"  {name}: {len(jpegs) / median:.0f} images/s, {times:.2f} times torchvision's")
     exact = np.stack(by_us(jpegs, size, IJEPA, "exact")).astype(int)
-    for name, other in (
-        ("draft", by_draft(jpegs.files, size, IJEPA)),
-        ("fast", by_us(jpegs, size, IJEPA, "fast")),
-    ):
-        gap = np.abs(np.stack(other) - exact)
+    others = {
+        "draft": np.stack(by_draft(jpegs.files, size, IJEPA)),
+        "fast": np.stack(by_us(jpegs, size, IJEPA, "fast")),
+    }
+    if "device" in ways:
+        others["device"] = by_device(jpegs, size, IJEPA).cpu().numpy()
+    for name, other in others.items():
+        gap = np.abs(other - exact)
         print(
             f"  {name} differs by {gap.mean():.2f} of 255 on average, by at most {gap.max()}, by "
             f"more than 2 in {(gap > 2).mean():.2%} of the bytes"

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
-from ijepa.data import register
+from ijepa.data import device_jpeg, jpeg, register
 from ijepa.data.bands import check_colours
-from ijepa.data.jpeg import check_pixels
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
 from ijepa.identity import earlier_identity, run_identity
@@ -34,8 +33,9 @@ class RunConfig:
     seldom change; ``all``: the blocks that learn too, for lengths that vary. That takes a minute or
     more at the start, and once more at the first monitor; rounding differs. It is off: on a CPU it
     was slower, on a GPU it was not measured yet.
-    ``pixels`` fast decodes training images by libjpeg-turbo, to slightly other bytes
-    (ijepa.data.jpeg); it needs the package simplejpeg. Evaluations have exact pixels.
+    ``pixels`` fast decodes training images by libjpeg-turbo (ijepa.data.jpeg, with the package
+    simplejpeg), device decodes, cuts and resizes them on the GPU (ijepa.data.device_jpeg, with
+    torchcodec), both to slightly other bytes. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
     """
 
@@ -115,8 +115,8 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
     )
     if not checked:
         return run
-    check_pixels(run.pixels)
     _check_channels(run, where)
+    _check_pixels(run, where)
     num_images = register.load_dataset(run.dataset).splits.get("train")
     if num_images is not None and run.recipe.optim.batch_size > num_images:
         raise UserError(
@@ -153,8 +153,8 @@ def _check_channels(run: RunConfig, where: str) -> None:
     if dataset.rgb:
         return
     refused = f"{run.dataset} has {dataset.channels} channels of {dataset.bits} bits"
-    if run.pixels == "fast":
-        raise UserError(f"{where}.pixels: fast is for JPEGs, but {refused}: say exact")
+    if run.pixels != "exact":
+        raise UserError(f"{where}.pixels: {run.pixels} is for JPEGs, but {refused}: say exact")
     if run.recipe.tokens is not None:
         raise UserError(
             f"{where}.method: {run.method} needs token ids, which are made of three channels of 8 "
@@ -164,6 +164,18 @@ def _check_channels(run: RunConfig, where: str) -> None:
         check_colours(run.recipe)
     except ValueError as error:
         raise UserError(f"{where}.recipe.{error} ({refused})") from None
+
+
+def _check_pixels(run: RunConfig, where: str) -> None:
+    """Raise UserError if a package is missing, or if colours would have to change on the device."""
+    if run.pixels == "fast":
+        jpeg.check_package()
+    if run.pixels == "device":
+        device_jpeg.check_package()
+        try:
+            check_colours(run.recipe, reason="changes of colour are PIL's, on the host")
+        except ValueError as error:
+            raise UserError(f"{where}.recipe.{error}, or say pixels: fast") from None
 
 
 def read_run(path: Path) -> RunConfig:

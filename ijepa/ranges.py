@@ -30,5 +30,5 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 """Number format in which a network computes (ijepa.precision); ijepa.config explains each."""
 Compile = bool | Literal["all"]
 """Blocks that torch compiles: none, those without gradients, or all (ijepa.config)."""
-Pixels = Literal["exact", "fast"]
+Pixels = Literal["exact", "fast", "device"]
 """Decoding of training images (ijepa.data.jpeg)."""

@@ -143,7 +143,7 @@ def learn(
     shared = distributed.shared(method, world)
 
     # Images from that step on.
-    loader = batches_from(first, num_steps, run, inputs, world)
+    loader = batches_from(first, num_steps, run, inputs, world, device)
     watched = monitored(inputs.images, run.vit).to(device)
 
     with (
@@ -209,14 +209,19 @@ def begin(
 
 
 def batches_from(
-    first: int, num_steps: int, run: RunConfig, inputs: Inputs, world: World
+    first: int,
+    num_steps: int,
+    run: RunConfig,
+    inputs: Inputs,
+    world: World,
+    device: torch.device,
 ) -> Iterable[Item]:
     """This process's images of each step from ``first`` on."""
     images, kinds = inputs.images, run.recipe.views(run.vit.image_size)
     views = TrainingViews(images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels)
     order = (len(images), run.recipe.optim.batch_size, first, num_steps, run.seed)
     steps = Steps(*order, world.rank, world.size)
-    return training_batches(views, steps, run.num_workers)
+    return training_batches(views, steps, run.num_workers, device)
 
 
 def parts(

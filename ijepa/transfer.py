@@ -6,10 +6,14 @@ are queued like all other work. On a CPU there is nothing to copy.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 def first_device() -> torch.device:
@@ -40,6 +44,36 @@ def fetched(tensors: Iterable[Tensor], ahead: int = 1) -> Iterator[Tensor]:
             yield _arrived(*queued.popleft())
     while queued:
         yield _arrived(*queued.popleft())
+
+
+def made_ahead(
+    make: Callable[[Item], list[Tensor]], items: Iterable[Item], device: torch.device
+) -> Iterator[tuple[Item, list[Tensor]]]:
+    """Items, in order, and the tensors that ``make`` makes of each on a device.
+
+    A thread reads the next item and makes its tensors while the caller works; on a GPU in a queue
+    of its own, so that neither the host nor the GPU waits for it unless it is slower.
+    """
+    rest = iter(items)
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def make_next() -> tuple[Item, list[Tensor], torch.cuda.Event | None] | None:
+        for item in rest:
+            with torch.cuda.stream(stream):  # None, on a CPU, changes nothing
+                return item, make(item), mark(device)
+        return None
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(make_next)
+        while made := ahead.result():
+            ahead = thread.submit(make_next)
+            item, tensors, event = made
+            if event is not None:
+                queue = torch.cuda.current_stream(device)
+                queue.wait_event(event)
+                for x in tensors:
+                    x.record_stream(queue)  # or its memory could be used again too early
+            yield item, tensors
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:

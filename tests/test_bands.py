@@ -322,7 +322,7 @@ def test_a_run_that_cannot_learn_from_them_is_refused(
     changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered("four bands", tmp_path, monkeypatch)
-    monkeypatch.setattr("ijepa.config.check_pixels", lambda _: None)
+    monkeypatch.setattr("ijepa.config._check_pixels", lambda *_: None)
     raw = raw_run("four bands", changes.pop("method", "ijepa"))
     with pytest.raises(UserError, match=says):
         parse_run({**raw, **changes})

@@ -7,7 +7,9 @@ import dataclasses
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,13 +23,14 @@ from evals.supervised import Learner, Learners, descend, mixed
 from evals.views import Encoded, Stored
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import parse_run
-from ijepa.data.transforms import normalise
+from ijepa.data import device_jpeg
+from ijepa.data.transforms import Box, normalise
 from ijepa.distributed import ALONE
 from ijepa.log import Log
 from ijepa.method import Batch
 from ijepa.monitors import Monitored
 from ijepa.optim import adamw
-from ijepa.transfer import fetched, placed
+from ijepa.transfer import fetched, made_ahead, placed
 from ijepa.update import update
 from ijepa.vit import ViT
 from tests.conftest import raw_run_of
@@ -227,3 +230,38 @@ def test_the_fake_device_finds(wait: str) -> None:
         x = torch.empty(3, device=CUDA)
         with pytest.raises((Waited, RuntimeError)):  # torch itself refuses the list
             WAITS[wait](x)
+
+
+def test_views_are_cut_on_the_device_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of images that the device has decoded, beside a view that the loader made."""
+
+    def images(files: list[bytes], device: torch.device) -> list[Tensor]:
+        return [torch.empty(3, 60, 80, dtype=torch.uint8, device=device) for _ in files]
+
+    monkeypatch.setattr(device_jpeg, "_decode", images)
+    encoded = device_jpeg.Encoded(0, b"", (80, 60))
+    parts = [device_jpeg.Part(encoded, Box(5, 6, 50, 40, flip)) for flip in (False, True)]
+    made = np.zeros((32, 32, 3), np.uint8)
+    with OnDevice():
+        views = device_jpeg.decoded([*parts, made], 32, "bicubic", CUDA, Mock())
+    assert views.shape == (3, 32, 32, 3)
+    assert views.dtype == torch.uint8
+    assert views.device == CUDA
+
+
+def test_a_gpu_waits_for_what_was_made_ahead_and_the_host_does_not() -> None:
+    """The trainer's queue waits for the mark, and keeps the memory until its own work is done."""
+    own, event = Mock(), Mock()
+    tensors: list[Any] = [Mock(), Mock()]
+    with (
+        patch("torch.cuda.Stream"),
+        patch("torch.cuda.stream"),
+        patch("torch.cuda.current_stream", return_value=own),
+        patch("torch.cuda.Event", return_value=event),
+    ):
+        made = list(made_ahead(lambda _: tensors, ["images"], CUDA))
+    assert made == [("images", tensors)]
+    own.wait_event.assert_called_once_with(event)
+    event.synchronize.assert_not_called()
+    for x in tensors:
+        x.record_stream.assert_called_once_with(own)

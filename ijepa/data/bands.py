@@ -162,14 +162,16 @@ def is_deep(image: Image.Image, content: bytes) -> bool:
     return image.mode.startswith(DEEP) or max(bits) > 8
 
 
-def check_colours(config: Any, names: tuple[str, ...] = COLOURS) -> None:
+def check_colours(
+    config: Any,
+    names: tuple[str, ...] = COLOURS,
+    reason: str = "it needs images of three channels and 8 bits",
+) -> None:
     """Raise ValueError that names a key, if settings change colours; ``names`` are such keys."""
     for path, value in _settings(config):
         used = any(value) if isinstance(value, tuple) else value
         if path.rpartition(".")[2] in names and used:
-            raise ValueError(
-                f"{path} is {value}: it needs images of three channels and 8 bits: switch it off"
-            )
+            raise ValueError(f"{path} is {value}: {reason}: switch it off")
 
 
 def _settings(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

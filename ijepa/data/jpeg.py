@@ -18,15 +18,14 @@ from torch.nn import functional as F
 
 from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
-from ijepa.ranges import Pixels
 
 SCALES = (8, 4, 2)
 """Sizes, as parts of the whole, that libjpeg-turbo computes faster than the whole."""
 
 
-def check_pixels(pixels: Pixels) -> None:
-    """Raise UserError if these pixels need a package that is not installed."""
-    if pixels == "fast" and find_spec("simplejpeg") is None:
+def check_package() -> None:
+    """Raise UserError if the package is not installed."""
+    if find_spec("simplejpeg") is None:
         raise UserError(
             "pixels: fast needs the package simplejpeg, which is not installed: "
             "uv pip install simplejpeg (or pip), or say pixels: exact"

@@ -8,7 +8,7 @@ import mmap
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ijepa.data import device_jpeg
 from ijepa.data.bands import RGB, Picture, read_bands
+from ijepa.data.device_jpeg import Encoded, Part
 from ijepa.data.jpeg import Jpeg
 from ijepa.data.remote import CONNECTIONS, remote_of
 from ijepa.data.shards import read_index, read_table
-from ijepa.data.transforms import INTERPOLATIONS, WHOLE_VIEWS, Crop, augment, crop_tokens, to_array
+from ijepa.data.transforms import (
+    INTERPOLATIONS,
+    WHOLE_VIEWS,
+    Box,
+    Crop,
+    augment,
+    crop_tokens,
+    sample_box,
+    to_array,
+)
 from ijepa.errors import UserError
-from ijepa.image_size import Size
+from ijepa.image_size import Size, sides
 from ijepa.randomness import generator
 from ijepa.ranges import Pixels
+from ijepa.transfer import made_ahead, placed
 
 SHARED = Path("/dev/shm")
 AHEAD = 2
@@ -133,7 +145,10 @@ class View(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Views of an image, [H, W, C] each, and the first view's tokens; or those of a batch."""
+    """Views of an image, [H, W, C] each, and the first view's tokens; or those of a batch.
+
+    A view of an undecoded image is a Part, those of a batch with any are a list.
+    """
 
     views: list[Any]
     tokens: Any = None
@@ -144,8 +159,8 @@ class TrainingViews(Dataset[Item]):
     """Augmented images; an item's key is (epoch, image number) and decides its augmentation.
 
     If ``tokens`` has the token ids of all whole images, [image, row, column], an item also has
-    those of its first view, on a grid of ``grid``. Of ``fast`` pixels, images that are no JPEGs in
-    grey or colour are exact (ijepa.data.jpeg).
+    those of its first view, on a grid of ``grid``. Of ``fast`` and ``device`` pixels, images that
+    are no JPEGs in grey or colour are exact (ijepa.data.jpeg, ijepa.data.device_jpeg).
     """
 
     images: Images
@@ -158,27 +173,41 @@ class TrainingViews(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         random = np.random.default_rng((self.seed, *key))
         image = self._image(key[1])
-        views = [augment(image, view.size, view.crop, random) for view in self.views]
+        views = [_view_of(image, view, random) for view in self.views]
         tokens = None
         if self.tokens is not None:
             ids = np.asarray(self.tokens[key[1]])
             tokens = crop_tokens(ids, image.size, views[0][1], self.grid).astype(np.int64).ravel()
-        return Item([to_array(view) for view, _ in views], tokens)
+        return Item([view for view, _ in views], tokens)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Item]:
         """Items of a batch, as torch's loader asks for them."""
         self.images.read_ahead([number for _, number in keys])
         return [self[key] for key in keys]
 
-    def _image(self, number: int) -> Picture | Jpeg:
-        """Image that is decoded, or a JPEG whose views are decoded as they need."""
+    def _image(self, number: int) -> Picture | Jpeg | Encoded:
+        """Image that is decoded, or a JPEG whose views are decoded as they need, or later."""
         if self.pixels == "exact":
             return self.images[number]
         content = self.images.encoded(number)
         try:
+            if self.pixels == "device":
+                return Encoded.of(number, content)
             return Jpeg(content, lambda: self.images[number])
         except ValueError:
             return self.images[number]
+
+
+def _view_of(
+    image: Picture | Jpeg | Encoded, view: View, random: np.random.Generator
+) -> tuple[NDArray[Any] | Part, Box]:
+    """Augmented view of an image, and the part that it shows, which decides an undecoded one's."""
+    if isinstance(image, Encoded):
+        rows, columns = sides(view.size)
+        box = sample_box(*image.size, view.crop, random, columns / rows)
+        return Part(image, box), box
+    picture, box = augment(image, view.size, view.crop, random)
+    return to_array(picture), box
 
 
 @dataclass(frozen=True)
@@ -242,11 +271,19 @@ class Steps(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in order[start : start + size]]
 
 
-def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> DataLoader[Any]:
-    """One Item for each step, whose views are bytes [B, H, W, C] and whose tokens are [B, N]."""
+def training_batches(
+    views: TrainingViews,
+    steps: Steps,
+    num_workers: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 # a constant
+) -> Iterable[Item]:
+    """One Item for each step, whose views are bytes [B, H, W, C] and whose tokens are [B, N].
+
+    Views lie on the host; of ``device`` pixels they are made on the device.
+    """
     # Any image has the size of all; to ask the sampler for one would draw an order twice.
     keys = [(0, 0)] * (steps.batch_size // steps.num_parts) if len(steps) else []
-    return DataLoader(
+    loader = DataLoader(
         views,
         batch_sampler=steps,
         num_workers=fitting(views, keys, num_workers, steps.num_parts),
@@ -254,6 +291,24 @@ def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> Da
         pin_memory=_gpu(),
         worker_init_fn=undisturbed,
     )
+    return _decoded(loader, views, device) if views.pixels == "device" else loader
+
+
+def _decoded(items: Iterable[Item], views: TrainingViews, device: torch.device) -> Iterator[Item]:
+    """Items whose views are decoded on a device."""
+    device_jpeg.check_device(device)
+
+    def on_device(pictures: Any, view: View) -> torch.Tensor:
+        if isinstance(pictures, torch.Tensor):  # none of them is a JPEG
+            return placed(pictures, device)
+        exact = views.images.__getitem__
+        return device_jpeg.decoded(pictures, view.size, view.crop.interpolation, device, exact)
+
+    def make(item: Item) -> list[torch.Tensor]:
+        return list(map(on_device, item.views, views.views))
+
+    for item, made in made_ahead(make, items, device):
+        yield item._replace(views=made)
 
 
 def evaluation_batches(
@@ -310,8 +365,11 @@ def undisturbed(_worker: int) -> None:
 def gather(items: list[Item]) -> Item:
     """Batch of items: tensors whose first dimension is the batch."""
     views, tokens = zip(*items, strict=True)
-    stacked = [stack(list(arrays)) for arrays in zip(*views, strict=True)]
-    return Item(stacked, None if tokens[0] is None else stack(list(tokens)))
+    together = [
+        list(pictures) if any(isinstance(p, Part) for p in pictures) else stack(list(pictures))
+        for pictures in zip(*views, strict=True)
+    ]
+    return Item(together, None if tokens[0] is None else stack(list(tokens)))
 
 
 def stack(arrays: list[NDArray[Any]]) -> torch.Tensor:

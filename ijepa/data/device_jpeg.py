@@ -1,0 +1,135 @@
+"""Device pixels: JPEGs that are decoded, cut and resized where a training runs.
+
+Loader processes read files and draw boxes. On a GPU torchcodec decodes a batch by nvJPEG, in a
+thread that works ahead of the training (ijepa.transfer.made_ahead); on a CPU by libjpeg-turbo.
+Views are resized in float32 with antialiasing and rounded to bytes. On a CPU they differ from exact
+ones by rounding. nvJPEG's transform rounds in its own way: by how much was not measured yet.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from ijepa.data.bands import Picture
+from ijepa.data.transforms import Box
+from ijepa.errors import UserError
+from ijepa.image_size import Size, sides
+from ijepa.transfer import placed
+
+PACKAGE = "torchcodec"
+
+
+def check_package() -> None:
+    """Raise UserError if the package is not installed."""
+    if find_spec(PACKAGE) is None:
+        raise UserError(
+            f"pixels: device needs the package {PACKAGE}, which is not installed: "
+            f"uv pip install {PACKAGE} (or pip), or say pixels: exact"
+        )
+
+
+def check_device(device: torch.device) -> None:
+    """Raise UserError if JPEGs cannot be decoded on this device."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "jpeg")
+    try:
+        _decode([file.getvalue()], device)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise UserError(
+            f"pixels: device: {PACKAGE} cannot decode a JPEG on {device} ({error}): install its "
+            "build for this device and this torch, or say pixels: exact"
+        ) from None
+
+
+class Encoded(NamedTuple):
+    """Undecoded JPEG in grey or colour: image ``number``, whose ``size`` is (width, height)."""
+
+    number: int
+    content: bytes
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, number: int, content: bytes) -> "Encoded":
+        """Image of a file; raises ValueError for one that is no JPEG in grey or colour."""
+        try:
+            image = Image.open(io.BytesIO(content))  # reads the header only
+        except UnidentifiedImageError as error:
+            raise ValueError(str(error)) from None
+        if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+            raise ValueError(f"the file is {image.format} of mode {image.mode}")
+        return cls(number, content, image.size)
+
+
+class Part(NamedTuple):
+    """Part of an undecoded image that a view shows."""
+
+    image: Encoded
+    box: Box
+
+
+def decoded(
+    pictures: Sequence[Part | NDArray[np.uint8]],
+    size: Size,
+    mode: str,
+    device: torch.device,
+    exact: Callable[[int], Picture],
+) -> Tensor:
+    """Views [B, H, W, C] of a batch as bytes on a device.
+
+    Args:
+        pictures: Parts of undecoded images, and views [H, W, C] that are made already.
+        size: Size of the views.
+        mode: Interpolation, bilinear or bicubic.
+        device: The device.
+        exact: Image of a number by PIL, for one that the device's decoder refuses. It raises
+            UserError for a damaged one.
+    """
+    parts = [picture for picture in pictures if isinstance(picture, Part)]
+    images_CHW = iter(_whole([part.image for part in parts], device, exact))
+    views = torch.empty(len(pictures), 3, *sides(size), device=device)
+    for view_CHW, picture in zip(views, pictures, strict=True):
+        if isinstance(picture, Part):
+            _cut(next(images_CHW), picture.box, view_CHW, mode)
+        else:
+            view_CHW.copy_(placed(torch.tensor(picture), device).permute(2, 0, 1))
+    return views.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _cut(image_CHW: Tensor, box: Box, view_CHW: Tensor, mode: str) -> None:
+    """Write the part of an image that a box shows into a view."""
+    part = image_CHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    sized = F.interpolate(part[None].float(), view_CHW.shape[1:], mode=mode, antialias=True)[0]
+    view_CHW.copy_(sized.flip(2) if box.flip else sized)
+
+
+def _whole(
+    images: list[Encoded], device: torch.device, exact: Callable[[int], Picture]
+) -> list[Tensor]:
+    """Images [C, H, W] as bytes; one that the decoder refuses is PIL's."""
+    try:
+        return _decode([image.content for image in images], device)
+    except RuntimeError:  # of any of them
+        return [_one(image, device, exact) for image in images]
+
+
+def _one(image: Encoded, device: torch.device, exact: Callable[[int], Picture]) -> Tensor:
+    try:
+        return _decode([image.content], device)[0]
+    except RuntimeError:
+        return placed(torch.from_numpy(np.array(exact(image.number))), device).permute(2, 0, 1)
+
+
+def _decode(files: list[bytes], device: torch.device) -> list[Tensor]:
+    """Images [C, H, W] of JPEGs; raises RuntimeError if any of them cannot be decoded."""
+    from torchcodec.decoders import decode_jpeg
+
+    images_CHW: list[Tensor] = decode_jpeg(files, mode="RGB", device=device) if files else []
+    return images_CHW

@@ -1,0 +1,182 @@
+"""Device pixels: JPEGs that a training's device decodes; on a CPU, as here, by libjpeg-turbo."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ijepa.config import parse_run
+from ijepa.data import device_jpeg
+from ijepa.data.device_jpeg import check_device
+from ijepa.data.loader import Images, Item, Steps, TrainingViews, View, training_batches
+from ijepa.data.transforms import IJEPA, MAE, Crop
+from ijepa.errors import UserError
+from ijepa.ranges import Pixels
+from ijepa.transfer import made_ahead
+from tests.jpegs import Files, encoded, picture
+
+pytest.importorskip("torchcodec")
+
+CPU = torch.device("cpu")
+
+
+def batches(
+    images: Any, kinds: list[View], pixels: Pixels = "device", batch_size: int = 4, workers: int = 0
+) -> list[Item]:
+    """Batches of one epoch."""
+    steps = Steps(len(images), batch_size, 0, len(images) // batch_size, 0)
+    return list(training_batches(TrainingViews(images, kinds, 0, pixels=pixels), steps, workers))
+
+
+def gap(files: Files, *kinds: View) -> float:
+    """Largest difference of bytes between views of both kinds of pixels."""
+    device, exact = (batches(files, list(kinds), pixels) for pixels in ("device", "exact"))
+    pairs = [zip(a.views, b.views, strict=True) for a, b in zip(device, exact, strict=True)]
+    return max(int((a.int() - b.int()).abs().max()) for pair in pairs for a, b in pair)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the images that PIL decodes, because the device's decoder refuses them."""
+    numbers: list[int] = []
+    read = Files.__getitem__
+
+    def noted(self: Files, number: int) -> Any:
+        numbers.append(number)
+        return read(self, number)
+
+    monkeypatch.setattr(Files, "__getitem__", noted)
+    return numbers
+
+
+@pytest.mark.parametrize("crop", [IJEPA, MAE])
+def test_views_differ_from_exact_ones_by_rounding(crop: Crop) -> None:
+    """Bilinear, bicubic, flipped, in grey and colour, of many sizes and of sides of their own."""
+    shapes = [(500, 375), (375, 500), (224, 224), (64, 600), (33, 47), (1200, 900)]
+    files = Files(*(encoded(picture(*s, mode)) for s in shapes for mode in ("RGB", "L")))
+    assert gap(files, View(224, crop)) <= 2
+    assert gap(files, View((96, 160), crop), View(32, crop)) <= 2
+
+
+def test_a_batch_is_bytes_of_images_and_their_tokens() -> None:
+    files = Files(*(encoded(picture(80, 60)) for _ in range(4)))
+    tokens = np.arange(4 * 6).reshape(4, 2, 3)
+    made: dict[str, Item] = {}
+    for pixels in ("device", "exact"):
+        views = TrainingViews(files, [View(32, IJEPA)], 0, tokens, (4, 4), pixels)  # type: ignore[arg-type]
+        (made[pixels],) = training_batches(views, Steps(4, 4, 0, 1, 0), 0)
+    assert made["device"].views[0].shape == (4, 32, 32, 3)
+    assert made["device"].views[0].dtype == torch.uint8
+    assert torch.equal(made["device"].tokens, made["exact"].tokens)
+
+
+def test_what_is_no_jpeg_in_grey_or_colour_is_exact() -> None:
+    kinds = [("RGB", "png"), ("CMYK", "jpeg"), ("L", "png"), ("RGB", "jpeg")]
+    files = Files(*(encoded(picture(300, 200, mode), kind) for mode, kind in kinds))
+    device, exact = (batches(files, [View(64, IJEPA)], pixels, 1) for pixels in ("device", "exact"))
+    same = [torch.equal(a.views[0], b.views[0]) for a, b in zip(device, exact, strict=True)]
+    assert sum(same) >= 3
+    assert gap(files, View(64, IJEPA)) <= 2
+
+
+def test_an_image_that_the_decoder_refuses_is_pils_and_the_others_are_not(
+    monkeypatch: pytest.MonkeyPatch, refused: list[int]
+) -> None:
+    """A rare kind of JPEG, say, that nvJPEG does not know."""
+    decode, odd = device_jpeg._decode, encoded(picture(90, 70))
+
+    def picky(contents: list[bytes], device: torch.device) -> list[Tensor]:
+        if odd in contents:
+            raise RuntimeError("unsupported")
+        return decode(contents, device)
+
+    monkeypatch.setattr(device_jpeg, "_decode", picky)
+    files = Files(encoded(picture(80, 60)), odd, encoded(picture(60, 80)), encoded(picture(70, 70)))
+    made = batches(files, [View(32, IJEPA)])
+    assert refused == [1]
+    (exact,) = batches(files, [View(32, IJEPA)], "exact")
+    assert (made[0].views[0].int() - exact.views[0].int()).abs().max() <= 2
+
+
+def test_a_damaged_image_is_named_as_pil_names_it(data: Path, tmp_path: Path) -> None:
+    whole = encoded(picture(300, 200))
+    files = Files(*([whole] * 3), whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        batches(files, [View(64, IJEPA)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_is_that_of_exact_pixels(workers: int) -> None:
+    """Each image of one grey, so that a view tells which image it is of."""
+    from PIL import Image
+
+    files = Files(*(encoded(Image.new("RGB", (40, 40), (10 * n,) * 3)) for n in range(24)))
+    device = batches(files, [View(16, IJEPA)], workers=workers)
+    exact = batches(files, [View(16, IJEPA)], "exact", workers=workers)
+    for a, b in zip(device, exact, strict=True):
+        assert torch.equal(a.views[0], b.views[0])
+
+
+def test_shards_without_jpegs_have_exact_pixels(data: Path) -> None:
+    images = Images(data, "train")
+    device, exact = (batches(images, [View(32, MAE)], p, 8)[0] for p in ("device", "exact"))
+    assert torch.equal(device.views[0], exact.views[0])
+
+
+def test_one_batch_is_made_while_the_caller_works_and_no_more() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def make(number: int) -> list[Tensor]:
+        begun[number].set()
+        return [torch.tensor(number)]
+
+    made = made_ahead(make, range(4), CPU)
+    assert next(made) == (0, [torch.tensor(0)])
+    assert begun[1].wait(10)
+    assert not begun[2].is_set()
+    assert [item for item, _ in made] == [1, 2, 3]
+
+
+def test_a_fault_in_the_thread_reaches_the_caller() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise UserError("image 2 is damaged")
+
+    made = made_ahead(lambda number: [torch.tensor(number)], numbers(), CPU)
+    assert next(made)[0] == 1
+    with pytest.raises(UserError, match="image 2"):
+        next(made)
+
+
+def test_device_pixels_are_another_run(raw_run: dict[str, Any]) -> None:
+    exact, fast, device = (
+        parse_run({**raw_run, "pixels": pixels}) for pixels in ("exact", "fast", "device")
+    )
+    assert len({run.identity() for run in (exact, fast, device)}) == 3
+
+
+def test_changes_of_colour_are_refused_with_the_key(raw_run: dict[str, Any]) -> None:
+    raw = {**raw_run, "method": "dino", "recipe": {"preset": "tiny"}, "pixels": "device"}
+    with pytest.raises(UserError, match=r"recipe\..*jitter.*on the host.*or say pixels: fast"):
+        parse_run(raw)
+
+
+def test_a_missing_package_is_told_before_anything_is_read(
+    raw_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_jpeg, "find_spec", lambda name: None)
+    parse_run(raw_run)
+    with pytest.raises(UserError, match=r"pixels: device needs the package torchcodec.*exact"):
+        parse_run({**raw_run, "pixels": "device"})
+
+
+def test_a_build_that_cannot_decode_on_the_device_is_told_at_the_start() -> None:
+    """Torchcodec for CPUs, asked for a GPU's decoder: the error is its own, ours the remedy."""
+    check_device(CPU)
+    with pytest.raises(UserError, match=r"torchcodec cannot decode a JPEG on cuda.*install"):
+        check_device(torch.device("cuda"))
