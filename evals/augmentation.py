@@ -1,6 +1,6 @@
 """Augmentation of training images by name, as timm's training and MAE's fine-tuning have it.
 
-timm takes seconds to import: evals.supervised imports this module when it augments.
+timm takes seconds to import: evals.training_config imports this module when it augments.
 """
 
 from collections.abc import Callable

@@ -56,7 +56,7 @@ from evals.described import texts
 from evals.drawing import COLUMNS, LONGEST_NAME, nearest_sheet, sheet
 from evals.views import patch_features
 from ijepa.architecture import Variant, ViTConfig
-from ijepa.data.transforms import centre_crop, normalise, to_array
+from ijepa.data.transforms import centre_crop, normalised, to_array
 from ijepa.encoder_file import read_header
 from ijepa.files import written_whole
 from ijepa.image_size import PatchGrid
@@ -154,9 +154,8 @@ def features(encoder: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float3
     device = first_device()
     network = load_encoder(encoder)[0].to(device)
     batches = torch.from_numpy(pixels_BHWC).split(BATCH_SIZE)
-    vit = network.config
     parts = [
-        patch_features(network, normalise(batch.to(device), vit.mean, vit.std)).cpu()
+        patch_features(network, normalised(batch, network.config, device)).cpu()
         for batch in batches
     ]
     return torch.cat(parts).numpy()

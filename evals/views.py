@@ -27,7 +27,7 @@ from ijepa.data.loader import (
     fitting,
     gather,
 )
-from ijepa.data.transforms import Crop, normalise
+from ijepa.data.transforms import Crop, normalised
 from ijepa.errors import UserError
 from ijepa.precision import precision
 from ijepa.randomness import generator
@@ -46,8 +46,7 @@ HELD_BYTES = 2 * 10**9
 
 def inputs(network: "ViT", images_BHWC: Tensor) -> Tensor:
     """Images as a network takes them, [B, C, H, W], normalised, on its device."""
-    vit, device = network.config, network.patch_embed.proj.weight.device
-    return normalise(placed(images_BHWC, device), vit.mean, vit.std)
+    return normalised(images_BHWC, network.config, network.patch_embed.proj.weight.device)
 
 
 @torch.no_grad()

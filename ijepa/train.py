@@ -49,7 +49,7 @@ from ijepa.config import RunConfig, as_plain, read_run
 from ijepa.data.loader import Images, Item, Steps, TrainingViews, training_batches
 from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
-from ijepa.data.transforms import normalise
+from ijepa.data.transforms import normalised
 from ijepa.distributed import World
 from ijepa.encoder_file import EPOCHS
 from ijepa.failure import Failure, NotFinite
@@ -234,10 +234,10 @@ def parts(
     if item.tokens is not None:
         tokens = item.tokens.chunk(optim.accumulate)
     for part in range(optim.accumulate):
-        images = [placed(view[part], device) for view in views]
+        images = [normalised(view[part], run.vit, device) for view in views]
         ids = tokens[part]
         yield Batch(
-            tuple(normalise(view, run.vit.mean, run.vit.std) for view in images),
+            tuple(images),
             run.seed,
             step,
             progress,

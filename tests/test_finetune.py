@@ -21,6 +21,7 @@ from ijepa.architecture import Variant
 from ijepa.config import parse_run
 from ijepa.errors import UserError
 from ijepa.optim import learning_rate
+from ijepa.randomness import seeded
 from ijepa.strict import strict
 from ijepa.train import train as pretrain
 from tests.coloured import Coloured, Killed
@@ -309,5 +310,5 @@ def test_rand_augment_may_take_all_bits_of_an_image() -> None:
     policy = Config(auto_augment="rand-m10-n8-inc1").policy(8)
     assert policy is not None
     for seed in range(30):
-        with supervised.seeded(seed):
+        with seeded(seed):
             assert policy(Image.new("RGB", (8, 8), (90, 60, 30))).size == (8, 8)

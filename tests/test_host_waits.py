@@ -17,9 +17,11 @@ from torch import Tensor
 from evals import replicas, supervised
 from evals.features import _features
 from evals.heads import Heads, Optimizer
+from evals.labelled_views import mixed
+from evals.learners import Learner, Learners
 from evals.losses import Losses
 from evals.protocols import attentive_probe, finetune
-from evals.supervised import Learner, Learners, descend, mixed
+from evals.supervised import descend
 from evals.views import Encoded, Stored
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import parse_run

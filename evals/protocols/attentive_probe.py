@@ -23,18 +23,14 @@ from torch import nn
 
 from evals import choice, replicas
 from evals.choice import Choice, choose
+from evals.learners import Learner, Learners
 from evals.protocol import Counts, Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
-from evals.supervised import (
-    Learner,
-    Learners,
-    TrainingConfig,
-    classify,
-    seeded,
-    train,
-)
+from evals.supervised import classify, train
+from evals.training_config import TrainingConfig
 from ijepa.architecture import ViTConfig
+from ijepa.randomness import seeded
 from ijepa.ranges import Count, NotNegative, Positive, Probability
 from ijepa.transfer import first_device
 from ijepa.vit import initialise, norm_layer

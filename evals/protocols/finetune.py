@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evals.learners import Learner, Learners
 from evals.pooling import Pool, parts
 from evals.protocol import Counts, Facts, Uses
 from evals.result import Result, top1
 from evals.subject import Subject
-from evals.supervised import Learner, Learners, TrainingConfig, classify, seeded, train
+from evals.supervised import classify, train
+from evals.training_config import TrainingConfig
 from evals.views import pool_tokens
 from ijepa.architecture import ViTConfig
+from ijepa.randomness import seeded
 from ijepa.ranges import BelowOne, Count, NotNegative, Positive, PositiveShare, Probability
 from ijepa.vit import ViT, norm_layer
 

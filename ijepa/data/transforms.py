@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from ijepa.architecture import ViTConfig
 from ijepa.data.bands import COLOURS, Bands, Picture
 from ijepa.data.jpeg import Jpeg
 from ijepa.image_size import Size, sides
@@ -327,3 +328,8 @@ def normalise(
         placed(torch.tensor(s), device).view(1, -1, 1, 1) * 255 for s in (mean or MEAN, std or STD)
     )
     return images_BCHW.sub_(shift).div_(scale)
+
+
+def normalised(images_BHWC: Tensor, vit: ViTConfig, device: torch.device) -> Tensor:
+    """Images as a network of this size takes them: floats [B, C, H, W] on its device."""
+    return normalise(placed(images_BHWC, device), vit.mean, vit.std)
