@@ -456,3 +456,15 @@ def test_a_small_benchmark_prints_a_table(
     table = capsys.readouterr().out
     assert re.search(r"^\| local files \| [\d,]+ \| [\d,]+ \| [\d,]+ \|$", table, re.MULTILINE)
     assert re.search(r"^\| server, 1 ms \| [\d,]+ \| [\d,]+ \| [\d,]+ \|$", table, re.MULTILINE)
+
+
+def test_a_server_that_is_gone_is_told_once_and_not_for_each_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sixteen requests fail at a time, each several times."""
+    monkeypatch.setattr(remote, "PAUSES", (0, 0))
+    gone = remote.Remote("http://127.0.0.1:9/shards")
+    for _ in range(3):
+        with pytest.raises(UserError, match="4 times"):
+            gone.read("train-000000.tar")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -1,6 +1,7 @@
 """Plots for tables and report, as self-contained SVG text.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles differ as well.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart, and a violet for the seventh
+method; line styles differ as well.
 Plots have no background, and their text has the colour of the page's text: dark on a light page,
 light on a dark one.
 """
@@ -27,13 +28,13 @@ from evals.report.results import CONTROLS
 from evals.report.tabulate import Table
 from ijepa.log_reader import Records, read_log
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5AD6"]
 GREY = "#7a7a7a"
 STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 
 
 def line(number: int) -> dict[str, Any]:
-    """Colour and style of a curve; 36 curves differ."""
+    """Colour and style of a curve; 42 curves differ."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": STYLES[(number + number // len(COLOURS)) % len(STYLES)],
@@ -152,9 +153,8 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
             axes[0].set_xlabel(f"pretraining, {unit}")
             axes[0].margins(x=0.18)
             if scale == "log":
-                # If there are few powers of ten, label 2 and 5 as well; labels must not overlap.
-                decades = math.log10(max(p.cost for p in priced) / min(p.cost for p in priced))
-                axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+                costs_of = [point.cost for point in priced]
+                axes[0].xaxis.set_major_locator(_log_ticks(min(costs_of), max(costs_of)))
                 axes[0].xaxis.set_major_formatter("{x:g}")
                 axes[0].xaxis.set_minor_formatter("")
         if unpriced:
@@ -175,6 +175,14 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
         keys += [*axes[0].get_legend_handles_labels()[0]]
         drawing.legend(handles=keys, loc="outside right upper")
     return file.getvalue()
+
+
+def _log_ticks(least: float, most: float) -> LogLocator:
+    """Ticks of a logarithmic axis: the more numbers between powers of ten, the fewer of these."""
+    decades = math.log10(most / least)
+    if decades < 0.7:
+        return LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8))
+    return LogLocator(subs=(1, 2, 5) if decades < 2 else (1,))
 
 
 def _plain(text: str) -> str:

@@ -24,6 +24,8 @@ NOTE = "address.json"
 SECRETS = "IJEPA_DATA_ADDRESS"
 CONNECTIONS = 16
 """Requests of a process at a time, where it has several to make."""
+SILENT_SECONDS = 10.0
+"""Seconds after a warning in which a process gives no other one: 16 requests may fail at a time."""
 TEMPORARY = (408, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
 REMEDIES = {
@@ -57,6 +59,7 @@ class Remote:
         self._secret_address = address
         # A parent's connections stay referenced, because closing them is the parent's.
         self._sessions: dict[int, Any] = {}
+        self._silent_until = 0.0
 
     def read(self, name: str, first: int = 0, size: int | None = None) -> bytes:
         """Bytes of a file: all of it, or ``size`` bytes from ``first`` on.
@@ -86,7 +89,9 @@ class Remote:
                     "and the server and run the same command again, which goes on; or copy the "
                     "file into the folder of the shards"
                 )
-            log.warning("%s/%s: %s; again in %s s", self.address, name, fault, pause)
+            if time.monotonic() >= self._silent_until:
+                self._silent_until = time.monotonic() + SILENT_SECONDS
+                log.warning("%s/%s: %s; again in %s s", self.address, name, fault, pause)
             time.sleep(pause)
 
     def _receive(self, name: str, first: int, size: int | None) -> tuple[bytes, int]:
