@@ -21,8 +21,9 @@ from PIL import Image
 
 from benchmarks import plain
 from benchmarks.jpegs import Jpegs
+from ijepa.data.device_batches import device_batches
 from ijepa.data.jpeg import SCALES
-from ijepa.data.loader import Steps, TrainingViews, View, training_batches
+from ijepa.data.loader import Steps, TrainingViews, View
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, Crop, normalise, sample_box
 from ijepa.provenance import here
 from ijepa.ranges import Pixels
@@ -59,7 +60,7 @@ def by_device(jpegs: Jpegs, size: int, crop: Crop) -> torch.Tensor:
     """Views [B, H, W, C] that the device makes, in the files' order."""
     views = TrainingViews(jpegs, [View(size, crop)], 0, pixels="device")  # type: ignore[arg-type]
     steps = Steps(len(jpegs), len(jpegs), 0, 1, 0)
-    (item,) = training_batches(views, steps, 0, first_device())
+    (item,) = device_batches(views, steps, 0, first_device())
     order = torch.tensor([number for _, number in next(iter(steps))])
     return torch.as_tensor(item.views[0][order.argsort().to(item.views[0].device)])
 

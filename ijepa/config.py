@@ -34,8 +34,8 @@ class RunConfig:
     more at the start, and once more at the first monitor; rounding differs. It is off: on a CPU it
     was slower, on a GPU it was not measured yet.
     ``pixels`` fast decodes training images by libjpeg-turbo (ijepa.data.jpeg, with the package
-    simplejpeg), device decodes, cuts and resizes them on the GPU (ijepa.data.device_jpeg, with
-    torchcodec), both to slightly other bytes. Evaluations have exact pixels.
+    simplejpeg), device makes their views on the GPU (ijepa.data.device_batches, with torchcodec),
+    both with slightly other bytes. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
     """
 

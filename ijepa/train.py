@@ -46,6 +46,7 @@ from ijepa import distributed, failure
 from ijepa.allocator import keep_freed_memory
 from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, as_plain, read_run
+from ijepa.data.device_batches import device_batches
 from ijepa.data.loader import Images, Item, Steps, TrainingViews, training_batches
 from ijepa.data.shards import Index, read_index, verify
 from ijepa.data.tokens import TokenCache, read_tokens
@@ -221,7 +222,9 @@ def batches_from(
     views = TrainingViews(images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels)
     order = (len(images), run.recipe.optim.batch_size, first, num_steps, run.seed)
     steps = Steps(*order, world.rank, world.size)
-    return training_batches(views, steps, run.num_workers, device)
+    if run.pixels == "device":
+        return device_batches(views, steps, run.num_workers, device)
+    return training_batches(views, steps, run.num_workers)
 
 
 def parts(

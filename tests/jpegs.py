@@ -1,9 +1,20 @@
-"""Pictures as files in memory, in place of shards."""
+"""Pictures as files in memory, in place of shards, and batches of their views."""
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+
+from ijepa.data.device_batches import device_batches
+from ijepa.data.loader import Item, Steps, TrainingViews, View, training_batches
+from ijepa.ranges import Pixels
+
+CPU = torch.device("cpu")
+PIXELS: tuple[Pixels, ...] = ("device", "exact")
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -36,5 +47,28 @@ class Files:
         """File of an image."""
         return self.files[number]
 
-    def read_ahead(self, numbers: list[int]) -> None:
+    def read_ahead(self, numbers: Sequence[int]) -> None:
         """Do nothing: all files are in memory."""
+
+
+def batches(
+    images: Any,
+    kinds: list[View],
+    pixels: Pixels = "device",
+    batch_size: int = 4,
+    workers: int = 0,
+    tokens: NDArray[Any] | None = None,
+) -> list[Item]:
+    """Batches of one epoch, with the ``tokens`` of all images on a grid of 4 x 4, if given."""
+    steps = Steps(len(images), batch_size, 0, len(images) // batch_size, 0)
+    views = TrainingViews(images, kinds, 0, tokens, (4, 4), pixels)
+    if pixels == "device":
+        return list(device_batches(views, steps, workers, CPU))
+    return list(training_batches(views, steps, workers))
+
+
+def gap(files: Files, *kinds: View) -> int:
+    """Largest difference between the bytes of views that the device and PIL make."""
+    device, exact = (batches(files, list(kinds), pixels) for pixels in PIXELS)
+    pairs = [zip(a.views, b.views, strict=True) for a, b in zip(device, exact, strict=True)]
+    return max(int((a.int() - b.int()).abs().max()) for pair in pairs for a, b in pair)

@@ -8,36 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ijepa.config import parse_run
-from ijepa.data import device_jpeg
+from ijepa.data import device_jpeg, resident
 from ijepa.data.device_jpeg import check_device
-from ijepa.data.loader import Images, Item, Steps, TrainingViews, View, training_batches
+from ijepa.data.loader import Images, Item, View
 from ijepa.data.transforms import IJEPA, MAE, Crop
 from ijepa.errors import UserError
-from ijepa.ranges import Pixels
 from ijepa.transfer import made_ahead
-from tests.jpegs import Files, encoded, picture
+from tests.jpegs import CPU, Files, batches, encoded, gap, picture
 
 pytest.importorskip("torchcodec")
 
-CPU = torch.device("cpu")
 
-
-def batches(
-    images: Any, kinds: list[View], pixels: Pixels = "device", batch_size: int = 4, workers: int = 0
-) -> list[Item]:
-    """Batches of one epoch."""
-    steps = Steps(len(images), batch_size, 0, len(images) // batch_size, 0)
-    return list(training_batches(TrainingViews(images, kinds, 0, pixels=pixels), steps, workers))
-
-
-def gap(files: Files, *kinds: View) -> float:
-    """Largest difference of bytes between views of both kinds of pixels."""
-    device, exact = (batches(files, list(kinds), pixels) for pixels in ("device", "exact"))
-    pairs = [zip(a.views, b.views, strict=True) for a, b in zip(device, exact, strict=True)]
-    return max(int((a.int() - b.int()).abs().max()) for pair in pairs for a, b in pair)
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no data set be small enough to lie on the device (tests/test_resident.py)."""
+    monkeypatch.setattr(resident, "LARGEST", 0)
 
 
 @pytest.fixture
@@ -68,8 +57,7 @@ def test_a_batch_is_bytes_of_images_and_their_tokens() -> None:
     tokens = np.arange(4 * 6).reshape(4, 2, 3)
     made: dict[str, Item] = {}
     for pixels in ("device", "exact"):
-        views = TrainingViews(files, [View(32, IJEPA)], 0, tokens, (4, 4), pixels)  # type: ignore[arg-type]
-        (made[pixels],) = training_batches(views, Steps(4, 4, 0, 1, 0), 0)
+        (made[pixels],) = batches(files, [View(32, IJEPA)], pixels, tokens=tokens)
     assert made["device"].views[0].shape == (4, 32, 32, 3)
     assert made["device"].views[0].dtype == torch.uint8
     assert torch.equal(made["device"].tokens, made["exact"].tokens)
@@ -98,7 +86,7 @@ def test_an_image_that_the_decoder_refuses_is_pils_and_the_others_are_not(
     monkeypatch.setattr(device_jpeg, "_decode", picky)
     files = Files(encoded(picture(80, 60)), odd, encoded(picture(60, 80)), encoded(picture(70, 70)))
     made = batches(files, [View(32, IJEPA)])
-    assert refused == [1]
+    assert refused == [0, 1]  # the first one tells how large the data set would be
     (exact,) = batches(files, [View(32, IJEPA)], "exact")
     assert (made[0].views[0].int() - exact.views[0].int()).abs().max() <= 2
 
@@ -113,8 +101,6 @@ def test_a_damaged_image_is_named_as_pil_names_it(data: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_order_is_that_of_exact_pixels(workers: int) -> None:
     """Each image of one grey, so that a view tells which image it is of."""
-    from PIL import Image
-
     files = Files(*(encoded(Image.new("RGB", (40, 40), (10 * n,) * 3)) for n in range(24)))
     device = batches(files, [View(16, IJEPA)], workers=workers)
     exact = batches(files, [View(16, IJEPA)], "exact", workers=workers)

@@ -49,15 +49,19 @@ def check_device(device: torch.device) -> None:
         ) from None
 
 
-class Encoded(NamedTuple):
-    """Undecoded JPEG in grey or colour: image ``number``, whose ``size`` is (width, height)."""
+class Deferred(NamedTuple):
+    """Image ``number`` of ``size`` (width, height), whose views the device makes.
+
+    It is an undecoded JPEG in grey or colour. The content is empty if the image lies on the device
+    (ijepa.data.resident).
+    """
 
     number: int
-    content: bytes
     size: tuple[int, int]
+    content: bytes = b""
 
     @classmethod
-    def of(cls, number: int, content: bytes) -> "Encoded":
+    def of(cls, number: int, content: bytes) -> "Deferred":
         """Image of a file; raises ValueError for one that is no JPEG in grey or colour."""
         try:
             image = Image.open(io.BytesIO(content))  # reads the header only
@@ -65,13 +69,13 @@ class Encoded(NamedTuple):
             raise ValueError(str(error)) from None
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
             raise ValueError(f"the file is {image.format} of mode {image.mode}")
-        return cls(number, content, image.size)
+        return cls(number, image.size, content)
 
 
 class Part(NamedTuple):
-    """Part of an undecoded image that a view shows."""
+    """Part of an image that a view shows."""
 
-    image: Encoded
+    image: Deferred
     box: Box
 
 
@@ -100,18 +104,27 @@ def decoded(
             _cut(next(images_CHW), picture.box, view_CHW, mode)
         else:
             view_CHW.copy_(placed(torch.tensor(picture), device).permute(2, 0, 1))
-    return views.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return as_bytes(views).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _cut(image_CHW: Tensor, box: Box, view_CHW: Tensor, mode: str) -> None:
     """Write the part of an image that a box shows into a view."""
-    part = image_CHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    sized = F.interpolate(part[None].float(), view_CHW.shape[1:], mode=mode, antialias=True)[0]
+    part = image_CHW[None, :, box.top : box.top + box.height, box.left : box.left + box.width]
+    sized, (rows, columns) = part.float(), view_CHW.shape[1:]
+    if mode == "bicubic":  # it overshoots, and PIL cuts that off after the first of both passes
+        narrowed = F.interpolate(sized, (box.height, columns), mode=mode, antialias=True)
+        sized = as_bytes(narrowed)
+    sized = F.interpolate(sized, (rows, columns), mode=mode, antialias=True)[0]
     view_CHW.copy_(sized.flip(2) if box.flip else sized)
 
 
+def as_bytes(x: Tensor) -> Tensor:
+    """Floats changed in place to those that a byte can have; halves go up, as PIL's."""
+    return x.add_(0.5).floor_().clamp_(0, 255)
+
+
 def _whole(
-    images: list[Encoded], device: torch.device, exact: Callable[[int], Picture]
+    images: list[Deferred], device: torch.device, exact: Callable[[int], Picture]
 ) -> list[Tensor]:
     """Images [C, H, W] as bytes; one that the decoder refuses is PIL's."""
     try:
@@ -120,7 +133,7 @@ def _whole(
         return [_one(image, device, exact) for image in images]
 
 
-def _one(image: Encoded, device: torch.device, exact: Callable[[int], Picture]) -> Tensor:
+def _one(image: Deferred, device: torch.device, exact: Callable[[int], Picture]) -> Tensor:
     try:
         return _decode([image.content], device)[0]
     except RuntimeError:

@@ -8,7 +8,7 @@ import mmap
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ijepa.data import device_jpeg
 from ijepa.data.bands import RGB, Picture, read_bands
-from ijepa.data.device_jpeg import Encoded, Part
+from ijepa.data.device_jpeg import Deferred, Part
 from ijepa.data.jpeg import Jpeg
 from ijepa.data.remote import CONNECTIONS, remote_of
 from ijepa.data.shards import read_index, read_table
@@ -40,7 +39,6 @@ from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
 from ijepa.randomness import generator
 from ijepa.ranges import Pixels
-from ijepa.transfer import made_ahead, placed
 
 SHARED = Path("/dev/shm")
 AHEAD = 2
@@ -147,7 +145,7 @@ class View(NamedTuple):
 class Item(NamedTuple):
     """Views of an image, [H, W, C] each, and the first view's tokens; or those of a batch.
 
-    A view of an undecoded image is a Part, those of a batch with any are a list.
+    A view that the device makes is a Part; views of a batch with any are a list.
     """
 
     views: list[Any]
@@ -160,7 +158,8 @@ class TrainingViews(Dataset[Item]):
 
     If ``tokens`` has the token ids of all whole images, [image, row, column], an item also has
     those of its first view, on a grid of ``grid``. Of ``fast`` and ``device`` pixels, images that
-    are no JPEGs in grey or colour are exact (ijepa.data.jpeg, ijepa.data.device_jpeg).
+    are no JPEGs in grey or colour are exact (ijepa.data.jpeg, ijepa.data.device_jpeg), unless all
+    images lie on the device already: ``resident`` is then their width and height.
     """
 
     images: Images
@@ -169,6 +168,7 @@ class TrainingViews(Dataset[Item]):
     tokens: NDArray[Any] | None = None
     grid: tuple[int, int] = (0, 0)
     pixels: Pixels = "exact"
+    resident: tuple[int, int] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         random = np.random.default_rng((self.seed, *key))
@@ -182,27 +182,30 @@ class TrainingViews(Dataset[Item]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Item]:
         """Items of a batch, as torch's loader asks for them."""
-        self.images.read_ahead([number for _, number in keys])
+        if self.resident is None:
+            self.images.read_ahead([number for _, number in keys])
         return [self[key] for key in keys]
 
-    def _image(self, number: int) -> Picture | Jpeg | Encoded:
+    def _image(self, number: int) -> Picture | Jpeg | Deferred:
         """Image that is decoded, or a JPEG whose views are decoded as they need, or later."""
+        if self.resident is not None:
+            return Deferred(number, self.resident)
         if self.pixels == "exact":
             return self.images[number]
         content = self.images.encoded(number)
         try:
             if self.pixels == "device":
-                return Encoded.of(number, content)
+                return Deferred.of(number, content)
             return Jpeg(content, lambda: self.images[number])
         except ValueError:
             return self.images[number]
 
 
 def _view_of(
-    image: Picture | Jpeg | Encoded, view: View, random: np.random.Generator
+    image: Picture | Jpeg | Deferred, view: View, random: np.random.Generator
 ) -> tuple[NDArray[Any] | Part, Box]:
-    """Augmented view of an image, and the part that it shows, which decides an undecoded one's."""
-    if isinstance(image, Encoded):
+    """Augmented view of an image and the part that it shows; of a deferred one the part alone."""
+    if isinstance(image, Deferred):
         rows, columns = sides(view.size)
         box = sample_box(*image.size, view.crop, random, columns / rows)
         return Part(image, box), box
@@ -271,19 +274,14 @@ class Steps(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in order[start : start + size]]
 
 
-def training_batches(
-    views: TrainingViews,
-    steps: Steps,
-    num_workers: int,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 # a constant
-) -> Iterable[Item]:
+def training_batches(views: TrainingViews, steps: Steps, num_workers: int) -> DataLoader[Any]:
     """One Item for each step, whose views are bytes [B, H, W, C] and whose tokens are [B, N].
 
-    Views lie on the host; of ``device`` pixels they are made on the device.
+    Of ``device`` pixels, whoever reads them makes the views (ijepa.data.device_batches).
     """
     # Any image has the size of all; to ask the sampler for one would draw an order twice.
     keys = [(0, 0)] * (steps.batch_size // steps.num_parts) if len(steps) else []
-    loader = DataLoader(
+    return DataLoader(
         views,
         batch_sampler=steps,
         num_workers=fitting(views, keys, num_workers, steps.num_parts),
@@ -291,24 +289,6 @@ def training_batches(
         pin_memory=_gpu(),
         worker_init_fn=undisturbed,
     )
-    return _decoded(loader, views, device) if views.pixels == "device" else loader
-
-
-def _decoded(items: Iterable[Item], views: TrainingViews, device: torch.device) -> Iterator[Item]:
-    """Items whose views are decoded on a device."""
-    device_jpeg.check_device(device)
-
-    def on_device(pictures: Any, view: View) -> torch.Tensor:
-        if isinstance(pictures, torch.Tensor):  # none of them is a JPEG
-            return placed(pictures, device)
-        exact = views.images.__getitem__
-        return device_jpeg.decoded(pictures, view.size, view.crop.interpolation, device, exact)
-
-    def make(item: Item) -> list[torch.Tensor]:
-        return list(map(on_device, item.views, views.views))
-
-    for item, made in made_ahead(make, items, device):
-        yield item._replace(views=made)
 
 
 def evaluation_batches(
