@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.pixels``: JPEGs of several widths (benchmarks/jpegs.py), I-JEPA's crops to
 224 pixels. Ways: torchvision's transforms on PIL's images; ``exact``, PIL; ``draft``, PIL that
-decodes at a half where the crop has twice the view's side; ``fast`` (ijepa.data.jpeg); ``device``
-(ijepa.data.device_jpeg), on a GPU if there is one. All end in a batch of normalised floats.
-Differences are those of bytes from ``exact``. Times are the process's; with a GPU the wall's.
+decodes at a half where the crop has twice the view's side; ``fast`` (ijepa.data.fast_jpeg);
+``device`` (ijepa.data.device_batches), on a GPU if there is one. All end in a batch of normalised
+floats. Differences are those of bytes from ``exact``. Times are the process's; with a GPU the
+wall's.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from PIL import Image
 from benchmarks import plain
 from benchmarks.jpegs import Jpegs
 from ijepa.data.device_batches import device_batches
-from ijepa.data.jpeg import SCALES
+from ijepa.data.fast_jpeg import SCALES
 from ijepa.data.loader import Steps, TrainingViews, View
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, Crop, normalise, sample_box
 from ijepa.provenance import here

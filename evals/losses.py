@@ -1,6 +1,6 @@
 """Losses of a training that leave the device only now and then.
 
-Shape suffixes: H networks that learn from the same batches.
+Shape suffixes: S networks that learn from the same batches.
 """
 
 import torch
@@ -13,36 +13,36 @@ class Losses:
     """Mean losses of each epoch, from losses that stay on the device until they are read together.
 
     Args:
-        means_H: Mean losses of each epoch so far, float64; ``read`` adds to them.
+        means_S: Mean losses of each epoch so far, float64; ``read`` adds to them.
         per_epoch: Updates of an epoch.
         what: Name of the training.
     """
 
-    def __init__(self, means_H: list[Tensor], per_epoch: int, what: str) -> None:
-        self.means_H, self.per_epoch, self.what = means_H, per_epoch, what
+    def __init__(self, means_S: list[Tensor], per_epoch: int, what: str) -> None:
+        self.means_S, self.per_epoch, self.what = means_S, per_epoch, what
         self.unread: list[tuple[int, float, Tensor]] = []
 
-    def add(self, step: int, share: float, loss_H: Tensor) -> None:
+    def add(self, step: int, share: float, loss_S: Tensor) -> None:
         """Note each network's loss of a part, which is this share, of a step's batch."""
-        self.unread.append((step, share, loss_H))
+        self.unread.append((step, share, loss_S))
 
     def read(self) -> float:
         """Return the least loss of the last step; the host waits for the device.
 
         Raises UserError if in one step since the last call no network's loss was finite.
         """
-        losses_H: dict[int, Tensor] = {}
-        values = torch.stack([loss_H for *_, loss_H in self.unread]).cpu().double()
-        for (step, share, _), value_H in zip(self.unread, values, strict=True):
-            losses_H[step] = losses_H.get(step, 0.0) + share * value_H
+        losses_S: dict[int, Tensor] = {}
+        values = torch.stack([loss_S for *_, loss_S in self.unread]).cpu().double()
+        for (step, share, _), value_S in zip(self.unread, values, strict=True):
+            losses_S[step] = losses_S.get(step, 0.0) + share * value_S
         self.unread.clear()
-        for step, loss_H in losses_H.items():
-            if not loss_H.isfinite().any():
+        for step, loss_S in losses_S.items():
+            if not loss_S.isfinite().any():
                 raise UserError(
-                    f"the loss of {self.what} is {float(loss_H[0])} at step {step}: lower the "
+                    f"the loss of {self.what} is {float(loss_S[0])} at step {step}: lower the "
                     "learning rate, or set precision: float32"
                 )
             if step % self.per_epoch == 0:
-                self.means_H.append(torch.zeros_like(loss_H))
-            self.means_H[-1] = self.means_H[-1] + loss_H / self.per_epoch
-        return float(loss_H[loss_H.isfinite()].min())
+                self.means_S.append(torch.zeros_like(loss_S))
+            self.means_S[-1] = self.means_S[-1] + loss_S / self.per_epoch
+        return float(loss_S[loss_S.isfinite()].min())

@@ -1,7 +1,7 @@
 """Training of classifiers on augmented images, for fine-tuning and for attentive probes.
 
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels, L blocks, K classes,
-H networks that learn from the same batches.
+S networks that learn from the same batches, side by side.
 """
 
 import hashlib
@@ -59,7 +59,8 @@ def train(
         learners: The networks; they are moved to the device.
         what: Name of the training, on the progress bar and in the identity of its checkpoint.
     """
-    labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
+    labels = checked_labels(subject, "train")
+    checked_labels(subject, "test")  # before the training, not after it
     numbers = torch.arange(len(labels)) if numbers is None else numbers
     batch_size = fitting_batch(config, subject, len(numbers))
     per_epoch = len(numbers) // batch_size
@@ -69,8 +70,8 @@ def train(
     for learner in learners.all:
         learner.begin(config, batch_size, device)
     identity = hashlib.sha256(repr((what, config, numbers.tolist())).encode()).hexdigest()
-    first, means_H = resume(subject, identity, learners.all)
-    losses = Losses(means_H, per_epoch, what)
+    first, means_S = resume(subject, identity, learners.all)
+    losses = Losses(means_S, per_epoch, what)
 
     views = LabelledViews(config, subject.images("train"), labels, numbers, vit.image_size)
     batches = loaded(views, Steps(len(numbers), batch_size, first, num_steps, config.seed))
@@ -93,8 +94,8 @@ def train(
                 for gpu, (images, targets, coins) in enumerate(replicas.sent(device, *part)):
                     inputs = learners.inputs(gpu, config.precision, images, coins)
                     share = len(images) / batch_size
-                    loss_H = descend(config, learners.networks(gpu), inputs, targets, share)
-                    losses.add(step, share, loss_H.to(device, non_blocking=True))
+                    loss_S = descend(config, learners.networks(gpu), inputs, targets, share)
+                    losses.add(step, share, loss_S.to(device, non_blocking=True))
             for learner in learners.all:
                 learner.update(step, num_steps)
 
@@ -104,14 +105,14 @@ def train(
                 bar.set_postfix(loss=f"{losses.read():.4f}", refresh=False)
             if save:
                 start = time.monotonic()
-                checkpoint(subject, identity, learners.all, step + 1, means_H)
+                checkpoint(subject, identity, learners.all, step + 1, means_S)
                 duration = time.monotonic() - start
                 save_at = start + duration + max(CHECKPOINT_SECONDS, duration / CHECKPOINT_SHARE)
     return [
         {
             "batch_size": batch_size,
             "lr": learner.optim.lr,
-            "train_loss": [round(float(mean_H[number]), 4) for mean_H in means_H],
+            "train_loss": [round(float(mean_S[number]), 4) for mean_S in means_S],
         }
         for number, learner in enumerate(learners.all)
     ]
@@ -136,7 +137,7 @@ def descend(
     targets_BK: Tensor,
     share: float,
 ) -> Tensor:
-    """Losses [H] of the networks; adds to each one's gradients, one after the other for memory.
+    """Losses [S] of the networks; adds to each one's gradients, one after the other for memory.
 
     Losses are cross-entropies with soft targets, averaged over images.
     """
@@ -153,7 +154,7 @@ def descend(
 
 
 def checkpoint(
-    subject: Subject, identity: str, learners: list[Learner], step: int, means_H: list[Tensor]
+    subject: Subject, identity: str, learners: list[Learner], step: int, means_S: list[Tensor]
 ) -> None:
     """Write the state after ``step`` updates, without the weights of a frozen encoder."""
     subject.checkpoint(
@@ -161,7 +162,7 @@ def checkpoint(
             "training": identity,
             "step": step,
             "networks": [learner.state() for learner in learners],
-            "losses": means_H,
+            "losses": means_S,
         }
     )
 
@@ -184,7 +185,7 @@ def resume(subject: Subject, identity: str, learners: list[Learner]) -> tuple[in
 def classify(
     config: TrainingConfig, subject: Subject, learners: Learners, split: str, numbers: Tensor
 ) -> Tensor:
-    """Classes, [H, B] int64, that the networks predict for the images ``numbers`` of a split."""
+    """Classes, [S, B] int64, that the networks predict for the images ``numbers`` of a split."""
     device, vit = first_device(), learners.vit
     for learner in learners.all:
         for network in (learner.network, *learner.copies):

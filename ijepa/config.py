@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
-from ijepa.data import device_jpeg, jpeg, register
+from ijepa.data import device_jpeg, fast_jpeg, register
 from ijepa.data.bands import check_colours
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
@@ -33,7 +33,7 @@ class RunConfig:
     seldom change; ``all``: the blocks that learn too, for lengths that vary. That takes a minute or
     more at the start, and once more at the first monitor; rounding differs. It is off: on a CPU it
     was slower, on a GPU it was not measured yet.
-    ``pixels`` fast decodes training images by libjpeg-turbo (ijepa.data.jpeg, with the package
+    ``pixels`` fast decodes training images by libjpeg-turbo (ijepa.data.fast_jpeg, with the package
     simplejpeg), device makes their views on the GPU (ijepa.data.device_batches, with torchcodec),
     both with slightly other bytes. Evaluations have exact pixels.
     ``log_every``, ``monitor_every`` and ``checkpoint_every`` count steps.
@@ -169,7 +169,7 @@ def _check_channels(run: RunConfig, where: str) -> None:
 def _check_pixels(run: RunConfig, where: str) -> None:
     """Raise UserError if a package is missing, or if colours would have to change on the device."""
     if run.pixels == "fast":
-        jpeg.check_package()
+        fast_jpeg.check_package()
     if run.pixels == "device":
         device_jpeg.check_package()
         try:

@@ -19,7 +19,7 @@ from ijepa.data.loader import Item
 from ijepa.distributed import World
 from ijepa.failure import NotFinite
 from ijepa.files import write_text
-from ijepa.meter import Meter
+from ijepa.gpu_meter import Meter
 from ijepa.method import Method
 from ijepa.monitors import Monitored, measure, warning
 

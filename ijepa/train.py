@@ -220,8 +220,15 @@ def batches_from(
     """This process's images of each step from ``first`` on."""
     images, kinds = inputs.images, run.recipe.views(run.vit.image_size)
     views = TrainingViews(images, kinds, run.seed, inputs.token_ids, run.vit.grid, run.pixels)
-    order = (len(images), run.recipe.optim.batch_size, first, num_steps, run.seed)
-    steps = Steps(*order, world.rank, world.size)
+    steps = Steps(
+        num_images=len(images),
+        batch_size=run.recipe.optim.batch_size,
+        first=first,
+        last=num_steps,
+        seed=run.seed,
+        part=world.rank,
+        num_parts=world.size,
+    )
     if run.pixels == "device":
         return device_batches(views, steps, run.num_workers, device)
     return training_batches(views, steps, run.num_workers)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ijepa import meter
+from ijepa import gpu_meter
 from ijepa.config import parse_run
 from ijepa.cost.cards import GPUS
 from ijepa.distributed import ALONE, World
@@ -98,18 +98,18 @@ def test_the_meter_reads_memory_speed_share_and_energy(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2_000_000_000)
-    monkeypatch.setattr(meter, "energy", lambda: lambda: next(joules))
-    monkeypatch.setattr(meter, "size", lambda *_: SimpleNamespace(flops=1e9))
-    reader = meter.Meter(run, World(0, 2, 0))
+    monkeypatch.setattr(gpu_meter, "energy", lambda: lambda: next(joules))
+    monkeypatch.setattr(gpu_meter, "size", lambda *_: SimpleNamespace(flops=1e9))
+    reader = gpu_meter.Meter(run, World(0, 2, 0))
     facts = reader.read(images_per_s=134_000)
     # The run says float32: 67 TFLOP/s; each of two cards has half of the images.
     assert facts == {"gpu_gb": 2.0, "tflop_per_s": 67.0, "share_of_peak": 1.0, "joules": 50.0}
     assert reader.read(67_000)["joules"] == 25.0
-    assert meter.Meter(run, World(1, 2, 1)).read(1.0) == {}
+    assert gpu_meter.Meter(run, World(1, 2, 1)).read(1.0) == {}
 
 
 def test_without_a_gpu_the_meter_reads_nothing() -> None:
-    assert meter.Meter(parse_run(raw_run_of("mae")), ALONE).read(1.0) == {}
+    assert gpu_meter.Meter(parse_run(raw_run_of("mae")), ALONE).read(1.0) == {}
 
 
 def test_energy_is_that_of_the_card_that_cuda_uses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +123,12 @@ def test_energy_is_that_of_the_card_that_cuda_uses(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "pynvml", library)
     properties = SimpleNamespace(uuid="12-ab")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
-    reader = meter.energy()
+    reader = gpu_meter.energy()
     assert reader is not None
     assert reader() == 5.0
     assert uuids == ["GPU-12-ab"]
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert meter.energy() is None
+    assert gpu_meter.energy() is None
 
 
 @pytest.mark.parametrize(

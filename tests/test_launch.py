@@ -22,8 +22,8 @@ import yaml
 
 from ijepa import distributed, identity
 from ijepa.cluster import launch, slurm, submission
-from ijepa.cluster.job import SECONDS_FOR_THE_CAUSE, Pretraining
 from ijepa.cluster.launch import pretrain
+from ijepa.cluster.process import SECONDS_FOR_THE_CAUSE, Pretraining
 from ijepa.cluster.run_files import Launch, note, submitted_jobs
 from ijepa.cluster.slurm import Request
 from ijepa.encoder_file import read_header
@@ -432,7 +432,7 @@ def test_a_process_that_is_lost_before_the_first_step_is_told_from_a_fault_of_th
 
     monkeypatch.setattr(distributed, "joined", fail)
     waits: list[float] = []
-    monkeypatch.setattr("ijepa.cluster.job.time.sleep", waits.append)
+    monkeypatch.setattr("ijepa.cluster.process.time.sleep", waits.append)
     threads = torch.get_num_threads()
     work = Pretraining(tmp_path / "run.yaml", data, tmp_path, tmp_path, threads, gpus=2)
     environment = SimpleNamespace(num_tasks=2, cluster="slurm")

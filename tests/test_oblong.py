@@ -23,7 +23,7 @@ from evals.subject import Subject, stored
 from ijepa import checkpoint
 from ijepa.config import parse_run
 from ijepa.cost.predict import arch
-from ijepa.data.jpeg import Jpeg
+from ijepa.data.fast_jpeg import Jpeg
 from ijepa.data.loader import EvaluationViews, Images
 from ijepa.data.statistics import statistics
 from ijepa.data.transforms import IJEPA, Crop, augment, centre_crop, normalise, sample_box, squash

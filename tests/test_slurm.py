@@ -17,7 +17,7 @@ import pytest
 import submitit
 
 from ijepa import distributed
-from ijepa.cluster import job, launch, slurm, submission
+from ijepa.cluster import launch, process, slurm, submission
 from ijepa.cluster.environment import forget_other_jobs
 from ijepa.cluster.launch import pretrain
 from ijepa.cluster.slurm import Request, minutes
@@ -399,7 +399,7 @@ def test_a_saved_job_that_cannot_ask_for_its_requeue_waits_for_its_end(
     environment = SimpleNamespace(cluster="slurm", global_rank=0, _requeue=requeue)
     signals: Any = SimpleNamespace(requeue=True, end=False)
     with pytest.raises(Ended):
-        job.leave(environment, signals)
+        process.leave(environment, signals)
 
 
 @pytest.mark.parametrize(

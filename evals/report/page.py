@@ -151,22 +151,27 @@ def _position(plan: ReportPlan, run: str) -> tuple[int, str]:
     return order.index(run) if run in order else len(order), run
 
 
+def _whole_runs(plan: ReportPlan, chosen: list[Path]) -> list[Path]:
+    """Results of runs, not of their kept epochs: runs in the plan's order, seeds ascending."""
+
+    def key(path: Path) -> tuple[Any, ...]:
+        return _position(plan, path.parts[-3]), int(path.parts[-2].removeprefix("seed"))
+
+    return sorted((path for path in chosen if "@" not in path.parts[-3]), key=key)
+
+
 def pictures_of_classes(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     """Accuracy by class, or confusions, of the first evaluation of each kind of label.
 
     Classes have an accuracy each. Counts, distances and other labels with an order have a confusion
     matrix, because the order shows which mistakes are small. The first seed of every run is shown.
     """
-    results = sorted(
-        ((_position(plan, path.parts[-3]), path, read_result(path)) for path in chosen),
-        key=lambda entry: entry[:2],
-    )
+    results = [(path, read_result(path)) for path in _whole_runs(plan, chosen)]
     pictures_by_kind: dict[tuple[str, str], Picture] = {}
     for evaluation in plan.evaluations:
         counts: dict[str, dict[str, Any]] = {}
-        for _, path, result in results:
-            of_epoch = "@" in path.parts[-3]  # of a run's epochs only the last
-            if path.stem == evaluation and "classes" in result and not of_epoch:
+        for path, result in results:
+            if path.stem == evaluation and "classes" in result:
                 counts.setdefault(path.parts[-3], result["classes"])
                 kind = (result["dataset"], result["label"])
         if not counts or kind in pictures_by_kind:
@@ -310,15 +315,11 @@ def pictures(plan: ReportPlan, results: Path, tidy: pd.DataFrame, data: Path) ->
 
 def pictures_left(plan: ReportPlan, chosen: list[Path]) -> list[Picture]:
     """Pictures that evaluations have left beside their results, of the first seed of every run."""
-
-    def key(path: Path) -> tuple[Any, ...]:
-        return _position(plan, path.parts[-3]), int(path.parts[-2].removeprefix("seed"))
-
     files: dict[tuple[str, str], Path] = {}
-    last = [path for path in chosen if "@" not in path.parts[-3]]  # of a run's epochs
+    whole = _whole_runs(plan, chosen)
     for evaluation in plan.evaluations:
-        for path in sorted((path for path in last if path.stem == evaluation), key=key):
-            if (file := path.with_suffix(".png")).exists():
+        for path in whole:
+            if path.stem == evaluation and (file := path.with_suffix(".png")).exists():
                 files.setdefault((evaluation, path.parts[-3]), file)
     return [
         embedded(file, f"left_{evaluation}_{run}", f"{plan.title(evaluation)}: {run}")

@@ -11,7 +11,7 @@ place.
 - Ctrl-C, or SIGTERM, ends the job too. The job first saves a checkpoint, if the cluster gives it
   the time (KillWait, usually 30 seconds).
 - A job that is preempted, runs out of time or loses its node goes on from its last checkpoint, as
-  often as needed (``ijepa.cluster.job``), unless nothing was saved (``MOST_IDLE``).
+  often as needed (``ijepa.cluster.process``), unless nothing was saved (``MOST_IDLE``).
 """
 
 import argparse

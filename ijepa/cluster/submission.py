@@ -21,7 +21,7 @@ import submitit
 
 from ijepa.cluster import slurm
 from ijepa.cluster.environment import forget_other_jobs
-from ijepa.cluster.job import Pretraining
+from ijepa.cluster.process import Pretraining
 from ijepa.cluster.run_files import Launch, note
 from ijepa.errors import UserError
 from ijepa.identity import MEMO

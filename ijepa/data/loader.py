@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.bands import RGB, Picture, read_bands
 from ijepa.data.device_jpeg import Deferred, Part
-from ijepa.data.jpeg import Jpeg
+from ijepa.data.fast_jpeg import Jpeg
 from ijepa.data.remote import CONNECTIONS, remote_of
 from ijepa.data.shards import read_index, read_table
 from ijepa.data.transforms import (
@@ -157,9 +157,9 @@ class TrainingViews(Dataset[Item]):
     """Augmented images; an item's key is (epoch, image number) and decides its augmentation.
 
     If ``tokens`` has the token ids of all whole images, [image, row, column], an item also has
-    those of its first view, on a grid of ``grid``. Of ``fast`` and ``device`` pixels, images that
-    are no JPEGs in grey or colour are exact (ijepa.data.jpeg, ijepa.data.device_jpeg), unless all
-    images lie on the device already: ``resident`` is then their width and height.
+    those of its first view, on a grid of ``grid``. Of ``fast`` pixels (ijepa.data.fast_jpeg) and
+    ``device`` ones (ijepa.data.device_batches), images that are no JPEGs in grey or colour are
+    exact, unless all lie on the device already: ``resident`` is then their width and height.
     """
 
     images: Images

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ijepa.architecture import ViTConfig
 from ijepa.data.bands import COLOURS, Bands, Picture
-from ijepa.data.jpeg import Jpeg
+from ijepa.data.fast_jpeg import Jpeg
 from ijepa.image_size import Size, sides
 from ijepa.ranges import Positive, PositiveShare, Probability, Rising
 from ijepa.transfer import placed

@@ -1,6 +1,7 @@
 """Plan, tables and schema of a config: ``python -m workflow.plan show|tables|schema CONFIG``."""
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,8 +93,12 @@ def inline(value: Any) -> str:
 
 def keys_in_words() -> str:
     """Markdown tables of all keys of a config, for config/README.md."""
+    from ijepa.config import RunConfig  # which imports torch
+
     whole = schema()
     parts = {"Benchmark": whole, **whole["$defs"]}
+    of_runs = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    of_runs = {key: value for key, value in of_runs.items() if value is not dataclasses.MISSING}
     lines = []
     for name, title in SECTIONS.items():
         kind = parts[name]
@@ -101,6 +106,8 @@ def keys_in_words() -> str:
         lines += ["| key | value | default |", "|---|---|---|"]
         for key, value in kind["properties"].items():
             default = value.get("default")
+            if name == "Run" and default is None:
+                default = of_runs.get(key)
             shown = "" if default in (None, "", {}, []) else f"`{inline(default)}`"
             shown = "required" if key in kind.get("required", []) else shown
             lines.append(f"| `{key}` | {type_in_words(value)} | {shown} |")

@@ -53,7 +53,7 @@ Settings = dict[str, Any]
 class Run:
     """One pretraining.
 
-    ``dataset`` and ``vit`` are the config's by default. The keys that are None by default have
+    ``dataset`` and ``vit`` are the config's by default. Other keys that are left out have
     ijepa.config.RunConfig's defaults. ``gpus`` train the run together, one process each: a cluster
     takes as many nodes as that needs, a machine what it has. They share the batch, so the result is
     the same up to rounding. ``start.from`` is an earlier run of the config, released weights of
