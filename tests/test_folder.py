@@ -1,6 +1,7 @@
 """Folders of an encoder as timm and transformers open them, and their upload to a hub."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from ijepa.checkpoint import load_encoder
 from ijepa.data.transforms import centre_crop, normalise, short_side, to_array
 from ijepa.encoder_file import encoder_digest
 from ijepa.errors import UserError, run_command
+from ijepa.files import ROOT
 from ijepa.released import card, folder, weights
 from ijepa.released.layouts import FOLDERS
 from ijepa.released.weights import export_folder, import_encoder
@@ -115,6 +117,23 @@ def test_a_trained_run_of_ijepa_gives_its_target_encoder(trained: Trained, tmp_p
     assert name == "IJepaModel"
     torch.testing.assert_close(tokens, outputs["target"], rtol=1e-4, atol=1e-4)
     assert (outputs["target"] - outputs["context"]).abs().max() > 1e-2
+
+
+def test_the_features_in_python_of_the_documentation(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's own code, with a run's encoder and a photograph of any size."""
+    page = (ROOT / "docs" / "weights.md").read_text()
+    (code,) = re.findall(r"```python\n(from pathlib.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("encoder.safetensors").symlink_to(trained("mae"))
+    Image.new("RGB", (90, 60), "teal").save("photo.jpg")
+    made: dict[str, Any] = {}
+    exec(code, made)
+    vit = made["network"].config
+    num_patches = vit.grid[0] * vit.grid[1]
+    assert made["tokens_BND"].shape == (1, 1 + num_patches, vit.dim)
+    assert made["patches_BND"].shape == (1, num_patches, vit.dim)
 
 
 @pytest.mark.parametrize(("size", "width"), [(224, 500), (32, 600), (448, 600), (96, 600)])
