@@ -3,11 +3,12 @@
 Loader processes read files and draw boxes. On a GPU torchcodec decodes a batch by nvJPEG, in a
 thread that works ahead of the training (ijepa.transfer.made_ahead); on a CPU by libjpeg-turbo.
 Views are resized in float32 with antialiasing and rounded to bytes. On a CPU they differ from exact
-ones by rounding. nvJPEG's transform rounds in its own way: by how much was not measured yet.
+ones by rounding. nvJPEG's transform rounds in its own way: by how much was not measured yet, nor
+what it makes of a truncated file, which PIL and libjpeg-turbo refuse.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from ijepa.image_size import Size, sides
 from ijepa.transfer import placed
 
 PACKAGE = "torchcodec"
+AT_A_TIME = 32
+"""Images that are decoded together: of photographs with 12 million pixels they take 1.2 GB."""
 
 
 def check_package() -> None:
@@ -97,7 +100,7 @@ def decoded(
             UserError for a damaged one.
     """
     parts = [picture for picture in pictures if isinstance(picture, Part)]
-    images_CHW = iter(_whole([part.image for part in parts], device, exact))
+    images_CHW = _whole([part.image for part in parts], device, exact)
     views = torch.empty(len(pictures), 3, *sides(size), device=device)
     for view_CHW, picture in zip(views, pictures, strict=True):
         if isinstance(picture, Part):
@@ -125,12 +128,15 @@ def as_bytes(x: Tensor) -> Tensor:
 
 def _whole(
     images: list[Deferred], device: torch.device, exact: Callable[[int], Picture]
-) -> list[Tensor]:
-    """Images [C, H, W] as bytes; one that the decoder refuses is PIL's."""
-    try:
-        return _decode([image.content for image in images], device)
-    except RuntimeError:  # of any of them
-        return [_one(image, device, exact) for image in images]
+) -> Iterator[Tensor]:
+    """Images [C, H, W] as bytes, one after the other; one that the decoder refuses is PIL's."""
+    for first in range(0, len(images), AT_A_TIME):
+        together = images[first : first + AT_A_TIME]
+        try:
+            decoded_CHW = _decode([image.content for image in together], device)
+        except RuntimeError:  # of any of them
+            decoded_CHW = [_one(image, device, exact) for image in together]
+        yield from decoded_CHW
 
 
 def _one(image: Deferred, device: torch.device, exact: Callable[[int], Picture]) -> Tensor:
@@ -144,5 +150,5 @@ def _decode(files: list[bytes], device: torch.device) -> list[Tensor]:
     """Images [C, H, W] of JPEGs; raises RuntimeError if any of them cannot be decoded."""
     from torchcodec.decoders import decode_jpeg
 
-    images_CHW: list[Tensor] = decode_jpeg(files, mode="RGB", device=device) if files else []
+    images_CHW: list[Tensor] = decode_jpeg(files, mode="RGB", device=device)
     return images_CHW
