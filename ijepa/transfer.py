@@ -59,20 +59,22 @@ def made_ahead(
 
     def make_next() -> tuple[Item, list[Tensor], torch.cuda.Event | None] | None:
         for item in rest:
-            with torch.cuda.stream(stream):  # None, on a CPU, changes nothing
-                return item, make(item), mark(device)
+            return item, make(item), mark(device)
         return None
 
-    with ThreadPoolExecutor(1) as thread:
+    # The thread's device and queue, once and for all; without them it would use the first GPU. None
+    # changes nothing.
+    set_stream: Callable[..., None] = torch.cuda.set_stream
+    with ThreadPoolExecutor(1, initializer=set_stream, initargs=(stream,)) as thread:
         ahead = thread.submit(make_next)
         while made := ahead.result():
             ahead = thread.submit(make_next)
             item, tensors, event = made
             if event is not None:
-                queue = torch.cuda.current_stream(device)
-                queue.wait_event(event)
+                own = torch.cuda.current_stream(device)
+                own.wait_event(event)
                 for x in tensors:
-                    x.record_stream(queue)  # or its memory could be used again too early
+                    x.record_stream(own)  # or its memory could be used again too early
             yield item, tensors
 
 

@@ -1,5 +1,8 @@
 """Device pixels: JPEGs that a training's device decodes; on a CPU, as here, by libjpeg-turbo."""
 
+import io
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ijepa.config import parse_run
@@ -17,8 +20,9 @@ from ijepa.data.device_jpeg import check_device
 from ijepa.data.loader import Images, Item, View
 from ijepa.data.transforms import IJEPA, MAE, Crop
 from ijepa.errors import UserError
+from ijepa.files import ROOT
 from ijepa.transfer import made_ahead
-from tests.jpegs import CPU, Files, batches, encoded, gap, picture
+from tests.jpegs import CPU, PIXELS, Files, batches, encoded, gap, picture
 
 pytest.importorskip("torchcodec")
 
@@ -55,6 +59,27 @@ def test_views_differ_from_exact_ones_by_rounding(
     assert gap(files, View((96, 160), crop), View(32, crop)) <= 2
 
 
+@pytest.mark.parametrize("crop", [IJEPA, MAE])
+def test_views_of_noise_differ_by_rounding_too(crop: Crop) -> None:
+    """The bicubic filter overshoots there; PIL cuts that off after the first of its two passes."""
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (90 + n, 120, 3), np.uint8) for n in range(8)]
+    files = Files(*(encoded(Image.fromarray(pixels)) for pixels in noise))
+    assert gap(files, View(224, crop)) <= 2
+    assert gap(files, View((48, 96), crop)) <= 2
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_an_image_that_exif_data_would_turn_is_exact(orientation: int) -> None:
+    """PIL leaves it as it is stored, and boxes are drawn on that."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    picture(200, 100).save(file, "jpeg", exif=exif)
+    (device,), (exact,) = (batches(Files(file.getvalue()), [View(64, IJEPA)], p, 1) for p in PIXELS)
+    assert torch.equal(device.views[0], exact.views[0])
+
+
 def test_a_batch_is_bytes_of_images_and_their_tokens() -> None:
     files = Files(*(encoded(picture(80, 60)) for _ in range(4)))
     tokens = np.arange(4 * 6).reshape(4, 2, 3)
@@ -76,29 +101,60 @@ def test_what_is_no_jpeg_in_grey_or_colour_is_exact() -> None:
 
 
 def test_an_image_that_the_decoder_refuses_is_pils_and_the_others_are_not(
-    monkeypatch: pytest.MonkeyPatch, refused: list[int]
+    monkeypatch: pytest.MonkeyPatch, refused: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A rare kind of JPEG, say, that nvJPEG does not know."""
     decode, odd = device_jpeg._decode, encoded(picture(90, 70))
 
-    def picky(contents: list[bytes], device: torch.device) -> list[Tensor]:
-        if odd in contents:
+    def picky(files: list[Tensor], device: torch.device) -> list[Tensor]:
+        if odd in [bytes(file.tolist()) for file in files]:
             raise RuntimeError("unsupported")
-        return decode(contents, device)
+        return decode(files, device)
 
     monkeypatch.setattr(device_jpeg, "_decode", picky)
     files = Files(encoded(picture(80, 60)), odd, encoded(picture(60, 80)), encoded(picture(70, 70)))
     made = batches(files, [View(32, IJEPA)])
     assert refused == [0, 1]  # the first one tells how large the data set would be
+    assert [record.getMessage() for record in caplog.records] == [
+        "pixels: device: PIL decodes images that torchcodec refuses (unsupported)"
+    ]
     (exact,) = batches(files, [View(32, IJEPA)], "exact")
     assert (made[0].views[0].int() - exact.views[0].int()).abs().max() <= 2
 
 
-def test_a_damaged_image_is_named_as_pil_names_it(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [40, 400, 4000])
+def test_a_damaged_image_is_named_as_pil_names_it(length: int) -> None:
+    """Its header, its tables or its pixels end too early."""
     whole = encoded(picture(300, 200))
-    files = Files(*([whole] * 3), whole[: len(whole) // 2])
-    with pytest.raises(OSError, match="truncated"):
+    assert len(whole) > 4000
+    files = Files(*([whole] * 3), whole[:length])
+    with pytest.raises(OSError, match=r"[Tt]runcated|cannot identify"):
         batches(files, [View(64, IJEPA)])
+
+
+@pytest.mark.parametrize("pixels", ["device", "exact"])
+def test_a_process_ends_after_an_error_with_workers_at_work(pixels: str) -> None:
+    """They ignore SIGTERM, by which Python would end them, and may wait for a reader.
+
+    Over 5 s: each is a process that imports torch.
+    """
+    code = f"""
+import numpy as np
+from PIL import Image
+from ijepa.data import resident
+from ijepa.data.loader import View
+from ijepa.data.transforms import IJEPA
+from tests.jpegs import Files, batches, encoded
+resident.LARGEST = 0
+noise = np.random.default_rng(0).integers(0, 256, (800, 900, 3), np.uint8)
+files = Files(*[encoded(Image.fromarray(noise))] * 24, b"no image")
+batches(files, [View(32, IJEPA)], {pixels!r}, batch_size=1, workers=2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "cannot identify" in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -105,3 +105,8 @@ def test_the_figure_draws_the_same_bytes_twice_and_needs_nothing_else() -> None:
     assert text == figures.accuracy(table)
     assert text.startswith("<svg")
     assert text != figures.accuracy(table, "linear")
+
+
+def test_curves_of_many_runs_differ_in_colour_or_style() -> None:
+    looks = [tuple(figures.line(number).values()) for number in range(42)]
+    assert len(set(looks)) == 42

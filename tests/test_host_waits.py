@@ -26,6 +26,7 @@ from evals.views import Encoded, Stored
 from ijepa.architecture import Variant, ViTConfig
 from ijepa.config import parse_run
 from ijepa.data import device_jpeg, resident
+from ijepa.data.device_jpeg import Parts
 from ijepa.data.transforms import Box, normalise
 from ijepa.distributed import ALONE
 from ijepa.log import Log
@@ -237,18 +238,19 @@ def test_the_fake_device_finds(wait: str) -> None:
 def test_views_are_cut_on_the_device_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of images that it has decoded, beside a ready view, and of images that lie there."""
 
-    def images(files: list[bytes], device: torch.device) -> list[Tensor]:
+    def images(files: list[Tensor], device: torch.device) -> list[Tensor]:
         return [torch.empty(3, 60, 80, dtype=torch.uint8, device=device) for _ in files]
 
     monkeypatch.setattr(device_jpeg, "_decode", images)
     image = device_jpeg.Deferred(0, (80, 60))
     parts = [device_jpeg.Part(image, Box(5, 6, 50, 40, flip)) for flip in (False, True)]
     made = np.zeros((32, 32, 3), np.uint8)
+    some_ready, none_ready = Parts.of([*parts, made]), Parts.of([*parts, parts[0]])
     with OnDevice():
         lying = torch.empty(9, 3, 60, 80, dtype=torch.uint8, device=CUDA)
         for views in (
-            device_jpeg.decoded([*parts, made], 32, "bicubic", CUDA, Mock()),
-            resident.cut(lying, [*parts, parts[0]], 32, "bicubic"),
+            device_jpeg.decoded(some_ready, 32, "bicubic", CUDA, Mock()),
+            resident.cut(lying, none_ready, 32, "bicubic"),
         ):
             assert views.shape == (3, 32, 32, 3)
             assert views.dtype == torch.uint8
@@ -261,7 +263,7 @@ def test_a_gpu_waits_for_what_was_made_ahead_and_the_host_does_not() -> None:
     tensors: list[Any] = [Mock(), Mock()]
     with (
         patch("torch.cuda.Stream"),
-        patch("torch.cuda.stream"),
+        patch("torch.cuda.set_stream"),
         patch("torch.cuda.current_stream", return_value=own),
         patch("torch.cuda.Event", return_value=event),
     ):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ijepa.data import resident
-from ijepa.data.device_jpeg import Deferred, Part
+from ijepa.data.device_jpeg import Deferred, Part, Parts
 from ijepa.data.loader import Images, View
 from ijepa.data.resident import cut
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, MAE, Box, Crop
@@ -49,7 +49,7 @@ def test_any_part_is_cut_as_pil_cuts_it(
     image, box = picture(48, 40), Box(left, top, width, height, flip)
     bytes_HWC = torch.from_numpy(np.array(image))
     part = Part(Deferred(0, image.size), box)
-    view = cut(bytes_HWC.permute(2, 0, 1)[None], [part], (rows, 20), mode)[0]
+    view = cut(bytes_HWC.permute(2, 0, 1)[None], Parts.of([part]), (rows, 20), mode)[0]
     pil = image.crop((left, top, left + width, top + height))
     pil = pil.resize((20, rows), INTERPOLATIONS[mode])
     pil = pil.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else pil

@@ -37,7 +37,7 @@ def line(number: int) -> dict[str, Any]:
     """Colour and style of a curve; 42 curves differ."""
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "linestyle": STYLES[(number + number // len(COLOURS)) % len(STYLES)],
+        "linestyle": STYLES[number % len(STYLES)],
     }
 
 
@@ -180,6 +180,8 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
 def _log_ticks(least: float, most: float) -> LogLocator:
     """Ticks of a logarithmic axis: the more numbers between powers of ten, the fewer of these."""
     decades = math.log10(most / least)
+    if not decades:  # the axis is then some decades wide
+        return LogLocator(subs=(1,))
     if decades < 0.7:
         return LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8))
     return LogLocator(subs=(1, 2, 5) if decades < 2 else (1,))

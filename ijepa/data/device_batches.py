@@ -33,7 +33,7 @@ def device_batches(
 
     def of(pictures: Any, view: View) -> Tensor:
         size, mode = view.size, view.crop.interpolation
-        if isinstance(pictures, Tensor):  # none of them is a JPEG
+        if isinstance(pictures, Tensor):  # the loader has made all of them
             return placed(pictures, device)
         if images_NCHW is not None:
             return cut(images_NCHW, pictures, size, mode)

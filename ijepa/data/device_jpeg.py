@@ -5,17 +5,22 @@ thread that works ahead of the training (ijepa.transfer.made_ahead); on a CPU by
 Views are resized in float32 with antialiasing and rounded to bytes. On a CPU they differ from exact
 ones by rounding. nvJPEG's transform rounds in its own way: by how much was not measured yet, nor
 what it makes of a truncated file, which PIL and libjpeg-turbo refuse.
+
+Loader processes hand a batch over as tensors, which lie in shared memory. Files in the loader's
+pipe would fill it, and a process that waits there for a reader that is gone never ends.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +33,10 @@ from ijepa.transfer import placed
 PACKAGE = "torchcodec"
 AT_A_TIME = 32
 """Images that are decoded together: of photographs with 12 million pixels they take 1.2 GB."""
+READY = -1
+"""Length in the place of a file's, of a view that is made already."""
+
+log = logging.getLogger(__name__)
 
 
 def check_package() -> None:
@@ -44,7 +53,7 @@ def check_device(device: torch.device) -> None:
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "jpeg")
     try:
-        _decode([file.getvalue()], device)
+        _decode([torch.frombuffer(file.getbuffer(), dtype=torch.uint8)], device)
     except (RuntimeError, ImportError, OSError) as error:
         raise UserError(
             f"pixels: device: {PACKAGE} cannot decode a JPEG on {device} ({error}): install its "
@@ -65,13 +74,18 @@ class Deferred(NamedTuple):
 
     @classmethod
     def of(cls, number: int, content: bytes) -> "Deferred":
-        """Image of a file; raises ValueError for one that is no JPEG in grey or colour."""
+        """Image of a file; raises ValueError for one that the device would make another picture of.
+
+        That is one which is no JPEG in grey or colour, or one that torchcodec would turn, as its
+        EXIF data ask for, and PIL does not.
+        """
         try:
             image = Image.open(io.BytesIO(content))  # reads the header only
-        except UnidentifiedImageError as error:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        except OSError as error:
             raise ValueError(str(error)) from None
-        if image.format != "JPEG" or image.mode not in ("L", "RGB"):
-            raise ValueError(f"the file is {image.format} of mode {image.mode}")
+        if image.format != "JPEG" or image.mode not in ("L", "RGB") or turned:
+            raise ValueError(f"the file is {image.format} of mode {image.mode}, turned: {turned}")
         return cls(number, image.size, content)
 
 
@@ -82,31 +96,63 @@ class Part(NamedTuple):
     box: Box
 
 
+class Parts(NamedTuple):
+    """Views of a batch that the device makes.
+
+    Args:
+        rows_BR: Of each view the image's number, the length of its file, and the box; of a ready
+            view its place in ``ready_KHWC`` and READY.
+        files: Bytes of all files, one after the other.
+        ready_KHWC: Bytes of views that are made already.
+    """
+
+    rows_BR: Tensor
+    files: Tensor
+    ready_KHWC: Tensor
+
+    @classmethod
+    def of(cls, pictures: list[Part | NDArray[np.uint8]]) -> "Parts":
+        """Parts, and views [H, W, C], of a batch."""
+        rows: list[list[int]] = []
+        files: list[bytes] = []
+        ready: list[NDArray[np.uint8]] = []
+        for picture in pictures:
+            if isinstance(picture, Part):
+                image, box = picture
+                rows.append([image.number, len(image.content), *box])
+                files.append(image.content)
+            else:
+                rows.append([len(ready), READY, 0, 0, 0, 0, 0])
+                ready.append(picture)
+        content = np.frombuffer(b"".join(files), np.uint8).copy()
+        views = np.stack(ready) if ready else np.empty((0, 0, 0, 3), np.uint8)
+        return cls(torch.tensor(rows), torch.from_numpy(content), torch.from_numpy(views))
+
+
 def decoded(
-    pictures: Sequence[Part | NDArray[np.uint8]],
-    size: Size,
-    mode: str,
-    device: torch.device,
-    exact: Callable[[int], Picture],
+    parts: Parts, size: Size, mode: str, device: torch.device, exact: Callable[[int], Picture]
 ) -> Tensor:
     """Views [B, H, W, C] of a batch as bytes on a device.
 
     Args:
-        pictures: Parts of undecoded images, and views [H, W, C] that are made already.
+        parts: The batch.
         size: Size of the views.
         mode: Interpolation, bilinear or bicubic.
         device: The device.
         exact: Image of a number by PIL, for one that the device's decoder refuses. It raises
             UserError for a damaged one.
     """
-    parts = [picture for picture in pictures if isinstance(picture, Part)]
-    images_CHW = _whole([part.image for part in parts], device, exact)
-    views = torch.empty(len(pictures), 3, *sides(size), device=device)
-    for view_CHW, picture in zip(views, pictures, strict=True):
-        if isinstance(picture, Part):
-            _cut(next(images_CHW), picture.box, view_CHW, mode)
+    rows = parts.rows_BR.tolist()
+    lengths = [max(length, 0) for _, length, *_ in rows]
+    files = zip(rows, parts.files.split(lengths), strict=True)
+    images = [(number, file) for (number, length, *_), file in files if length != READY]
+    images_CHW = _whole(images, device, exact)
+    views = torch.empty(len(rows), 3, *sides(size), device=device)
+    for view_CHW, (number, length, *box) in zip(views, rows, strict=True):
+        if length == READY:
+            view_CHW.copy_(placed(parts.ready_KHWC[number].clone(), device).permute(2, 0, 1))
         else:
-            view_CHW.copy_(placed(torch.tensor(picture), device).permute(2, 0, 1))
+            _cut(next(images_CHW), Box(*box), view_CHW, mode)
     return as_bytes(views).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -127,26 +173,40 @@ def as_bytes(x: Tensor) -> Tensor:
 
 
 def _whole(
-    images: list[Deferred], device: torch.device, exact: Callable[[int], Picture]
+    images: list[tuple[int, Tensor]], device: torch.device, exact: Callable[[int], Picture]
 ) -> Iterator[Tensor]:
-    """Images [C, H, W] as bytes, one after the other; one that the decoder refuses is PIL's."""
+    """Images [C, H, W] as bytes of numbers and files; one that the decoder refuses is PIL's."""
     for first in range(0, len(images), AT_A_TIME):
         together = images[first : first + AT_A_TIME]
         try:
-            decoded_CHW = _decode([image.content for image in together], device)
+            decoded_CHW = _decode([file for _, file in together], device)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # of any of them
-            decoded_CHW = [_one(image, device, exact) for image in together]
+            decoded_CHW = [_one(*image, device, exact) for image in together]
         yield from decoded_CHW
 
 
-def _one(image: Deferred, device: torch.device, exact: Callable[[int], Picture]) -> Tensor:
+def _one(
+    number: int, file: Tensor, device: torch.device, exact: Callable[[int], Picture]
+) -> Tensor:
     try:
-        return _decode([image.content], device)[0]
-    except RuntimeError:
-        return placed(torch.from_numpy(np.array(exact(image.number))), device).permute(2, 0, 1)
+        return _decode([file], device)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        image = torch.from_numpy(np.array(exact(number)))
+        _tell(str(error))
+        return placed(image, device).permute(2, 0, 1)
 
 
-def _decode(files: list[bytes], device: torch.device) -> list[Tensor]:
+@cache
+def _tell(fault: str) -> None:
+    """Warn once of each fault: every image is read in every epoch."""
+    log.warning("pixels: device: PIL decodes images that %s refuses (%s)", PACKAGE, fault)
+
+
+def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
     """Images [C, H, W] of JPEGs; raises RuntimeError if any of them cannot be decoded."""
     from torchcodec.decoders import decode_jpeg
 

@@ -3,8 +3,10 @@
 Shape suffixes: B images, C channels, H rows of pixels, W columns of pixels.
 """
 
+import atexit
 import io
 import mmap
+import multiprocessing
 import shutil
 import signal
 import sys
@@ -21,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ijepa.data.bands import RGB, Picture, read_bands
-from ijepa.data.device_jpeg import Deferred, Part
+from ijepa.data.device_jpeg import Deferred, Part, Parts
 from ijepa.data.fast_jpeg import Jpeg
 from ijepa.data.remote import CONNECTIONS, remote_of
 from ijepa.data.shards import read_index, read_table
@@ -145,7 +147,7 @@ class View(NamedTuple):
 class Item(NamedTuple):
     """Views of an image, [H, W, C] each, and the first view's tokens; or those of a batch.
 
-    A view that the device makes is a Part; views of a batch with any are a list.
+    A view that the device makes is a Part; views of a batch with any are Parts.
     """
 
     views: list[Any]
@@ -326,7 +328,9 @@ def fitting(views: Dataset[Any], keys: Sequence[Any], num_workers: int, processe
 
 
 def _bytes(item: Any) -> int:
-    """Size of an item's arrays."""
+    """Size of an item's arrays and files."""
+    if isinstance(item, bytes):
+        return len(item)
     if isinstance(item, list | tuple):
         return sum(map(_bytes, item))
     return getattr(item, "nbytes", 8)
@@ -342,11 +346,25 @@ def undisturbed(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@atexit.register
+def _end_workers() -> None:
+    """Kill workers that are left when this process ends.
+
+    After an error that nobody caught, Python would end them by SIGTERM, which they ignore, and wait
+    for them for ever.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each as another error
+    for worker in workers:
+        worker.kill()
+
+
 def gather(items: list[Item]) -> Item:
     """Batch of items: tensors whose first dimension is the batch."""
     views, tokens = zip(*items, strict=True)
     together = [
-        list(pictures) if any(isinstance(p, Part) for p in pictures) else stack(list(pictures))
+        (Parts.of if any(isinstance(p, Part) for p in pictures) else stack)(list(pictures))
         for pictures in zip(*views, strict=True)
     ]
     return Item(together, None if tokens[0] is None else stack(list(tokens)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ijepa.data.bands import Picture
-from ijepa.data.device_jpeg import Part, as_bytes
+from ijepa.data.device_jpeg import Parts, as_bytes
 from ijepa.image_size import Size, sides
 from ijepa.transfer import placed
 
@@ -55,13 +55,11 @@ def resident(images: Pictures, device: torch.device) -> Tensor | None:
     return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).to(device)
 
 
-def cut(images_NCHW: Tensor, parts: Sequence[Part], size: Size, mode: str) -> Tensor:
+def cut(images_NCHW: Tensor, parts: Parts, size: Size, mode: str) -> Tensor:
     """Views [B, H, W, C] as bytes: parts of images that lie on the device."""
-    device = images_NCHW.device
-    numbers_B = placed(torch.tensor([part.image.number for part in parts]), device)
+    rows_BR = placed(parts.rows_BR, images_NCHW.device)
+    numbers_B, _, left_B, top_B, width_B, height_B, flip_B = rows_BR.T
     images_BCHW = images_NCHW.index_select(0, numbers_B).float()
-    boxes_5B = placed(torch.tensor([list(part.box) for part in parts]), device).T
-    left_B, top_B, width_B, height_B, flip_B = boxes_5B
     rows, columns = sides(size)
     down_BRH = _weights(top_B, height_B, rows, images_BCHW.shape[2], mode)
     across_BKW = _weights(left_B, width_B, columns, images_BCHW.shape[3], mode)
