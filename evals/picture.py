@@ -54,9 +54,9 @@ from PIL import Image, ImageOps
 from evals import patches
 from evals.described import texts
 from evals.drawing import COLUMNS, LONGEST_NAME, nearest_sheet, sheet
-from evals.views import patch_features
+from evals.views import inputs, patch_features
 from ijepa.architecture import Variant, ViTConfig
-from ijepa.data.transforms import centre_crop, normalised, to_array
+from ijepa.data.transforms import centre_crop, to_array
 from ijepa.encoder_file import read_header
 from ijepa.files import written_whole
 from ijepa.image_size import PatchGrid
@@ -151,13 +151,9 @@ def features(encoder: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float3
     # Not at the top: timm takes seconds to import, and mistakes are told before.
     from ijepa.checkpoint import load_encoder
 
-    device = first_device()
-    network = load_encoder(encoder)[0].to(device)
+    network = load_encoder(encoder)[0].to(first_device())
     batches = torch.from_numpy(pixels_BHWC).split(BATCH_SIZE)
-    parts = [
-        patch_features(network, normalised(batch, network.config, device)).cpu()
-        for batch in batches
-    ]
+    parts = [patch_features(network, inputs(network, batch)).cpu() for batch in batches]
     return torch.cat(parts).numpy()
 
 

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
 from ijepa.architecture import SIZES, ViTConfig
-from ijepa.data import device_jpeg, fast_jpeg, register
+from ijepa.data import register
 from ijepa.data.bands import check_colours
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
@@ -18,6 +19,9 @@ from ijepa.keep_and_start import Keep, Start
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Compile, Count, NotNegativeInt, Pixels, Precision
 from ijepa.strict import as_read, merged, strict
+
+PACKAGES = {"fast": "simplejpeg", "device": "torchcodec"}
+"""Package that each kind of ``pixels`` needs and that a plain installation does not bring."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,13 @@ def _check_channels(run: RunConfig, where: str) -> None:
 
 def _check_pixels(run: RunConfig, where: str) -> None:
     """Raise UserError if a package is missing, or if colours would have to change on the device."""
-    if run.pixels == "fast":
-        fast_jpeg.check_package()
+    package = PACKAGES.get(run.pixels)
+    if package and find_spec(package) is None:
+        raise UserError(
+            f"pixels: {run.pixels} needs the package {package}, which is not installed: "
+            f"uv pip install {package} (or pip), or say pixels: exact"
+        )
     if run.pixels == "device":
-        device_jpeg.check_package()
         try:
             check_colours(run.recipe, reason="changes of colour are PIL's, on the host")
         except ValueError as error:

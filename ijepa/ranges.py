@@ -31,4 +31,4 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Compile = bool | Literal["all"]
 """Blocks that torch compiles: none, those without gradients, or all (ijepa.config)."""
 Pixels = Literal["exact", "fast", "device"]
-"""Decoding of training images (ijepa.data.fast_jpeg)."""
+"""Decoding of training images; ijepa.config explains each."""

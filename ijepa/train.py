@@ -244,10 +244,10 @@ def parts(
     if item.tokens is not None:
         tokens = item.tokens.chunk(optim.accumulate)
     for part in range(optim.accumulate):
-        images = [normalised(view[part], run.vit, device) for view in views]
+        images = tuple(normalised(view[part], run.vit, device) for view in views)
         ids = tokens[part]
         yield Batch(
-            tuple(images),
+            images,
             run.seed,
             step,
             progress,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -49,6 +50,19 @@ class Files:
 
     def read_ahead(self, numbers: Sequence[int]) -> None:
         """Do nothing: all files are in memory."""
+
+
+def numbers_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the images that PIL decodes from now on, in their order."""
+    numbers: list[int] = []
+    read = Files.__getitem__
+
+    def noted(self: Files, number: int) -> Image.Image:
+        numbers.append(number)
+        return read(self, number)
+
+    monkeypatch.setattr(Files, "__getitem__", noted)
+    return numbers
 
 
 def batches(

@@ -22,7 +22,7 @@ from ijepa.data.transforms import IJEPA, MAE, Crop
 from ijepa.errors import UserError
 from ijepa.files import ROOT
 from ijepa.transfer import made_ahead
-from tests.jpegs import CPU, PIXELS, Files, batches, encoded, gap, picture
+from tests.jpegs import CPU, PIXELS, Files, batches, encoded, gap, numbers_read, picture
 
 pytest.importorskip("torchcodec")
 
@@ -36,15 +36,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of the images that PIL decodes, because the device's decoder refuses them."""
-    numbers: list[int] = []
-    read = Files.__getitem__
-
-    def noted(self: Files, number: int) -> Any:
-        numbers.append(number)
-        return read(self, number)
-
-    monkeypatch.setattr(Files, "__getitem__", noted)
-    return numbers
+    return numbers_read(monkeypatch)
 
 
 @pytest.mark.parametrize("crop", [IJEPA, MAE])
@@ -214,7 +206,7 @@ def test_changes_of_colour_are_refused_with_the_key(raw_run: dict[str, Any]) -> 
 def test_a_missing_package_is_told_before_anything_is_read(
     raw_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_jpeg, "find_spec", lambda name: None)
+    monkeypatch.setattr("ijepa.config.find_spec", lambda name: None)
     parse_run(raw_run)
     with pytest.raises(UserError, match=r"pixels: device needs the package torchcodec.*exact"):
         parse_run({**raw_run, "pixels": "device"})

@@ -108,7 +108,7 @@ def test_fast_pixels_are_another_run_and_exact_ones_that_of_earlier_versions(
 def test_a_missing_package_is_told_before_anything_is_read(
     raw_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ijepa.data.fast_jpeg.find_spec", lambda name: None)
+    monkeypatch.setattr("ijepa.config.find_spec", lambda name: None)
     parse_run({**raw_run, "pixels": "exact"})
     with pytest.raises(UserError, match=r"pixels: fast needs the package simplejpeg.*exact"):
         parse_run({**raw_run, "pixels": "fast"})

@@ -16,7 +16,7 @@ from ijepa.data.device_jpeg import Deferred, Part, Parts
 from ijepa.data.loader import Images, View
 from ijepa.data.resident import cut
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, MAE, Box, Crop
-from tests.jpegs import CPU, PIXELS, Files, batches, encoded, gap, picture
+from tests.jpegs import CPU, PIXELS, Files, batches, encoded, gap, numbers_read, picture
 
 
 def of_one_size(count: int = 8, width: int = 48, height: int = 40) -> Files:
@@ -58,14 +58,7 @@ def test_any_part_is_cut_as_pil_cuts_it(
 
 def test_images_are_read_once_and_then_never(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batches take no file: their order and boxes are those of exact pixels."""
-    read: list[int] = []
-    original = Files.__getitem__
-
-    def noted(self: Files, number: int) -> Any:
-        read.append(number)
-        return original(self, number)
-
-    monkeypatch.setattr(Files, "__getitem__", noted)
+    read = numbers_read(monkeypatch)
     files = of_one_size()
     batches(files, [View(32, IJEPA)])
     assert sorted(read) == [0, *range(8)]

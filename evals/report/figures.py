@@ -153,8 +153,7 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
             axes[0].set_xlabel(f"pretraining, {unit}")
             axes[0].margins(x=0.18)
             if scale == "log":
-                costs_of = [point.cost for point in priced]
-                axes[0].xaxis.set_major_locator(_log_ticks(min(costs_of), max(costs_of)))
+                axes[0].xaxis.set_major_locator(_log_ticks([point.cost for point in priced]))
                 axes[0].xaxis.set_major_formatter("{x:g}")
                 axes[0].xaxis.set_minor_formatter("")
         if unpriced:
@@ -177,9 +176,9 @@ def accuracy(table: Table, scale: Literal["log", "linear"] = "log") -> str:
     return file.getvalue()
 
 
-def _log_ticks(least: float, most: float) -> LogLocator:
+def _log_ticks(values: list[float]) -> LogLocator:
     """Ticks of a logarithmic axis: the more numbers between powers of ten, the fewer of these."""
-    decades = math.log10(most / least)
+    decades = math.log10(max(values) / min(values))
     if not decades:  # the axis is then some decades wide
         return LogLocator(subs=(1,))
     if decades < 0.7:

@@ -14,7 +14,6 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -30,22 +29,12 @@ from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
 from ijepa.transfer import placed
 
-PACKAGE = "torchcodec"
 AT_A_TIME = 32
 """Images that are decoded together: of photographs with 12 million pixels they take 1.2 GB."""
 READY = -1
 """Length in the place of a file's, of a view that is made already."""
 
 log = logging.getLogger(__name__)
-
-
-def check_package() -> None:
-    """Raise UserError if the package is not installed."""
-    if find_spec(PACKAGE) is None:
-        raise UserError(
-            f"pixels: device needs the package {PACKAGE}, which is not installed: "
-            f"uv pip install {PACKAGE} (or pip), or say pixels: exact"
-        )
 
 
 def check_device(device: torch.device) -> None:
@@ -56,7 +45,7 @@ def check_device(device: torch.device) -> None:
         _decode([torch.frombuffer(file.getbuffer(), dtype=torch.uint8)], device)
     except (RuntimeError, ImportError, OSError) as error:
         raise UserError(
-            f"pixels: device: {PACKAGE} cannot decode a JPEG on {device} ({error}): install its "
+            f"pixels: device: torchcodec cannot decode a JPEG on {device} ({error}): install its "
             "build for this device and this torch, or say pixels: exact"
         ) from None
 
@@ -146,11 +135,11 @@ def decoded(
     lengths = [max(length, 0) for _, length, *_ in rows]
     files = zip(rows, parts.files.split(lengths), strict=True)
     images = [(number, file) for (number, length, *_), file in files if length != READY]
-    images_CHW = _whole(images, device, exact)
+    images_CHW, ready_KHWC = _whole(images, device, exact), placed(parts.ready_KHWC, device)
     views = torch.empty(len(rows), 3, *sides(size), device=device)
     for view_CHW, (number, length, *box) in zip(views, rows, strict=True):
         if length == READY:
-            view_CHW.copy_(placed(parts.ready_KHWC[number].clone(), device).permute(2, 0, 1))
+            view_CHW.copy_(ready_KHWC[number].permute(2, 0, 1))
         else:
             _cut(next(images_CHW), Box(*box), view_CHW, mode)
     return as_bytes(views).to(torch.uint8).permute(0, 2, 3, 1)
@@ -203,7 +192,7 @@ def _one(
 @cache
 def _tell(fault: str) -> None:
     """Warn once of each fault: every image is read in every epoch."""
-    log.warning("pixels: device: PIL decodes images that %s refuses (%s)", PACKAGE, fault)
+    log.warning("pixels: device: PIL decodes images that torchcodec refuses (%s)", fault)
 
 
 def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -8,7 +8,6 @@ that size. ``python -m benchmarks.pixels`` measures time and differences.
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ijepa.errors import UserError
 from ijepa.image_size import Size, sides
 
 SCALES = (8, 4, 2)
 """Sizes, as parts of the whole, that libjpeg-turbo computes faster than the whole."""
-
-
-def check_package() -> None:
-    """Raise UserError if the package is not installed."""
-    if find_spec("simplejpeg") is None:
-        raise UserError(
-            "pixels: fast needs the package simplejpeg, which is not installed: "
-            "uv pip install simplejpeg (or pip), or say pixels: exact"
-        )
 
 
 class Jpeg:

@@ -363,11 +363,14 @@ def _end_workers() -> None:
 def gather(items: list[Item]) -> Item:
     """Batch of items: tensors whose first dimension is the batch."""
     views, tokens = zip(*items, strict=True)
-    together = [
-        (Parts.of if any(isinstance(p, Part) for p in pictures) else stack)(list(pictures))
-        for pictures in zip(*views, strict=True)
-    ]
+    together = [_together(list(pictures)) for pictures in zip(*views, strict=True)]
     return Item(together, None if tokens[0] is None else stack(list(tokens)))
+
+
+def _together(pictures: list[Any]) -> torch.Tensor | Parts:
+    if any(isinstance(picture, Part) for picture in pictures):
+        return Parts.of(pictures)
+    return stack(pictures)
 
 
 def stack(arrays: list[NDArray[Any]]) -> torch.Tensor:

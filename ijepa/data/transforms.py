@@ -10,6 +10,7 @@ K columns of patches.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -66,6 +67,11 @@ class Crop:
                 f"jitter is {list(self.jitter)}: brightness, contrast and saturation must lie "
                 "within [0, 1], hue within [0, 0.5]"
             )
+
+    @cached_property
+    def changes_colours(self) -> bool:
+        """True if views may differ from their image in colour; every image asks."""
+        return any(np.any(getattr(self, name)) for name in COLOURS)
 
 
 IJEPA = Crop()
@@ -194,19 +200,18 @@ def augment(
     box = sample_box(*image.size, crop, random, columns / rows)
     left, top, width, height, flip = box
     part = (left, top, left + width, top + height)
-    changes_colours = any(np.any(getattr(crop, name)) for name in COLOURS)
     view: Picture
     if isinstance(image, Jpeg):
         pixels = image.view(part, size, crop.interpolation)
         pixels = pixels[:, ::-1] if flip else pixels
-        if not changes_colours:
+        if not crop.changes_colours:
             return pixels, box
         view = Image.fromarray(pixels)
     else:
         view = image.crop(part).resize((columns, rows), INTERPOLATIONS[crop.interpolation])
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view
     if isinstance(view, Bands):
-        assert not changes_colours, "refused by the config"
+        assert not crop.changes_colours, "refused by the config"
         return view, box
     if any(crop.jitter) and happens(crop.jitter_probability):
         view = _jitter(view, crop.jitter, random)

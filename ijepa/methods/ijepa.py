@@ -203,9 +203,8 @@ class Predictor(nn.Module):
         *blocks, last = self.predictor_blocks
         for layer in blocks:
             x = layer(x)
-        x = some_rows(
-            last, x, slice(-T, None)
-        )  # nothing reads the context's rows after the last block
+        # Nothing reads the context's rows after the last block.
+        x = some_rows(last, x, slice(-T, None))
         predictions_XTD: Tensor = self.predictor_proj(self.predictor_norm(x))
         return predictions_XTD.view(-1, M, T, predictions_XTD.shape[-1])
 

@@ -97,8 +97,10 @@ def keys_in_words() -> str:
 
     whole = schema()
     parts = {"Benchmark": whole, **whole["$defs"]}
-    of_runs = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    of_runs = {key: value for key, value in of_runs.items() if value is not dataclasses.MISSING}
+    with_default = [
+        f for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING
+    ]
+    of_runs = {field.name: field.default for field in with_default}
     lines = []
     for name, title in SECTIONS.items():
         kind = parts[name]
