@@ -34,6 +34,7 @@ from evals.features import _features
 from evals.heads import Heads, Optimizer
 from evals.replicas import replicas
 from ijepa.allocator import keep_freed_memory
+from ijepa.blocks import compile_blocks
 from ijepa.config import RunConfig, parse_run
 from ijepa.cores import usable_cores
 from ijepa.cost.flops import size
@@ -50,7 +51,6 @@ from ijepa.precision import choose_attention, is_bfloat16, kernels, precision
 from ijepa.provenance import here
 from ijepa.randomness import generator
 from ijepa.ranges import Compile, Pixels
-from ijepa.train import compile_blocks
 from ijepa.transfer import fetched, placed
 from ijepa.update import gradients, update
 from ijepa.vit import take

@@ -14,7 +14,7 @@ from ijepa.data import register
 from ijepa.data.bands import check_colours
 from ijepa.errors import UserError
 from ijepa.files import read_yaml
-from ijepa.identity import earlier_identity, run_identity
+from ijepa.identity import run_identity
 from ijepa.keep_and_start import Keep, Start
 from ijepa.method import Recipe, load_method, method_names
 from ijepa.ranges import Compile, Count, NotNegativeInt, Pixels, Precision
@@ -62,10 +62,6 @@ class RunConfig:
     def identity(self) -> str:
         """Short hash of all keys that decide what is learned, seed included (ijepa.identity)."""
         return run_identity(as_plain(self))
-
-    def earlier_identity(self) -> str:
-        """Identity as earlier versions computed it (ijepa.identity)."""
-        return earlier_identity(as_plain(self))
 
 
 def as_plain(run: RunConfig) -> dict[str, Any]:

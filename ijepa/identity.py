@@ -42,16 +42,8 @@ def learned(run: dict[str, Any]) -> dict[str, Any]:
 
 def run_identity(run: dict[str, Any]) -> str:
     """Identity of a run, seed included: 12 hexadecimal digits."""
-    return _hash(learned(run))
-
-
-def earlier_identity(run: dict[str, Any]) -> str:
-    """Identity as versions until 2026-11-29 computed it, from every key that they had.
-
-    It finds the folder of a run that such a version began, and is used for nothing else.
-    """
-    later = ("keep", "start", "compile")
-    return _hash({key: value for key, value in _without_later(run).items() if key not in later})
+    values = json.dumps(learned(run), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
 def start_file(weights: str) -> Path:
@@ -100,7 +92,3 @@ def _without_later(run: dict[str, Any]) -> dict[str, Any]:
         for name in ("anticollapse", "sigreg", "sigreg_of"):
             recipe.pop(name, None)
     return run
-
-
-def _hash(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

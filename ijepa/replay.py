@@ -42,8 +42,9 @@ from torch import Tensor, nn
 from ijepa.config import RunConfig, parse_run
 from ijepa.distributed import ALONE
 from ijepa.failure import Failure, read_failure
+from ijepa.inputs import read_inputs
 from ijepa.method import Batch, Method, load_method
-from ijepa.train import learn, read_inputs
+from ijepa.train import learn
 
 NEVER = 10**12
 """Interval in steps for what a replay leaves out: logging, monitors, checkpoints."""

@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -40,22 +39,21 @@ if __name__ == "__main__":
     parser().parse_args()  # answer --help before torch is imported, which takes seconds
 
 import torch
-from numpy.typing import NDArray
 
 from ijepa import distributed, failure
 from ijepa.allocator import keep_freed_memory
+from ijepa.blocks import compile_blocks, recompute_blocks
 from ijepa.checkpoint import resume, save, save_encoder
 from ijepa.config import RunConfig, as_plain, read_run
 from ijepa.data.device_batches import device_batches
-from ijepa.data.loader import Images, Item, Steps, TrainingViews, training_batches
-from ijepa.data.shards import Index, read_index, verify
-from ijepa.data.tokens import TokenCache, read_tokens
+from ijepa.data.loader import Item, Steps, TrainingViews, training_batches
 from ijepa.data.transforms import normalised
 from ijepa.distributed import World
 from ijepa.encoder_file import EPOCHS
 from ijepa.failure import Failure, NotFinite
 from ijepa.files import writable, write_json, write_text, write_yaml
-from ijepa.identity import MEMO, start_digest, start_file
+from ijepa.identity import MEMO
+from ijepa.inputs import Inputs, check_batches, read_inputs
 from ijepa.lock import held
 from ijepa.log import Log
 from ijepa.method import Batch, Method, load_method
@@ -64,12 +62,10 @@ from ijepa.optim import adamw, learning_rate, schedule, weight_decay
 from ijepa.precision import choose_attention
 from ijepa.provenance import here
 from ijepa.randomness import generator
-from ijepa.ranges import Compile
 from ijepa.saver import Saver
 from ijepa.start import begin_from
 from ijepa.transfer import first_device, placed
 from ijepa.update import gradient_norm, gradients, update
-from ijepa.vit import ViT
 from ijepa.whole import save_whole
 
 HASHES = ("data_version", "tokens_sha256", "start_sha256")
@@ -85,15 +81,6 @@ class Stopped(Exception):
 def never() -> bool:
     """Return False: the answer for a training that nobody stops."""
     return False
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Images that a run learns from, their token ids if it predicts any, and their versions."""
-
-    images: Images
-    token_ids: NDArray[Any] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -322,36 +309,9 @@ def prepared(
     writable(folder.parent)
     message = f"{folder} is being trained by process {{process}}"
     patience = None if world.size == 1 else PATIENCE
-    earlier = work / "-".join([run.earlier_identity(), *hashes])
-    adopt(folder, earlier, message, patience)
     with held(folder / "lock", message, patience):
         distributed.wait()
         yield folder, inputs
-
-
-def read_inputs(
-    run: RunConfig, data: Path, world: World = distributed.ALONE, memo: Path | None = None
-) -> Inputs:
-    """Images and token ids of a run, and their versions.
-
-    The first process verifies the shards and the file that the run starts from, whose digest
-    ``memo`` keeps (ijepa.identity). Raises UserError if data and run do not fit each other.
-    """
-    index = verify(data) if world.rank == 0 else read_index(data)
-    if index.dataset != run.dataset:
-        raise UserError(f"{data} holds {index.dataset}, but the run's dataset is {run.dataset}")
-    if index.channels != run.vit.channels:
-        raise UserError(
-            f"{data} has images of {index.channels} channels, but the run's vit.mean and vit.std "
-            f"have {run.vit.channels}: make the shards again, or correct the run"
-        )
-    facts = {"data_version": index.version()}
-    if tokens := token_cache(run, data, index):
-        facts |= {"tokenizer": tokens.name, "tokens_sha256": tokens.sha256}
-    if run.start:
-        weights = str(start_file(run.start.weights))
-        facts["start_sha256"] = distributed.of_first(partial(start_digest, weights, memo))
-    return Inputs(Images(data, "train"), tokens.ids if tokens else None, facts)
 
 
 @contextmanager
@@ -370,39 +330,6 @@ def failure_recorded(
         ) from None
 
 
-def adopt(folder: Path, earlier: Path, message: str, patience: float | None) -> None:
-    """Rename a run's folder of an earlier version, whose name hashed workers and intervals too.
-
-    Its lock is taken first: a process of that version may still train there.
-    """
-    if folder.exists() or not earlier.exists():
-        return
-    with held(earlier / "lock", message, patience):
-        earlier.rename(folder)
-    print(f"going on from {earlier.name}, which an earlier version began", flush=True)
-
-
-def check_batches(run: RunConfig, images: Images, data: Path, world: World) -> None:
-    """Raise UserError if the images fill no batch, or the processes do not divide it evenly."""
-    optim = run.recipe.optim
-    num_parts = world.size * optim.accumulate
-    if optim.batch_size > len(images):
-        raise UserError(
-            f"recipe.optim.batch_size is {optim.batch_size}, but {data} has only {len(images)} "
-            "training images: choose a smaller batch"
-        )
-    if optim.batch_size % num_parts:
-        raise UserError(
-            f"recipe.optim.batch_size is {optim.batch_size}: it must be a multiple of {num_parts} "
-            f"({world.size} processes times recipe.optim.accumulate {optim.accumulate})"
-        )
-    if optim.epochs and not optim.num_steps(len(images)):
-        raise UserError(
-            f"recipe.optim.epochs is {optim.epochs}: that is not one step of batch_size "
-            f"{optim.batch_size} on {len(images)} images: raise epochs, or say 0 for no training"
-        )
-
-
 def same_checkpoint(first: int, folder: Path) -> None:
     """Raise UserError if the processes resume from different steps."""
     if not distributed.same(first):
@@ -410,43 +337,6 @@ def same_checkpoint(first: int, folder: Path) -> None:
             f"the processes found different checkpoints in {folder}: it must be one folder for "
             "all, on a file system that every machine sees"
         )
-
-
-def recompute_blocks(method: Method, on: bool) -> None:
-    """Let encoders recompute their blocks in the backward pass instead of storing activations."""
-    for network in method.modules():
-        if isinstance(network, ViT):
-            network.activation_checkpointing = on
-
-
-def compile_blocks(method: Method, which: Compile) -> None:
-    """Let torch compile blocks: of encoders without gradients, with ``all`` those that learn too.
-
-    The former nearly always see whole images: they are compiled for one shape, and for all if
-    another one comes. The latter see as many patches as a step's masks leave: they are compiled
-    once for all. A last block of which only some rows are read is not compiled.
-    """
-    from timm.models import beit, vision_transformer
-
-    kinds = (beit.Block, vision_transformer.Block)
-    for block in [module for module in method.modules() if isinstance(module, kinds)]:
-        learns = any(p.requires_grad for p in block.parameters())
-        if which == "all" or (which and not learns):
-            block.compile(dynamic=learns or None)
-
-
-def token_cache(run: RunConfig, data: Path, index: Index) -> TokenCache | None:
-    """Token cache that the recipe names, if any; raises UserError if it does not fit."""
-    tokens = run.recipe.tokens
-    if tokens is None:
-        return None
-    cache = read_tokens(data, tokens.tokenizer, index.version())
-    if cache.vocabulary > tokens.vocabulary:
-        raise UserError(
-            f"recipe.vocabulary is {tokens.vocabulary}, but the tokenizer {tokens.tokenizer} has "
-            f"{cache.vocabulary} words: set recipe.vocabulary to that"
-        )
-    return cache
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from ijepa.config import parse_run
 from ijepa.data.loader import Images, Steps, TrainingViews, View, training_batches
 from ijepa.data.transforms import Crop
 from ijepa.errors import UserError
+from ijepa.inputs import check_batches
 from tests.conftest import raw_run_of
 from tests.several_runs import sgd
 from tests.test_methods import METHODS, batch, distance, make, part
@@ -114,7 +115,7 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(data: Path) 
     raw["recipe"]["optim"]["batch_size"] = 31
     message = r"batch_size is 31: it must be a multiple of 2 \(2 processes"
     with pytest.raises(UserError, match=message):
-        train.check_batches(parse_run(raw), Images(data, "train"), data, distributed.World(size=2))
+        check_batches(parse_run(raw), Images(data, "train"), data, distributed.World(size=2))
 
 
 @pytest.fixture

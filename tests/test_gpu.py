@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ijepa import gpu_meter
+from ijepa.blocks import compile_blocks
 from ijepa.config import parse_run
 from ijepa.cost.cards import GPUS
 from ijepa.distributed import ALONE, World
 from ijepa.precision import kernels
 from ijepa.ranges import Compile
-from ijepa.train import compile_blocks
 from tests.conftest import raw_run_of
 from tests.fake_device import CUDA, cuda
 from tests.test_methods import batch, make

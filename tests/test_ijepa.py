@@ -240,6 +240,5 @@ def test_runs_of_earlier_versions_go_on() -> None:
     raw = {"method": "ijepa", "dataset": "imagenet", "vit": {"size": "base"}}
     spelt = parse_run({**raw, "recipe": {"anticollapse": "ema"}}, checked=False)
     assert parse_run(raw, checked=False).identity() == spelt.identity() == "e88ccea77ccc"
-    assert spelt.earlier_identity() == "102c560daa88"
     other = parse_run({**raw, "recipe": {"anticollapse": "sigreg"}}, checked=False)
     assert other.identity() != spelt.identity()

@@ -239,30 +239,10 @@ def test_a_finished_encoder_is_delivered_even_if_its_job_cannot_be_queried(
     write_json(task.state / "jobs.json", [job])
     with pytest.raises(UserError, match=r"(job|process) 7, started on elsewhere: go on there"):
         pretrain(task)
-    for name in ("encoder.safetensors", "train.jsonl"):
+    for name in ("encoder.safetensors", "train.jsonl", "run.yaml"):
         (task.state / name).write_text("made")
     pretrain(task)
     assert task.out.read_text() == "made"
-
-
-def test_a_run_that_an_earlier_version_began_is_taken_over_once_its_job_has_ended(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The earlier version named a run's folder by all bytes of its file."""
-    task = launched(raw_run_of("mae"), data, tmp_path / "run")
-    earlier = task.earlier().state
-    assert earlier != task.state
-    earlier.mkdir(parents=True)
-    for name in ("encoder.safetensors", "train.jsonl"):
-        (earlier / name).write_text("made")
-    at_work = submission.LocalJob(task.earlier(), "7")
-    monkeypatch.setattr(launch, "live", lambda of: at_work if of.state == earlier else None)
-    with pytest.raises(UserError, match="job 7 of an earlier version works on this run"):
-        pretrain(task)
-    monkeypatch.setattr(launch, "live", lambda of: None)
-    pretrain(task)
-    assert task.out.read_text() == "made"
-    assert not earlier.exists()
 
 
 def test_a_job_that_fails_says_why(data: Path, tmp_path: Path) -> None:

@@ -208,19 +208,6 @@ def test_a_run_whose_workers_or_intervals_change_goes_on_where_it_was(
     assert steps[:3] == [1, 2, 3]
 
 
-def test_a_run_that_an_earlier_version_began_goes_on(
-    raw_run: dict[str, Any], data: Path, tmp_path: Path
-) -> None:
-    """The earlier version named folders by every key of a run, workers and intervals included."""
-    cut_off(raw_run, data, tmp_path, steps=5)
-    version = read_index(data).version()
-    earlier = tmp_path / "work" / f"{parse_run(raw_run).earlier_identity()}-{version}"
-    state(raw_run, data, tmp_path).rename(earlier)
-    records = log_of(run(raw_run, data, tmp_path))
-    assert [record["step"] for record in records] == list(range(1, 9))
-    assert not earlier.exists()
-
-
 def test_a_finished_run_says_every_value_that_it_was_made_with(
     raw_run: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:

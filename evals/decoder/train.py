@@ -24,11 +24,12 @@ from ijepa.data.loader import EvaluationViews, Images, evaluation_batches
 from ijepa.data.transforms import normalise
 from ijepa.distributed import ALONE
 from ijepa.errors import UserError
+from ijepa.inputs import Inputs
 from ijepa.lock import held
 from ijepa.optim import Optim
 from ijepa.precision import precision
 from ijepa.randomness import generator
-from ijepa.train import Inputs, learn, never
+from ijepa.train import learn, never
 
 NUM_STANDARDISED = 1024
 """Training images whose conditions give their mean and deviation."""

@@ -60,7 +60,6 @@ def pretrain(launch: Launch) -> None:
         cancelled_by_signals(launch) as current,
         held(launch.work / f"{launch.name}.lock", message),
     ):
-        adopt(launch)
         job, idle = patiently(lambda: attached(launch)), 0
         if launch.cluster == "slurm":
             tell_of_others(launch)
@@ -89,23 +88,6 @@ def pretrain(launch: Launch) -> None:
                 )
             print(f"job {number} ended as {end.name}: the run goes on", flush=True)
         deliver(launch)
-
-
-def adopt(launch: Launch) -> None:
-    """Rename the folder of a run that an earlier version began under another name.
-
-    Raises UserError while a job of that version works there.
-    """
-    earlier = launch.earlier()
-    if launch.state.exists() or not earlier.state.exists():
-        return
-    if (job := live(earlier)) is not None:
-        raise UserError(
-            f"job {job.number} of an earlier version works on this run in {earlier.state}: let it "
-            "end, or end it; then the run goes on from its last checkpoint"
-        )
-    earlier.state.rename(launch.state)
-    print(f"going on from {earlier.state.name}, which an earlier version began", flush=True)
 
 
 def patiently(ask: Callable[[], T]) -> T:

@@ -4,12 +4,10 @@ import hashlib
 import os
 import shutil
 import socket
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ijepa.cluster.slurm import Request
 from ijepa.encoder_file import EPOCHS
@@ -58,14 +56,17 @@ class Launch:
         would import every method, and torch, on the login node. The training has every value. One
         name for both would also change the names of folders and of queued jobs.
         """
-        return self._named(run_identity(self._config).encode())
-
-    def earlier(self) -> "Launch":
-        """Launch as versions until 2026-11 named it, by a hash of all bytes of the run's file."""
-        launch = replace(self)
-        text = yaml.safe_dump(self._config).encode()
-        launch.__dict__["name"] = self._named(text)
-        return launch
+        hashed_files = [self.data / "index.json"]
+        if tokenizer := (self._config.get("recipe") or {}).get("tokenizer"):
+            hashed_files.append(self.data / "tokens" / f"{tokenizer}.json")
+        for path in hashed_files:
+            if not path.exists():
+                raise UserError(f"{path} does not exist: make it first")
+        identity = run_identity(self._config).encode()
+        text = b"".join([identity, *(path.read_bytes() for path in hashed_files)])
+        if start := self._config.get("start"):
+            text += start_digest(start["from"], self.work / MEMO).encode()
+        return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -73,18 +74,6 @@ class Launch:
             raise UserError(f"{self.run} does not exist: make it first")
         content: dict[str, Any] = read_yaml(self.run) or {}
         return content
-
-    def _named(self, run: bytes) -> str:
-        hashed_files = [self.data / "index.json"]
-        if tokenizer := (self._config.get("recipe") or {}).get("tokenizer"):
-            hashed_files.append(self.data / "tokens" / f"{tokenizer}.json")
-        for path in hashed_files:
-            if not path.exists():
-                raise UserError(f"{path} does not exist: make it first")
-        text = b"".join([run, *(path.read_bytes() for path in hashed_files)])
-        if start := self._config.get("start"):
-            text += start_digest(start["from"], self.work / MEMO).encode()
-        return f"ijepa-{hashlib.sha256(text).hexdigest()[:12]}"
 
     @property
     def mark(self) -> str:
@@ -148,8 +137,6 @@ def deliver(launch: Launch) -> None:
         "attempts": sorted(attempts, key=lambda attempt: float(attempt["begun"])),
     }
     made = {name: launch.state / name for name in ("train.jsonl", "run.yaml")}
-    if not made["run.yaml"].exists():  # an earlier version wrote none
-        made["run.yaml"] = launch.run
     for name in ("masks.json", "whole.safetensors", "optimiser.pt"):
         if (path := launch.state / name).exists():
             made[name] = path
