@@ -14,7 +14,9 @@ from snakemake.resources import Resources
 from snakemake.settings.types import ResourceSettings
 
 from ijepa.errors import UserError
+from ijepa.files import ROOT
 from workflow.plan import session
+from workflow.plan.__main__ import main
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.grid import Grid
 from workflow.plan.paths import Group
@@ -92,6 +94,20 @@ def test_settings_of_one_encoder_leave_the_other_keys_of_a_nested_setting(
     item = Grid(read_benchmark(hour)).evaluations["few_labels"]
     assert item.settings("mae") == {"share": 0.5, "finetune": {"epochs": 4, "batch_size": 8}}
     assert item.settings("dino") == {"share": 0.5, "finetune": None}
+
+
+def test_show_takes_several_configs_and_the_name_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [str(ROOT / "config" / name) for name in ("mini.yaml", "seeds.yaml")]
+    for names, line in (
+        (configs[:1], "mini: seeds 0"),
+        (configs, "mini: seeds 0, 1, 2"),
+        ([*configs, "mae"], "method: mae"),
+    ):
+        monkeypatch.setattr("sys.argv", ["plan", "show", *names])
+        main()
+        assert line in capsys.readouterr().out.splitlines()
 
 
 def test_an_unknown_key_of_the_grid_is_refused(mini: dict[str, Any]) -> None:

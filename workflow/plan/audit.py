@@ -183,9 +183,9 @@ def main() -> None:
     """Entry point of the command line."""
     parser = argparse.ArgumentParser(prog=program("workflow.plan.audit"), description=__doc__)
     parser.add_argument("stage", choices=["encoders", "tables"])
-    parser.add_argument("config", type=Path, help="for example config/mini.yaml")
+    parser.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
     options = parser.parse_args()
-    _, benchmark = read_files([options.config])
+    _, benchmark = read_files(options.config)
     expected = {"encoders": expected_encoders, "tables": expected_tables}[options.stage]
     check(expected(Grid(benchmark)))
 

@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         description=ijepa.cost.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("config", type=Path, help="a benchmark, such as config/paper.yaml")
+    options.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
     options.add_argument("--runs", nargs="*", help="of its runs only these")
     options.add_argument(
         "--gpu",
@@ -59,9 +59,9 @@ def main() -> None:
         num_images[dataset] = int(number)
     card = predict.card_here() if options.gpu == "here" else options.gpu
     here = options.gpu in ("here", "cpu")
-    _, benchmark = read_files([options.config])
+    _, benchmark = read_files(options.config)
     if not benchmark.runs:
-        raise UserError(f"{options.config} has no runs: nothing is pretrained")
+        raise UserError(f"{benchmark.name} has no runs: nothing is pretrained")
     runs = {
         run.name: planned(run)
         for run in benchmark.runs
@@ -88,7 +88,7 @@ def main() -> None:
     if card == "product":
         basis = f"this machine's CPU at {product / 1e9:.0f} GFLOP/s for each run"
     predict.show(
-        f"{options.config}, {basis}",
+        f"{benchmark.name}, {basis}",
         [{name: tell(c) for name, tell in predict.COLUMNS.items()} for c in costs],
     )
     total, seeds = sum(c.gpu_hours for c in costs), len(benchmark.seeds)
