@@ -23,7 +23,7 @@ from evals.decoder.train import trained as train_decoder
 from evals.described import read_described
 from evals.protocol import configure
 from evals.protocols import decoder as protocol
-from evals.report.results import read_results
+from evals.report.tidy import read_results
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa import train

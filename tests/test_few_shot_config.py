@@ -6,8 +6,8 @@ import pytest
 
 from evals.protocol import configure
 from evals.report import published
-from evals.report.table_columns import note
-from evals.report.tabulate import tabulate
+from evals.report.table import tabulate
+from evals.report.table_view import note
 from ijepa.errors import UserError
 from tests.tidy_results import tidy
 from workflow.plan.benchmark import Benchmark, read_benchmark, read_files

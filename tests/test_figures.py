@@ -9,14 +9,14 @@ import pytest
 from evals.report import (
     figures,
     published,
-    tabulate,
 )
+from evals.report.table import Table, tabulate
 from tests.tidy_results import SPEC, entry, of_paper, tidy
 
 pytestmark = pytest.mark.usefixtures("real_register")
 
 
-def marks_of(monkeypatch: pytest.MonkeyPatch, table: tabulate.Table) -> list[tuple[Any, Any]]:
+def marks_of(monkeypatch: pytest.MonkeyPatch, table: Table) -> list[tuple[Any, Any]]:
     """Marks that a figure of accuracies places: (cost or place, point)."""
     placed: list[tuple[Any, Any]] = []
     monkeypatch.setattr(figures, "_mark", lambda axis, x, point, look: placed.append((x, point)))
@@ -46,7 +46,7 @@ def test_a_control_is_a_line_also_where_its_job_cost_something(
     frame = tidy(
         entry("a", 0, "knn", 50, gpu_hours=2), entry("random_init", 0, "knn", 40, gpu_hours=0.01)
     )
-    placed = marks_of(monkeypatch, tabulate.tabulate(frame, SPEC))
+    placed = marks_of(monkeypatch, tabulate(frame, SPEC))
     assert [(x, point.run) for x, point in placed] == [(2, "a")]
 
 
@@ -96,7 +96,7 @@ def test_a_figure_is_of_shapes_and_takes_the_page_s_colours(draw: Callable[[], s
 
 def test_a_name_with_dollars_is_no_formula() -> None:
     rows = [entry("a", 0, "knn", 50, method="cost $x_{$"), entry("b", 0, "knn", 51)]
-    assert figures.accuracy(tabulate.tabulate(tidy(*rows), SPEC)).startswith("<svg")
+    assert figures.accuracy(tabulate(tidy(*rows), SPEC)).startswith("<svg")
 
 
 def test_the_figure_draws_the_same_bytes_twice_and_needs_nothing_else() -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from evals.report.opening_sentences import opening_sentences
 from evals.report.plan import TableSpec
-from evals.report.results import read_external, read_results
-from evals.report.tabulate import Table, tabulate
+from evals.report.table import Table, tabulate
+from evals.report.tidy import read_external, read_results
 from evals.result import packed, wilson
 
 N = 2000

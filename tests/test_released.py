@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.features import extract
-from evals.report.results import read_results
+from evals.report.tidy import read_results
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.architecture import SIZES, Variant, ViTConfig

@@ -17,9 +17,9 @@ from evals.features import extract
 from evals.report import page as page_module
 from evals.report.page import pictures_of_classes, report
 from evals.report.plan import ReportPlan, TableSpec
-from evals.report.results import read_results
-from evals.report.table_columns import markdown, note
-from evals.report.tabulate import tabulate
+from evals.report.table import tabulate
+from evals.report.table_view import markdown, note
+from evals.report.tidy import read_results
 from evals.run import evaluate
 from evals.subject import Subject
 from ijepa.config import parse_run

@@ -8,8 +8,8 @@ import pytest
 from evals.report import (
     costs,
     published,
-    tabulate,
 )
+from evals.report.table import tabulate
 from tests.tidy_results import PAIR, SPEC, entry, of_paper, tidy
 
 pytestmark = pytest.mark.usefixtures("real_register")
@@ -65,7 +65,7 @@ def test_the_least_cost_to_reach_an_accuracy_is_of_the_cheapest_row_that_is_so_g
         ("a", 50.0, 4.0), ("b", 71.0, 90.0), ("c", 62.0, 9.0), ("random_init", 99.0, 0.0),
     ]  # fmt: skip
     frame = tidy(*(entry(run, 0, "knn", value, gpu_hours=cost) for run, value, cost in made))
-    reach = costs.to_reach(tabulate.tabulate(frame, SPEC))
+    reach = costs.to_reach(tabulate(frame, SPEC))
     assert reach is not None
     titles = [header.text for header in reach.headers]
     assert titles == ["method", "50 %", "55 %", "60 %", "65 %", "70 %"]
@@ -94,4 +94,4 @@ def test_of_the_paper_s_rows_the_cheapest_that_is_known_reaches_an_accuracy() ->
 
 
 def test_nothing_is_reached_where_no_cost_is_known() -> None:
-    assert costs.to_reach(tabulate.tabulate(tidy(*PAIR), SPEC)) is None
+    assert costs.to_reach(tabulate(tidy(*PAIR), SPEC)) is None

@@ -10,7 +10,7 @@ import pytest
 from evals.report.figures import epoch_curves
 from evals.report.page import panels_of_epochs, picture_of_losses, pictures_of_epochs
 from evals.report.plan import ReportPlan, TableSpec
-from evals.report.results import read_results
+from evals.report.tidy import read_results
 
 SPEC = TableSpec(
     "all",

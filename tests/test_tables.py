@@ -20,12 +20,12 @@ from evals.report import (
     formats,
     metrics,
     published,
-    table_columns,
+    table_view,
     tables,
-    tabulate,
 )
 from evals.report.formats import Cell, Header, View
 from evals.report.plan import TableSpec
+from evals.report.table import Table, tabulate
 from ijepa.errors import UserError
 from tests.tidy_results import PAIR, PAPER, SPEC, entry, of_paper, plan_of, tidy
 from workflow.plan.__main__ import main
@@ -48,7 +48,7 @@ def test_a_table_says_of_which_tokens_its_features_are_and_marks_a_choice_on_tes
         entry("a", 0, "knn", 50, pool="patches"),
         entry("b", 0, "knn", 60, pool="cls", chosen_on="test"),
     )
-    table = tabulate.tabulate(frame, TableSpec("own", "Own", ["knn"], seeds=[0]))
+    table = tabulate(frame, TableSpec("own", "Own", ["knn"], seeds=[0]))
     assert "knn: features are [cls] (b); the average of the patches (a)" in table.texts
     assert "knn of b: a setting was chosen on the test images, as the papers do" in table.problems
     assert table.marked == {("b", "knn")}
@@ -67,7 +67,7 @@ def test_a_table_of_random_results_is_their_pivot(
 ) -> None:
     frame = tidy(*(entry(*key, value) for key, value in values.items()))
     spec = TableSpec("any", "Any", ["x", "y"])
-    rows = tabulate.tabulate(frame, spec).rows.set_index("run")
+    rows = tabulate(frame, spec).rows.set_index("run")
     statistic: Literal["mean", "std"]
     for name, statistic in (("", "mean"), ("_std", "std")):
         pivot = frame.pivot_table(
@@ -86,7 +86,7 @@ def test_every_published_number_is_in_its_table_without_any_result(name: str) ->
     table = of_paper(name, tidy())
     numbers = published.published_numbers()
     numbers = numbers[numbers["table"] == name]
-    shown = table_columns.view(table)
+    shown = table_view.view(table)
     columns = [i for i, header in enumerate(shown.headers) if header.text.endswith(", paper")]
     columns = [i for i in columns if "GPU" not in shown.headers[i].text]
     texts = sorted(row[i].text for row in shown.rows for i in columns)
@@ -95,7 +95,7 @@ def test_every_published_number_is_in_its_table_without_any_result(name: str) ->
     assert len(measured) == len(numbers)
     assert set(measured) == {"-"}
     for value in numbers["value"]:
-        assert f"*{value:.1f}*" in table_columns.markdown(table)
+        assert f"*{value:.1f}*" in table_view.markdown(table)
 
 
 def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
@@ -104,7 +104,7 @@ def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
     )
     (line,) = [
         line
-        for line in table_columns.markdown(of_paper("table1", frame)).splitlines()
+        for line in table_view.markdown(of_paper("table1", frame)).splitlines()
         if "79.6" in line
     ]
     assert line == (
@@ -116,7 +116,7 @@ def test_a_measured_row_has_number_interval_difference_n_and_run() -> None:
 def test_a_share_and_its_interval_have_two_decimals() -> None:
     share = {"metric": "identification", "low": 0.634, "high": 0.718}
     frame = tidy(entry("ijepa_vith14", 0, "in1k_linear", 0.682, **share))
-    assert "| 0.68 [0.63, 0.72] |" in table_columns.markdown(of_paper("table1", frame))
+    assert "| 0.68 [0.63, 0.72] |" in table_view.markdown(of_paper("table1", frame))
 
 
 def test_rows_stand_in_the_papers_order_and_those_without_a_run_say_so() -> None:
@@ -125,7 +125,7 @@ def test_rows_stand_in_the_papers_order_and_those_without_a_run_say_so() -> None
         *["data2vec", "mae", "mae", "ijepa", "ijepa", "ijepa"],
         *["ibot", "dino", "simclr_v2", "byol", "msn"],
     ]
-    shown = table_columns.view(of_paper("table2", tidy())).rows
+    shown = table_view.view(of_paper("table2", tidy())).rows
     assert [row[-1].text for row in shown if row[0].text in ("simclr_v2", "msn")] == [
         "no run here"
     ] * 2
@@ -137,7 +137,7 @@ def test_a_run_that_fills_no_row_stands_below_the_published_ones() -> None:
     config["tables"][0]["runs"]["mine"] = {}
     check_config(config)
     frame = tidy(entry("mine", 0, "in1k_linear", 60, method="ijepa"))
-    last = table_columns.view(tables.tables_of(plan_of(config), frame)["table1"]).rows[-1]
+    last = table_view.view(tables.tables_of(plan_of(config), frame)["table1"]).rows[-1]
     assert [cell.text for cell in last[:5]] == ["ijepa", "-", "-", "-", "-"]
     assert last[5].text == "60.00 [59.0, 61.0]"
 
@@ -183,20 +183,20 @@ def test_small_images_are_never_put_beside_the_papers() -> None:
         "ImageNet-1k, linear of ijepa_vith14: it is on cifar10, the paper's is on imagenet"
         in table.problems
     )
-    assert "43" not in table_columns.markdown(table).split("Problems")[0]
+    assert "43" not in table_view.markdown(table).split("Problems")[0]
 
 
 def test_a_table_of_its_own_has_no_published_column() -> None:
     for table in tables.tables_of(plan_of(MINI), tidy()).values():
-        assert not any(header.kind == "published" for header in table_columns.view(table).headers)
+        assert not any(header.kind == "published" for header in table_view.view(table).headers)
         runs = [run["name"] for run in MINI["runs"]]
-        assert [row[0].text for row in table_columns.view(table).rows] == runs  # the config's order
+        assert [row[0].text for row in table_view.view(table).rows] == runs  # the config's order
 
 
-def faulty(row: dict[str, Any], *more: dict[str, Any]) -> tabulate.Table:
+def faulty(row: dict[str, Any], *more: dict[str, Any]) -> Table:
     """A table of two runs and two seeds, one of whose results is another."""
     rows = [old for old in PAIR if (old["run"], old["seed"]) != (row["run"], row["seed"])]
-    return tabulate.tabulate(tidy(*rows, row, *more), SPEC)
+    return tabulate(tidy(*rows, row, *more), SPEC)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def faulty(row: dict[str, Any], *more: dict[str, Any]) -> tabulate.Table:
         ),
         (faulty(entry("b", 1, "knn", 9, metric="rankme")), "of different metrics", "- (!)"),
         (
-            tabulate.tabulate(tidy(*PAIR[:3]), SPEC),
+            tabulate(tidy(*PAIR[:3]), SPEC),
             "knn of b: seed 1 is missing",
             "50.00 [49.0, 51.0] (!)",
         ),
@@ -222,10 +222,10 @@ def faulty(row: dict[str, Any], *more: dict[str, Any]) -> tabulate.Table:
     ids=["nan", "infinite", "range", "duplicate", "data", "protocol", "metric", "seed"],
 )
 def test_bad_input_is_marked_and_listed_and_never_averaged(
-    table: tabulate.Table, problem: str, shown: str
+    table: Table, problem: str, shown: str
 ) -> None:
     assert any(problem in text for text in table.problems), table.problems
-    text = table_columns.markdown(table)
+    text = table_view.markdown(table)
     assert f"| b | {shown} |" in text
     assert "| a | 50.50 +- 0.71 |" in text
     assert problem in text.split("Problems, marked (!):")[1]
@@ -238,18 +238,18 @@ def test_runs_of_another_protocol_or_data_version_are_named_with_what_differs() 
         row | {"protocol": other, "data_version": "d2"} if row["run"] == "c" else row
         for row in rows
     ]
-    table = tabulate.tabulate(tidy(*odd), SPEC)
+    table = tabulate(tidy(*odd), SPEC)
     assert table.problems == [
         "knn: different protocols in one column (finetune.lr 1 of a, b; 2 of c)",
         "knn: different versions of the data in one column (d1 of a, b; d2 of c)",
     ]
-    assert "| c | 50.00 +- 0.00 (!) |" in table_columns.markdown(table)
+    assert "| c | 50.00 +- 0.00 (!) |" in table_view.markdown(table)
     # A setting that the config itself asks for is no fault.
-    agreed = tabulate.tabulate(tidy(*odd), replace(SPEC, differs={"knn": ["c"]}))
+    agreed = tabulate(tidy(*odd), replace(SPEC, differs={"knn": ["c"]}))
     assert [text for text in agreed.problems if "protocol" in text] == []
     by_seed = [row | {"protocol": other} if row["seed"] == 1 else row for row in rows]
     message = "(finetune.lr 1 of a seed 0, b seed 0, c seed 0; 2 of a seed 1, b seed 1, c seed 1)"
-    assert any(message in text for text in tabulate.tabulate(tidy(*by_seed), SPEC).problems)
+    assert any(message in text for text in tabulate(tidy(*by_seed), SPEC).problems)
 
 
 def test_metrics_have_no_mean_of_what_has_no_number() -> None:
@@ -263,8 +263,8 @@ def test_one_encoder_under_two_seeds_is_named() -> None:
 
 
 def test_results_that_are_right_have_no_problems() -> None:
-    assert tabulate.tabulate(tidy(*PAIR), SPEC).problems == []
-    assert "Problems" not in table_columns.markdown(tabulate.tabulate(tidy(*PAIR), SPEC))
+    assert tabulate(tidy(*PAIR), SPEC).problems == []
+    assert "Problems" not in table_view.markdown(tabulate(tidy(*PAIR), SPEC))
 
 
 def existing(config: dict[str, Any], folder: Path) -> list[Path]:
@@ -282,7 +282,7 @@ def test_the_committed_results_have_no_problems_and_make_the_committed_tables(na
     for table_name, table in tables.tables_of(plan, tables.tidy_results(plan, paths, None)).items():
         # The hour's six methods were trained on different days.
         assert [text for text in table.problems if not text.startswith("mixed commits")] == []
-        assert table_columns.markdown(table) == (folder / "tables" / f"{table_name}.md").read_text()
+        assert table_view.markdown(table) == (folder / "tables" / f"{table_name}.md").read_text()
 
 
 EXTERNAL = """run,seed,evaluation,value,low,high,n,method
@@ -297,10 +297,10 @@ def test_a_result_from_outside_is_in_the_tables_with_its_file(tmp_path: Path) ->
     check_config(config)
     plan = plan_of(config)
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))
-    text = table_columns.markdown(made["cifar10"])
+    text = table_view.markdown(made["cifar10"])
     source = f"external: {tmp_path / 'mine.csv'}"
     assert f"| mine | 66.00 | - | 55.50 [54.5, 56.5] | - | - | {source} |" in text
-    assert "mine" not in table_columns.markdown(made["clevr"])
+    assert "mine" not in table_view.markdown(made["clevr"])
 
 
 def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: Path) -> None:
@@ -309,13 +309,13 @@ def test_a_result_from_outside_stands_below_the_papers_or_fills_a_row(tmp_path: 
     config = {**copy.deepcopy(PAPER), "external": [str(tmp_path / "mine.csv")]}
     plan = plan_of(config)
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))["table1"]
-    assert table_columns.view(made).rows[-1][0].text == "mine"
+    assert table_view.view(made).rows[-1][0].text == "mine"
     runs = config["tables"][0]["runs"]
     runs["mine"] = runs.pop("mae_vitl16")
     check_config(config)
     plan = plan_of(config)
     made = tables.tables_of(plan, tables.tidy_results(plan, [], None))["table1"]
-    assert "| *76.0* | 76.50 | +0.50 |" in table_columns.markdown(made)
+    assert "| *76.0* | 76.50 | +0.50 |" in table_view.markdown(made)
 
 
 @pytest.mark.parametrize(
@@ -392,9 +392,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
         pytest.skip("Debian's texlive-latex-recommended is not installed")
     parts = [formats.latex("T_1: 100 %", HARD, "a & b", ["c_d"])]
     for table in tables.tables_of(plan_of(PAPER), tidy()).values():
-        parts.append(
-            formats.latex(table.title, table_columns.view(table), table_columns.note(table))
-        )
+        parts.append(formats.latex(table.title, table_view.view(table), table_view.note(table)))
     (tmp_path / "all.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
         + "\n".join(parts)

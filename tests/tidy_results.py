@@ -8,11 +8,11 @@ import pandas as pd
 import yaml
 
 from evals.report import (
-    results,
     tables,
-    tabulate,
 )
 from evals.report.plan import ReportPlan, TableSpec
+from evals.report.table import Table
+from evals.report.tidy import COLUMNS, NUMBERS, TEXTS
 from ijepa.files import ROOT
 from workflow.plan.benchmark import read_benchmark
 from workflow.plan.grid import Grid
@@ -23,8 +23,8 @@ PAPER: dict[str, Any] = yaml.safe_load((ROOT / "config" / "paper.yaml").read_tex
 def entry(run: str, seed: int, evaluation: str, value: float, **differs: Any) -> dict[str, Any]:
     """A tidy result."""
     return {
-        **dict.fromkeys(results.TEXTS, ""),
-        **dict.fromkeys(results.NUMBERS, math.nan),
+        **dict.fromkeys(TEXTS, ""),
+        **dict.fromkeys(NUMBERS, math.nan),
         "run": run,
         "seed": seed,
         "evaluation": evaluation,
@@ -45,14 +45,14 @@ def entry(run: str, seed: int, evaluation: str, value: float, **differs: Any) ->
 
 
 def tidy(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=results.COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def plan_of(config: dict[str, Any]) -> ReportPlan:
     return Grid(read_benchmark(config)).report_plan
 
 
-def of_paper(name: str, frame: pd.DataFrame) -> tabulate.Table:
+def of_paper(name: str, frame: pd.DataFrame) -> Table:
     specs = [table for table in PAPER["tables"] if table["name"] == name]
     return tables.tables_of(plan_of({**PAPER, "tables": specs}), frame)[name]
 

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from evals.report import published
 from evals.report.formats import Cell, Header, View, number
-from evals.report.results import CONTROLS
-from evals.report.tabulate import Column, Table
+from evals.report.table import Column, Table
+from evals.report.tidy import CONTROLS
 
 NOTES = [
     "predicted hours are those of ijepa.cost: FLOPs at a fifth of the card's peak, or, without a "

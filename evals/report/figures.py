@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from evals.report import costs
 from evals.report.costs import Point
-from evals.report.results import CONTROLS
-from evals.report.tabulate import Table
+from evals.report.table import Table
+from evals.report.tidy import CONTROLS
 from ijepa.log_reader import Records, read_log
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5AD6"]

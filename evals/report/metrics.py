@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from evals.report.results import read_results
+from evals.report.tidy import read_results
 from ijepa.errors import program, run_command
 from ijepa.files import write_json, write_text
 

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evals.report import costs, noise, table_columns
+from evals.report import costs, noise, table_view
 from evals.report.formats import MARK, number
-from evals.report.results import CONTROLS
-from evals.report.tabulate import Column, Table
+from evals.report.table import Column, Table
+from evals.report.tidy import CONTROLS
 from evals.result import unpacked
 from ijepa.encoder_file import PIXELS
 from ijepa.result_file import read_result
@@ -104,7 +104,7 @@ def _decoded(tables: list[Table]) -> list[str]:
             if column.metric != "identification":
                 continue
             shares = [
-                f"{row[column.name]:.2f} for {row['run']}{table_columns.interval(row, column)}"
+                f"{row[column.name]:.2f} for {row['run']}{table_view.interval(row, column)}"
                 for _, row in table.rows.iterrows()
                 if row["run"] and not math.isnan(row[column.name])
             ]
@@ -266,7 +266,7 @@ def _noise(tables: list[Table], count: int) -> str:
         else "the noise of the test images alone: with one seed, nothing is known of the noise of "
         "pretraining again"
     )
-    brief = f"; {table_columns.BRIEF}" if all(map(table_columns.is_brief, tables)) else ""
+    brief = f"; {table_view.BRIEF}" if all(map(table_view.is_brief, tables)) else ""
     return (
         f"Brackets are 95 % intervals of differences, and {count} comparisons share an error rate "
         f"of {100 * ALPHA:g} % (Holm), against {noises}{brief}"

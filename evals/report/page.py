@@ -12,13 +12,13 @@ from itables import options
 from evals.about import read_about
 from evals.described import read_described
 from evals.patches import PATCHES_FILE
-from evals.report import costs, figures, gallery, table_columns, tables
+from evals.report import costs, figures, gallery, table_view, tables
 from evals.report.figures import Panel
 from evals.report.formats import environment
 from evals.report.opening_sentences import opening_sentences
 from evals.report.plan import ReportPlan
-from evals.report.results import CONTROLS, UNITS, external
-from evals.report.tabulate import Table
+from evals.report.table import Table
+from evals.report.tidy import CONTROLS, UNITS, external
 from ijepa.data.loader import Images
 from ijepa.data.shards import read_index
 from ijepa.encoder_file import PIXELS
@@ -103,14 +103,14 @@ LONG_TABLE = 12
 
 def _section(name: str, table: Table, is_first: bool) -> dict[str, Any]:
     """A table's part of the page: its rows, its notes, and its accuracy against cost."""
-    has_points, view = bool(costs.points(table)), table_columns.view(table)
+    has_points, view = bool(costs.points(table)), table_view.view(table)
     return {
         "name": name,
         "title": table.title,
         "view": view,
         "folded": len(view.rows) > LONG_TABLE and not is_first,
-        "warnings": table_columns.warnings(table),
-        "facts": table_columns.facts(table),
+        "warnings": table_view.warnings(table),
+        "facts": table_view.facts(table),
         "plots": {scale: figures.accuracy(table, scale) for scale in SCALES if has_points},
         "unit": costs.unit(table),
         "reach": costs.to_reach(table) if has_points else None,

@@ -32,7 +32,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from evals.report.results import external
+from evals.report.tidy import external
 from ijepa.encoder_file import encoder_digest
 from ijepa.files import read_json
 

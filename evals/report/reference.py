@@ -28,7 +28,7 @@ from evals.report import noise
 from evals.report.compare import differences
 from evals.report.plan import ReportPlan, read_plan
 from evals.report.result_set import Results, read_result_set
-from evals.report.results import CONTROLS, rounded
+from evals.report.tidy import CONTROLS, rounded
 from ijepa.errors import UserError, program, run_command
 from ijepa.log_reader import REFERENCE
 

@@ -32,9 +32,9 @@ from rich.markdown import Markdown
 
 from evals.report import formats
 from evals.report.plan import ReportPlan, read_plan
-from evals.report.results import read_external, read_results, to_csv
-from evals.report.table_columns import note, view
-from evals.report.tabulate import Table, tabulate
+from evals.report.table import Table, tabulate
+from evals.report.table_view import note, view
+from evals.report.tidy import read_external, read_results, to_csv
 from ijepa.files import write_text
 
 

@@ -26,7 +26,7 @@ from evals.pooling import resolved
 from evals.protocol import Facts, configure, load_evaluation
 from evals.protocol import check as check_protocol
 from evals.report import published
-from evals.report.results import read_external
+from evals.report.tidy import read_external
 from evals.run import facts_of
 from evals.subject import Subject
 from ijepa.config import parse_run

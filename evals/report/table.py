@@ -17,7 +17,7 @@ import pandas as pd
 from evals.report import published
 from evals.report.formats import number
 from evals.report.plan import TableSpec
-from evals.report.results import CONTROLS, UNITS, differences, external
+from evals.report.tidy import CONTROLS, UNITS, differences, external
 from ijepa.encoder_file import PIXELS, UNTRAINED
 from ijepa.errors import UserError
 

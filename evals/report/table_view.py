@@ -13,8 +13,8 @@ import pandas as pd
 from evals.report import formats
 from evals.report.formats import Cell, Header, View, number
 from evals.report.published import file_of
-from evals.report.results import CONTROLS, rounded
-from evals.report.tabulate import Column, Table
+from evals.report.table import Column, Table
+from evals.report.tidy import CONTROLS, rounded
 from ijepa.encoder_file import PIXELS, UNTRAINED
 
 GAIN_OVER = {
