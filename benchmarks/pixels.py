@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks import plain
 from benchmarks.jpegs import Jpegs
+from ijepa.allocator import keep_freed_memory
 from ijepa.data import resident
 from ijepa.data.device_batches import device_batches
 from ijepa.data.fast_jpeg import SCALES
@@ -89,6 +90,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     chosen = options.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a training, for all ways
     resident.LARGEST = 0  # as of a large data set, which does not lie on the device
     print({name: here()[name] for name in ("commit", "machine", "torch")})
     for width in chosen.widths:
