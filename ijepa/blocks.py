@@ -1,4 +1,4 @@
-"""How the blocks of a method's networks run: recomputed, compiled; neither changes the method."""
+"""Ways to run the blocks of a method's networks, which change nothing: recomputed, compiled."""
 
 from ijepa.method import Method
 from ijepa.ranges import Compile

@@ -1,4 +1,4 @@
-"""What a run learns from: images, token ids, and the versions of both; checked before training."""
+"""Inputs of a run, checked before it trains: images, token ids, and the versions of both."""
 
 from dataclasses import dataclass, field
 from functools import partial

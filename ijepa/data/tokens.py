@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         ("patch", int, "small: side of a patch in pixels"),
         ("stride", int, "small: pixels from patch to patch; the grid has size / stride rows"),
         ("seed", int, "small: seed of the sample and of k-means"),
-        ("weights", Path, "dalle: the encoder's state dict"),
+        ("weights", Path, "dalle: the encoder's state dict (encoder.pkl: it says how to get it)"),
     ):
         options.add_argument(f"--{name}", type=kind, default=left_out, help=text)
     return options
