@@ -29,7 +29,7 @@ SIZES: dict[str, dict[str, int | float]] = {
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Shape and initial weights of an encoder; ``size: huge`` in a config sets dim, depth, heads.
+    """Shape and initial weights of an encoder; ``size`` in a config sets dim, depth and heads.
 
     ``image_size`` in pixels is the side of a square, or [height, width].
 

@@ -120,7 +120,7 @@ def cannot_be_written(path: Path, error: Exception) -> UserError:
 
 
 def load_encoder(path: Path) -> tuple[ViT, dict[str, Any]]:
-    """Encoder in evaluation mode, and its header: ``run`` and ``facts``."""
+    """Encoder in evaluation mode, and its header: ``run``, ``variant`` and ``facts``."""
     about = read_header(path)
     with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -108,7 +108,7 @@ def parse_run(raw: dict[str, Any], where: str = "run", checked: bool = True) -> 
         RunConfig,
         {
             **raw,
-            "vit": strict(ViTConfig, vit, f"{where}.vit"),
+            "vit": strict(ViTConfig, vit, f"{where}.vit", ("size",)),
             "recipe": strict(recipe_type, merged(preset, recipe), f"{where}.recipe", ("preset",)),
         },
         where,
@@ -171,7 +171,7 @@ def _check_pixels(run: RunConfig, where: str) -> None:
     package = PACKAGES.get(run.pixels)
     if package and find_spec(package) is None:
         raise UserError(
-            f"pixels: {run.pixels} needs the package {package}, which is not installed: "
+            f"{where}.pixels: {run.pixels} needs the package {package}, which is not installed: "
             f"uv pip install {package} (or pip), or say pixels: exact"
         )
     if run.pixels == "device":

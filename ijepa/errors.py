@@ -56,9 +56,9 @@ def in_one_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
         sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
-        # A loader's worker sends its error as the text of a traceback: the message is the last
-        # line.
-        sys.exit(f"error: {str(error).strip().splitlines()[-1].split('UserError: ')[-1]}")
+        # A loader's worker sends its error as the text of a traceback: the message is what follows
+        # the error's name.
+        sys.exit(f"error: {' '.join(str(error).split('UserError: ')[-1].split())}")
     except OSError as error:
         if error.errno in REMEDIES:
             sys.exit(

@@ -14,7 +14,7 @@ from ijepa.keep_and_start import Start
 from ijepa.method import load_method
 from ijepa.released.tensors import read_tensors
 from ijepa.start import begin_from
-from ijepa.whole import save_whole
+from ijepa.whole import read_about, save_whole
 
 
 def import_whole(source: Path, encoder: Path) -> None:
@@ -36,11 +36,14 @@ def import_whole(source: Path, encoder: Path) -> None:
         "vit": header["run"]["vit"],
         "recipe": predictor_sizes(source),
     }
+    whole = encoder.with_name("whole.safetensors")
+    if whole.exists() and "released" not in read_about(whole).get("facts", {}):
+        raise UserError(f"{whole} is of another run: move it away, or name another folder in --out")
     run = parse_run(raw, str(source), checked=False)
     networks = load_method("ijepa").Method(run.recipe, run.vit)
     begin_from(Start(str(source), interpolate_positions=True), networks, "ijepa")
     facts = {"images_seen": None, "released": origin}
-    save_whole(encoder.with_name("whole.safetensors"), networks, run, facts)
+    save_whole(whole, networks, run, facts)
 
 
 def predictor_sizes(source: Path) -> dict[str, int]:

@@ -16,12 +16,6 @@ ABOUT = """Pretrain an encoder on the shards in ``data`` and write it to ``out``
 Checkpoints go to a folder in ``work`` whose name holds the run's identity and the data's version.
 The same run resumes from there. A run that learns something else, or that had finished, starts from
 the beginning. On a CPU a resumed run ends bit-identical to an undisturbed one.
-
-The processes of a ``world`` share each batch, and end with the weights that one process would
-have, up to rounding. The first one verifies the data, logs and writes.
-
-Raises Stopped, after a checkpoint, at the end of the first step at which ``stopping`` is true for
-any of the processes.
 """
 
 
@@ -91,7 +85,12 @@ def train(
     world: World = distributed.ALONE,
     stopping: Callable[[], bool] = never,
 ) -> None:
-    """Pretrain an encoder; ABOUT describes outputs, resumption and errors."""
+    """Pretrain an encoder; ABOUT describes outputs and resumption.
+
+    The processes of a ``world`` share each batch, and end with the weights that one process would
+    have, up to rounding. The first one verifies the data, logs and writes. Raises Stopped, after a
+    checkpoint, at the end of the first step at which ``stopping`` is true for any of the processes.
+    """
     here()  # caches the commit now: the running code is that of the start
     keep_freed_memory()
     with (
@@ -153,13 +152,13 @@ def learn(
             # Update of the weights, and of the method's moving averages and centres.
             done = step + 1
             method.before_step(progress)
-            norm = gradient_norm(method) if log.due(done) else torch.zeros(())
+            norms = {"grad_norm": gradient_norm(method)} if log.due(done) else {}
             update(method, optimizer, optim)
             method.after_step(progress)
 
             # Log, encoders that are kept, and checkpoint.
             stop = distributed.any_of(stopping()) and done < num_steps
-            log.step(done, scalars, method, stop, lr=lr, weight_decay=decay, grad_norm=norm)
+            log.step(done, scalars, method, stop, lr=lr, weight_decay=decay, **norms)
             epoch, rest = divmod(done, len(inputs.images) // optim.batch_size)
             is_kept = not rest and run.keep.due(epoch)
             is_saved = done % run.checkpoint_every == 0 or stop

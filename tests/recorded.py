@@ -13,7 +13,7 @@ from torch import nn
 
 from ijepa.architecture import ViTConfig
 from ijepa.method import Method
-from ijepa.released.convert import rename
+from ijepa.released.convert import CONSTANTS, translate
 
 LIMIT = 1e-4
 LOSS_LIMIT = 1e-5
@@ -49,6 +49,23 @@ def shape(file: Recorded, meta: dict[str, Any], prefix: str) -> ViTConfig:
         num_heads=meta["heads"],
         mlp_ratio=4.0 if hidden is None else hidden.size / meta["dim"],
     )
+
+
+def rename(weights: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Weights under our names, in which the first matching prefix of ``names`` is replaced.
+
+    Constants that a release stores and we compute are left out. Raises ValueError for a name
+    that no prefix matches.
+    """
+    renamed = {}
+    for name, value in weights.items():
+        if name.endswith(CONSTANTS):
+            continue
+        ours = translate(name, names)
+        if ours is None:
+            raise ValueError(f"unknown weight {name}: known are {', '.join(names)}")
+        renamed[ours] = value
+    return renamed
 
 
 def load(

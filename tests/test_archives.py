@@ -79,6 +79,11 @@ def test_an_archive_in_a_read_only_folder_is_checked_each_time(
     assert [path.name for path in tmp_path.iterdir()] == ["big.tar"]
 
 
+def test_an_archive_that_is_packed_otherwise_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.tar is no \.tar\.gz, \.tgz or \.zip"):
+        archives.unpack(tmp_path / "x.tar", tmp_path / "out")
+
+
 @pytest.mark.usefixtures("read_only")
 def test_a_folder_that_cannot_be_written_is_named_before_an_archive_is_read(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

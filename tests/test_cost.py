@@ -16,7 +16,7 @@ from ijepa.architecture import ViTConfig
 from ijepa.config import RunConfig
 from ijepa.cost import flops as counting
 from ijepa.cost import predict as cost
-from ijepa.cost.cards import GPUS
+from ijepa.cost.cards import GPUS, named
 from ijepa.errors import UserError
 from ijepa.method import load_method, method_names
 from tests.conftest import OPTIM, RECIPES
@@ -224,6 +224,14 @@ def test_a_card_of_unknown_peak_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_config_that_cannot_be_predicted_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cost.predict(of_paper("mae_vitb16", **change), A100)
+
+
+@pytest.mark.parametrize(
+    ("card", "key"),
+    [("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("NVIDIA H200", "h200"), ("NVIDIA GH200 480GB", None)],
+)
+def test_a_card_is_known_by_its_name(card: str, key: str | None) -> None:
+    assert named(card) == key
 
 
 def test_a_config_without_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,19 @@ def imported(source: Path, folder: Path, **options: Any) -> Path:
     return out
 
 
+def test_the_networks_of_a_run_are_not_overwritten_by_imported_ones(
+    published: tuple[ijepa.Method, Path], tmp_path: Path
+) -> None:
+    _, path = published
+    imported(path, tmp_path)
+    imported(path, tmp_path, force=True)
+    of_a_run = tmp_path / "whole.safetensors"
+    of_a_run.write_bytes(b"weeks of training")
+    with pytest.raises(UserError, match=r"whole\.safetensors is of another run"):
+        imported(path, tmp_path, force=True)
+    assert of_a_run.read_bytes() == b"weeks of training"
+
+
 def test_a_published_checkpoint_predicts_blocks_as_its_own_networks_do(
     published: tuple[ijepa.Method, Path], tmp_path: Path
 ) -> None:

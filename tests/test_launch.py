@@ -219,6 +219,14 @@ def test_other_tokens_are_another_run(data: Path, tmp_path: Path) -> None:
     assert len(names) == 2
 
 
+@pytest.mark.parametrize("run", ["- method: mae", "recipe: tiny", "start: {parts: all}"])
+def test_a_run_that_is_no_run_is_named(run: str, data: Path, tmp_path: Path) -> None:
+    task = launched(raw_run_of("mae"), data, tmp_path)
+    task.run.write_text(run)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        _ = task.name
+
+
 def test_the_same_run_in_another_folder_has_a_job_of_its_own(data: Path, tmp_path: Path) -> None:
     first, other = (launched(raw_run_of("mae"), data, tmp_path / name) for name in ("a", "b"))
     assert first.name == other.name

@@ -30,6 +30,7 @@ from ijepa.released.layouts import LAYOUTS
 from ijepa.released.tensors import read_tensors
 from ijepa.released.weights import describe, export_encoder, import_encoder, main
 from ijepa.vit import ViT, sincos_positions
+from tests.recorded import rename
 from tests.released_files import (
     FILES,
     PLAIN,
@@ -171,7 +172,7 @@ def test_recorded_weights_give_what_the_method_gives(name: str, tmp_path: Path) 
     method = load_method(name).Method(configs[name], VIT)
     names = {"mae": mae, "data2vec": data2vec, "cae": cae}[name].RELEASED
     weights = {key.replace("/", "."): value for key, value in before.items()}
-    method.load_state_dict(released.rename(weights, names))
+    method.load_state_dict(rename(weights, names))
     with torch.no_grad():
         expected = method.encoder.eval()(file["images"])
     outputs = features(tmp_path / "ours.safetensors", file["images"])

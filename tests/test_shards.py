@@ -87,6 +87,15 @@ def test_a_flipped_byte_is_named_and_mended_without_touching_the_index(
     assert (copy / "index.json").stat().st_mtime_ns == index
 
 
+@pytest.mark.parametrize("left", [b"", b"no tar " * 200])
+def test_a_tar_whose_first_header_is_gone_is_mended(left: bytes, tiny: Path, copy: Path) -> None:
+    path = copy / "train-00001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(left)
+    build_shards("tiny", tiny / "raw", copy, num_workers=1)
+    assert path.read_bytes() == whole
+
+
 def test_a_changed_label_is_named_and_mended(tiny: Path, copy: Path) -> None:
     """Labels and places stand beside the tar; they are checked like it."""
     path = copy / "train-00001.json"

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ijepa import collection
 from ijepa.data.register import Dataset
-from ijepa.data.source import load_source, source_names
+from ijepa.data.source import SOURCES, load_source
 from ijepa.data.sources import cifar, idx
 from ijepa.errors import UserError
 from tests.raw_files import content, dataset
 
 
 def test_each_source_has_the_whole_contract() -> None:
-    for name in ("cifar", "flat_folder", "idx", "image_folder", "image_lists", "webdataset"):
-        assert name in source_names()
+    for name in collection.members(SOURCES):
         for function in ("missing", "fetch", "entries", "encode"):
             assert callable(getattr(load_source(name), function))
 

@@ -191,6 +191,17 @@ def cut_off(raw: dict[str, Any], data: Path, folder: Path, steps: int) -> None:
         )
 
 
+def test_the_line_of_a_stop_has_no_gradient_norm_if_none_was_measured(
+    raw_run: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    raw_run["log_every"] = 2
+    cut_off(raw_run, data, tmp_path, steps=3)
+    lines = (state(raw_run, data, tmp_path) / "train.jsonl").read_text().splitlines()
+    norms = {record["step"]: record.get("grad_norm") for record in map(json.loads, lines)}
+    assert norms[2] > 0
+    assert norms[3] is None
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("num_workers", 1), ("log_every", 2), ("monitor_every", 7), ("checkpoint_every", 2)],

@@ -17,7 +17,7 @@ from ijepa.data.download import _origin, _receive
 from ijepa.data.origins import fault
 from ijepa.data.register import load_dataset
 from ijepa.data.sources import cifar, flat_folder, idx, image_folder, imagenet, webdataset
-from ijepa.errors import UserError
+from ijepa.errors import UserError, in_one_line
 from tests.raw_files import dataset
 from tests.test_sources import cifar_archive, cifar_entry, idx_entry, idx_folder
 
@@ -78,6 +78,24 @@ def test_an_entry_of_the_register_of_a_wrong_type_is_named(
     with pytest.raises(UserError, match=message) as error:
         load_dataset("a")
     assert "\n" not in str(error.value)
+
+
+def test_a_checksum_in_capitals_is_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {**ENTRY, "checksums": {"x.tar": "md5:0CC175B9C0F1B6A831C399E269772661"}}
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"a": entry}))
+    monkeypatch.setattr(register, "REGISTER", tmp_path / "datasets.yaml")
+    assert load_dataset("a").checksums["x.tar"] == "md5:0cc175b9c0f1b6a831c399e269772661"
+
+
+def test_an_error_of_several_lines_is_told_whole_and_a_worker_s_without_its_traceback() -> None:
+    for text in (
+        "a.pt does not fit:\n\tsize",
+        "Original Traceback:\n  x\nUserError: a.pt does not fit: size",
+    ):
+        with pytest.raises(SystemExit, match=r"^error: a\.pt does not fit: size$"), in_one_line():
+            raise UserError(text)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from ijepa.errors import UserError
 from ijepa.files import read_json, read_yaml, write_json, written_whole
 from ijepa.identity import MEMO, run_identity, start_digest
 
+PARTS = ("vit", "recipe", "start")
+"""Keys of a run that hold keys and values themselves."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -73,6 +76,11 @@ class Launch:
         if not self.run.exists():
             raise UserError(f"{self.run} does not exist: make it first")
         content: dict[str, Any] = read_yaml(self.run) or {}
+        parts = [content.get(key) or {} for key in PARTS] if isinstance(content, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts):
+            raise UserError(f"{self.run} must hold keys and values, as a run of config/mini.yaml")
+        if content.get("start") and "from" not in content["start"]:
+            raise UserError(f"{self.run}: start.from is missing: it names the weights")
         return content
 
     @property

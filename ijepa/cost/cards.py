@@ -1,5 +1,6 @@
 """Peaks, memory and power of the cards for which costs are predicted."""
 
+import re
 from typing import NamedTuple
 
 
@@ -36,7 +37,12 @@ GPUS = {
 
 def named(card: str) -> str | None:
     """Key of a card in GPUS, given its name in torch, such as "NVIDIA A100-SXM4-80GB"."""
-    names = (name for name in GPUS if all(part in card.lower() for part in name.split("-")))
+    words = re.findall("[a-z0-9]+", card.lower())
+    names = (
+        name
+        for name in GPUS
+        if all(any(word.startswith(part) for word in words) for part in name.split("-"))
+    )
     return next(names, None)
 
 

@@ -89,7 +89,8 @@ def on_the_hub(address: str) -> tuple[str, dict[str, str]]:
     """HTTP address and headers for a file of a data set on the Hub.
 
     The token is HF_TOKEN's, the hub that of HF_ENDPOINT, by default huggingface.co. Raises
-    UserError without a token: the data sets of the register are gated.
+    UserError for an address of another form, and without a token: the register's data sets are
+    gated.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     parts = address.removeprefix(HUB).split("/", 2)

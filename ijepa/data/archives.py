@@ -39,7 +39,7 @@ IMAGE_ENDINGS = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 
 
 def verify_once(path: Path, checksum: str) -> None:
-    """Compare a file with ``md5:HEX`` or ``sha1:HEX``, once for each version of the file.
+    """Compare a file with a checksum such as ``md5:HEX``, once for each version of the file.
 
     A file that has kept its size and modification time is not read again. Raises UserError with the
     file, its digest and the expected one.
@@ -68,11 +68,13 @@ def verify_once(path: Path, checksum: str) -> None:
 
 
 def unpack(archive: Path, into: Path, checksum: str | None = None) -> None:
-    """Unpack a ``.tar.gz`` or ``.zip`` into a folder, checked first if a checksum is given.
+    """Unpack a ``.tar.gz``, ``.tgz`` or ``.zip``, checked first if a checksum is given.
 
     An interrupted unpacking goes on with the files that are missing or incomplete. Raises UserError
-    if the archive is damaged or has files that would lie outside the folder.
+    if the archive is damaged, is packed otherwise or has files that would lie outside the folder.
     """
+    if not archive.name.endswith((".tar.gz", ".tgz", ".zip")):
+        raise UserError(f"{archive} is no .tar.gz, .tgz or .zip: pack its files as one of these")
     stamp = into / f".{archive.name}.unpacked"
     state = _state(archive, checksum)
     if _read_stamp(stamp) == state:

@@ -196,9 +196,10 @@ def _make(job: Job) -> Shard:
     """Shard of a job: the existing one if it is whole, or a new one."""
     shard = _finished(job.path)
     if shard is not None:
-        if len(shard.places) + len(shard.corrupt) != len(job.entries):
+        count = len(shard.places) + len(shard.corrupt)
+        if count != len(job.entries):
             raise UserError(
-                f"{job.path} has {len(shard.places)} images, the raw files give "
+                f"{job.path} has {count} images, the raw files give "
                 f"{len(job.entries)}: delete {job.path.parent}, or choose another folder"
             )
         return shard
@@ -211,9 +212,10 @@ def _finished(path: Path) -> Shard | None:
         return None
     try:
         shard = read_shard(path)
-    except UserError:
-        shard = None
-    if shard is None or (shard.sha256, shard.places, shard.labels) != scan(path):
+        is_whole = (shard.sha256, shard.places, shard.labels) == scan(path)
+    except (UserError, ValueError, tarfile.TarError):
+        is_whole = False
+    if not is_whole:
         log.warning("%s is damaged: writing it again", path)
         return None
     return shard

@@ -21,8 +21,12 @@ from ijepa.files import ROOT, read_yaml
 REGISTER = Path(os.environ.get("IJEPA_REGISTER", ROOT / "data" / "datasets.yaml"))
 
 
-Checksum = Annotated[str, Field(pattern="^(md5|sha1|sha224|sha256|sha384|sha512):[0-9a-fA-F]+$")]
-"""Algorithm and hexadecimal digest."""
+Checksum = Annotated[
+    str,
+    Field(pattern="^(md5|sha1|sha224|sha256|sha384|sha512):[0-9a-fA-F]+$"),
+    AfterValidator(str.lower),
+]
+"""Algorithm and hexadecimal digest, in small letters as hashlib writes it."""
 
 
 def has_training(splits: dict[str, int | None]) -> dict[str, int | None]:

@@ -60,11 +60,6 @@ class Source(Protocol):
         """Complete image file from an entry's bytes; most sources return these unchanged."""
 
 
-def source_names() -> list[str]:
-    """Names of all raw formats, sorted."""
-    return collection.members(SOURCES)
-
-
 def load_source(name: str) -> Source:
     """Module of a raw format; raises UserError with the known names for any other."""
     module: Source = collection.load(SOURCES, name, "source")

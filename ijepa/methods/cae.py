@@ -131,7 +131,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError if the masks do not fit the grid."""
+    """Raise ValueError if the masks do not fit the grid, or if vit.init is set."""
     num_hidden(config.mask_ratio, vit.grid)
     own_initial_weights(vit, "CAE")
 

@@ -116,7 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError if the masks do not fit the grid or there are too few blocks."""
+    """Raise ValueError if the masks do not fit the grid, blocks are too few, or vit.init is set."""
     num_hidden(config.mask_ratio, vit.grid)
     own_initial_weights(vit, "data2vec")
     if not 1 <= config.top_layers <= vit.depth:

@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check(config: Config, vit: ViTConfig) -> None:
-    """Raise ValueError if no patch would be visible, or none hidden."""
+    """Raise ValueError if no patch would be visible, or none hidden, or vit.init is set."""
     num_hidden(config.mask_ratio, vit.grid)
     own_initial_weights(vit, "MAE")
 

@@ -87,7 +87,7 @@ def encoder(
         hint = f"say --layout {fits[0]}" if fits else f"known are {', '.join(LAYOUTS)}"
         raise UserError(f"{where} holds no encoder in {layout_name}: {hint}")
     if matching[0].problems:
-        other = f"say --layout {fits[0]}" if fits else "say another --layout or --tower"
+        other = f"say --layout {fits[0]}" if fits else "import it with another --layout or --tower"
         remedy = f"{other}, or get the whole file"
         if any("fc_norm." in name for name in matching[0].unexpected):
             remedy = (
@@ -237,23 +237,6 @@ def translate(name: str, names: Mapping[str, str]) -> str | None:
         if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
             return new.format(*match.groups()) + name[match.end() :]
     return None
-
-
-def rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Weights under our names, in which the first matching prefix of ``names`` is replaced.
-
-    Constants that a release stores and we compute are left out. Raises UserError for a name that
-    no prefix matches.
-    """
-    renamed = {}
-    for name, value in weights.items():
-        if name.endswith(CONSTANTS):
-            continue
-        ours = translate(name, names)
-        if ours is None:
-            raise UserError(f"unknown weight {name}: known are {', '.join(names)}")
-        renamed[ours] = value
-    return renamed
 
 
 def joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

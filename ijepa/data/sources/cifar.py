@@ -62,7 +62,7 @@ def missing(dataset: Dataset, raw: Path) -> list[str]:
 
 
 def fetch(dataset: Dataset, raw: Path) -> None:
-    """Bring the batches into ``raw``; those that are there with the right SHA-1 stay."""
+    """Bring the batches into ``raw``; those that are there with the right checksum stay."""
     archives = [{"archive": path.absolute().as_uri()} for path in _archives(dataset, raw)]
     if all(_unpacked(raw, name) for name in _batches(dataset)):
         archives = [{"folder": str(raw)}, *archives]

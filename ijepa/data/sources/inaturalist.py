@@ -40,7 +40,7 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     """Images in the order of the split's JSON file; a class is a species, in the order of IDs."""
     path = raw / LISTS[split]
     images, annotations, categories = _read(path)
-    if len(categories) != dataset.num_classes("class"):
+    if dataset.num_classes("class") not in (None, len(categories)):
         raise UserError(
             f"{path} has {len(categories)} categories, {dataset.name} has "
             f"{dataset.num_classes('class')} classes: bring the official file"
