@@ -53,12 +53,13 @@ def entries(dataset: Dataset, raw: Path, split: str) -> Iterator[Entry]:
     """Images in the order of the split's list."""
     path = _first(_list_files(raw, split))
     num_classes = dataset.num_classes("class")
+    allowed = "" if num_classes is None else f" from 0 to {num_classes - 1}"
     with path.open(encoding="utf-8", errors="replace") as lines, _finder(raw) as find:
         for number, line in enumerate(lines, start=1):
             name, _, label = line.strip().rpartition(" ")
             if not label.isdecimal() or (num_classes is not None and int(label) >= num_classes):
                 raise UserError(
-                    f"{path}, line {number}: {label!r} is no class of {dataset.name}: "
+                    f"{path}, line {number}: {label!r} is no class{allowed}: "
                     "bring the official list"
                 )
             location = find(name)
