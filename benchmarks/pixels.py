@@ -6,13 +6,16 @@ decodes at a half where the crop has twice the view's side; ``fast`` (ijepa.data
 ``device`` (ijepa.data.device_batches), on a GPU if there is one. All end in a batch of normalised
 floats. Differences are those of bytes from ``exact``. Times are the process's; with a GPU the
 wall's.
+
+Then one loader process makes batches for this one, as in a training. Ours hands over bytes, which
+the training normalises; torchvision's floats.
 """
 
 import argparse
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,11 +29,14 @@ from ijepa.allocator import keep_freed_memory
 from ijepa.data import resident
 from ijepa.data.device_batches import device_batches
 from ijepa.data.fast_jpeg import SCALES
-from ijepa.data.loader import Steps, TrainingViews, View
+from ijepa.data.loader import Steps, TrainingViews, View, training_batches
 from ijepa.data.transforms import IJEPA, INTERPOLATIONS, Crop, normalise, sample_box
 from ijepa.provenance import here
 from ijepa.ranges import Pixels
 from ijepa.transfer import first_device
+
+BATCH = 64
+"""Images of a batch that a loader process makes."""
 
 Pictures = list[np.ndarray[Any, Any]]
 
@@ -68,6 +74,20 @@ def by_device(jpegs: Jpegs, size: int, crop: Crop) -> torch.Tensor:
     return torch.as_tensor(item.views[0][order.argsort().to(item.views[0].device)])
 
 
+def by_loader(jpegs: Jpegs, size: int, pixels: Pixels | None) -> float:
+    """Images/s of one loader process, after its first batch; torchvision's without ``pixels``."""
+    steps = Steps(len(jpegs), BATCH, 0, len(jpegs) // BATCH, 0)
+    batches: Iterable[Any] = plain.batches(jpegs, size, BATCH, num_workers=1)
+    if pixels is not None:
+        views = TrainingViews(jpegs, [View(size, IJEPA)], 0, pixels=pixels)  # type: ignore[arg-type]
+        batches = training_batches(views, steps, num_workers=1)
+    waiting = iter(batches)
+    next(waiting)
+    begun = time.perf_counter()
+    count = sum(BATCH for _ in waiting)
+    return count / (time.perf_counter() - begun)
+
+
 def finished(views: Pictures) -> torch.Tensor:
     """Batch as a step gets it."""
     return normalise(torch.from_numpy(np.stack(views)))
@@ -95,6 +115,7 @@ def main() -> None:
     print({name: here()[name] for name in ("commit", "machine", "torch")})
     for width in chosen.widths:
         report(Jpegs(chosen.images, width), width, chosen.size, chosen.repeats)
+        report_loaders(Jpegs(8 * BATCH, width), chosen.size, chosen.repeats)
 
 
 def report(jpegs: Jpegs, width: int, size: int, repeats: int) -> None:
@@ -133,6 +154,20 @@ def report(jpegs: Jpegs, width: int, size: int, repeats: int) -> None:
             f"  {name} differs by {gap.mean():.2f} of 255 on average, by at most {gap.max()}, by "
             f"more than 2 in {(gap > 2).mean():.2%} of the bytes"
         )
+
+
+def report_loaders(jpegs: Jpegs, size: int, repeats: int) -> None:
+    """Print speeds of one loader process; torchvision's, exact and fast pixels run in turn."""
+    ways: tuple[Pixels | None, ...] = (None, "exact", "fast")
+    speeds: dict[Pixels | None, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way in ways:
+            speeds[way].append(by_loader(jpegs, size, way))
+    medians = {way: statistics.median(values) for way, values in speeds.items()}
+    for way, median in medians.items():
+        times = median / medians[None]
+        name = way or "torchvision"
+        print(f"  loader process, {name}: {median:.0f} images/s, {times:.2f} times torchvision's")
 
 
 if __name__ == "__main__":
