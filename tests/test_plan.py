@@ -96,6 +96,7 @@ def test_settings_of_one_encoder_leave_the_other_keys_of_a_nested_setting(
     assert item.settings("dino") == {"share": 0.5, "finetune": None}
 
 
+@pytest.mark.usefixtures("real_register")
 def test_show_takes_several_configs_and_the_name_of_a_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.choice import Choice, choose, divide, num_held_out
+from evals import choice
+from evals.choice import Choice, choose
 from evals.heads import Heads, Optimizer
 from evals.pooling import Pooled
 from evals.protocol import Counts, Facts, Uses
@@ -217,9 +218,7 @@ def evaluate(config: Config, subject: Subject) -> Result:
 
     ``chosen`` has the chosen head, and all heads with their accuracies.
     """
-    images = len(checked_labels(subject, "train"))
-    checked_labels(subject, "test")  # before the training, not after it
-    held_out, numbers = divide(checked_held_out(config, images), images, config.seed)
+    held_out, numbers = divide(config, subject)
     device = first_device()
     source: Source
     moments = None
@@ -264,9 +263,19 @@ def evaluate(config: Config, subject: Subject) -> Result:
     )
 
 
+def divide(config: Config, subject: Subject) -> tuple[Tensor, Tensor]:
+    """Numbers of the training images that are held out, and of those that heads are trained on.
+
+    Raises UserError if there are too few of either, or if a label is outside its classes.
+    """
+    labels, _ = (checked_labels(subject, split) for split in ("train", "test"))
+    count = checked_held_out(config, len(labels))
+    return choice.divide(count, len(labels), config.seed)
+
+
 def checked_held_out(config: Config, images: int) -> int:
     """Number of held-out images; raises UserError if too few are left for a batch."""
-    count = num_held_out(config, images)
+    count = choice.num_held_out(config, images)
     if images - count < config.batch_size:
         raise UserError(
             f"batch_size is {config.batch_size}, but only {images - count} training images are "
