@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 from ijepa.cores import usable_cores
 from ijepa.errors import UserError, program, run_command
 
-ABOUT = """Write the features of every split; ``encoder_file`` None means raw pixels.
+ABOUT = """Write the features of every split, of an encoder or of raw pixels.
 
-``limit`` gives, for some splits, the number of images to take, from the first on; of all other
+``--images`` gives, for some splits, the number of images to take, from the first on; of all other
 splits every image is taken.
 
 ``SPLIT.npy`` beside ``out`` is [images, L, D] float16, to be memory-mapped by its readers; D is
 the encoder's width, or twice that: [cls], if there is one, then the patches' average. It is
 written batch by batch, so that memory does not grow with it. For the report's pictures,
-``test.patches.npy``, [6, N, D] float16, has every patch's features of six test images, at equal
-distances in the split (evals.patches). ``out`` is a JSON file that is written
-last: it names the encoder, the data set, the code and the machine. A call that is killed keeps the
-rows that it has written, and the next call goes on from there.
+``test.patches.npy``, [6, N, D] float16, has every patch's features of up to six test images, at
+equal distances in the split (evals.patches). ``out`` is a JSON file that is written last: it names
+the encoder, the data set, the code and the machine. A call that is killed keeps the rows that it
+has written, and the next call goes on from there.
 """
 
 

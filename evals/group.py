@@ -4,7 +4,7 @@
 the evaluations of the plan on them, one after the other. torch is imported once, timm only if
 features are missing. A plan has ``evaluations``, each with name, evaluation, label and config, and
 ``images``, the number of images to use by split, where not all are. The plans of a config are in
-work/NAME/plan/evaluations.
+work/NAME/plan/HASH/evaluations.
 """
 
 import argparse

@@ -15,8 +15,8 @@ A module has
 - ``features_read(config, dim, layers)``, if it trains heads on stored features for epochs: features
   of an image that they read, over all heads and epochs. Their time is estimated by it.
 
-A result's value depends on no choice that looked at the test split: all choices are made first,
-then the test split is read once.
+Unless ``chosen_on: test`` asks for the papers' way, a result's value depends on no choice that
+looked at the test split: all choices are made first, then the test split is read once.
 """
 
 from dataclasses import dataclass

@@ -208,7 +208,8 @@ def features_read(config: Config, dim: int, layers: int) -> int:
 
     There are heads of the last layer, and as many of the last ones together.
     """
-    read = dim if layers == 1 else dim * (1 + min(layers, config.layers))
+    last = min(layers, config.layers)
+    read = dim if last == 1 else dim * (1 + last)
     heads = len(config.learning_rates) * len(config.weight_decays) * len(config.norms)
     return config.epochs * read * heads
 

@@ -11,7 +11,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog=program("evals.report"), description=__doc__)
     options.add_argument("results", type=Path, help="results folder, for example results/mini")
     options.add_argument("--data", type=Path, required=True, help="folder of shards")
-    options.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
+    options.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/HASH/tables.yaml")
     options.add_argument("--gpu-hours", type=Path, help="CSV of evals.report.gpu_hours")
     options.add_argument("--predicted", type=Path, help="CSV of workflow.plan.cost")
     options.add_argument("--drawn", type=Path, nargs="*", default=[], help="PNG files to show too")

@@ -1,9 +1,9 @@
 """Files for ``dvc metrics`` and ``dvc plots``: ``python -m evals.report.metrics --help``.
 
 ``metrics.json`` has the mean over seeds by encoder and evaluation, and the hours of the encoder's
-pretraining; ``plots/loss.csv`` has every logged step of every run; ``plots/accuracy.csv`` has each
-evaluation with the hours of pretraining. Hours are wall-clock; GPU-hours are in
-tables/gpu_hours.csv.
+pretraining, of all seeds together. ``plots/loss.csv`` has every logged step of every run,
+``plots/accuracy.csv`` each accuracy with the hours of pretraining. Hours are wall-clock; GPU-hours
+are in tables/gpu_hours.csv.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def metrics(tidy: pd.DataFrame) -> dict[str, Any]:
 
 
 def accuracy(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Hours of pretraining and value, one row for each encoder, seed and evaluation."""
+    """Hours of pretraining and value, one row for each encoder, seed and accuracy."""
     rows = tidy[["run", "seed", "evaluation", "metric", "value"]].copy()
     rows.insert(3, "hours", (tidy["train_minutes"] / 60).round(4))
     return rows[rows["metric"] == "top1"].drop(columns="metric")

@@ -67,6 +67,7 @@ def report(
         *pictures_of_epochs(plan, tidy[~external(tidy)]),
         *pictures(plan, results, tidy[~external(tidy)], data),
     ]
+    (out.parent / "figures").mkdir(parents=True, exist_ok=True)  # also if there is no figure
     for picture in drawings:
         write_text(out.parent / "figures" / f"{picture.name}.svg", picture.html)
     added = [embedded(path, f"drawn_{number}") for number, path in enumerate(drawn)]
@@ -81,7 +82,9 @@ def report(
                 _section(name, table, is_first=number == 0)
                 for number, (name, table) in enumerate(tables_by_name.items())
             ],
-            costs=[] if predicted is None else _costs(pd.read_csv(predicted), tidy),
+            costs=[]
+            if predicted is None
+            else _costs(pd.read_csv(predicted, dtype={"run": str}), tidy),
             scales=SCALES,
             published=any(table.published for table in tables_by_name.values()),
             problems=[

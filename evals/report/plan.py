@@ -1,6 +1,6 @@
 """Plan of a report: the tables to be made, and the facts of the config that they need.
 
-The workflow writes it from a config, to work/NAME/plan/tables.yaml.
+The workflow writes it from a config, to work/NAME/plan/HASH/tables.yaml.
 """
 
 from dataclasses import dataclass, field

@@ -47,7 +47,7 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in path.parent.glob("*.md"))) or "none"
         raise UserError(f"{path} does not exist: tables here are {names}")
-    cells = pd.read_csv(path)
+    cells = pd.read_csv(path, dtype={"run": str})
     if "run" not in cells or row not in set(cells["run"]):
         rows = ", ".join(map(str, cells["run"])) if "run" in cells else "none with results"
         raise UserError(f"{path} has no row {row!r}: there are {rows}")
@@ -62,7 +62,8 @@ def trace(table: Path, row: str) -> list[dict[str, Any]]:
             continue
         name = f"{row}/seed{tidy_row['seed']}/{tidy_row['evaluation']}.json"
         result = entry(path.parents[1], path.parents[1] / "evaluations" / name)
-        if abs(result["value"] - tidy_row["value"]) > 1e-3:
+        # tidy.csv has six digits.
+        if abs(result["value"] - tidy_row["value"]) > max(1e-3, 1e-5 * abs(result["value"])):
             raise UserError(
                 f"{path.with_name('tidy.csv')}: {row}, {tidy_row['evaluation']} is "
                 f"{tidy_row['value']}, {result['result']} says {result['value']:.4f}: "

@@ -45,7 +45,7 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def costs() -> pd.DataFrame:
-    """Every published training time, as text: method, arch, epochs, hardware, hours, source."""
+    """Every published training time, as text: with hardware, GPU-hours and source."""
     return pd.DataFrame(published_costs())
 
 

@@ -47,11 +47,13 @@ class Row:
     own: float
     reference: float
     p: float
+    scale: int = 100
 
     @property
     def line(self) -> str:
-        """Row in words, shares in percent."""
-        return f"{self.name}: {100 * self.own:.2f} here, {100 * self.reference:.2f} in git"
+        """Row in words: an accuracy in percent, another number as it is."""
+        own, reference = self.scale * self.own, self.scale * self.reference
+        return f"{self.name}: {own:.2f} here, {reference:.2f} in git"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def judge(own: Results, reference: Results, alpha: float = ALPHA) -> Verdict:
             value, published = result["value"], reference[key]["value"]
             identical += value == published
             p = probability(result, value - published, published, deviation.get(evaluation))
-            rows.append(Row(name, value, published, p))
+            scale = 100 if result["metric"] == "top1" else 1
+            rows.append(Row(name, value, published, p, scale))
     corrected = noise.holm([row.p for row in rows])
     wrong = [row for row, p in zip(rows, corrected, strict=True) if p <= alpha]
     return Verdict(len(rows), wrong, not_comparable, missing, identical)
@@ -237,7 +240,7 @@ def main() -> None:
     )
     parser.add_argument("command", choices=["show", "publish"])
     parser.add_argument("folder", type=Path, help="for example results/mini")
-    parser.add_argument("--plan", type=Path, help="tables.yaml of work/NAME/plan, for titles")
+    parser.add_argument("--plan", type=Path, help="tables.yaml of work/NAME/plan/HASH, for titles")
     options = parser.parse_args()
     if options.command == "publish":
         publish(options.folder)

@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
     show_parser.add_argument("folder", type=Path, help="for example results/mini")
     write_parser = commands.add_parser("write", help="write tables from results, all or only some")
     write_parser.add_argument("results", type=Path, nargs="*", help="results of evaluations, JSON")
-    write_parser.add_argument("--plan", type=Path, required=True, help="work/NAME/plan/tables.yaml")
+    write_parser.add_argument(
+        "--plan", type=Path, required=True, help="work/NAME/plan/HASH/tables.yaml"
+    )
     write_parser.add_argument("--gpu-hours", type=Path, help="CSV; by default OUT/gpu_hours.csv")
     write_parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     return options

@@ -177,7 +177,7 @@ def to_csv(results: pd.DataFrame) -> str:
 
 def _spent(path: Path) -> dict[tuple[str, int], float]:
     """GPU-hours of each pretraining; the cluster's accounting is preferred to our own notes."""
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype={"run": str})
     table = table[table["rule"] == "pretrain"]
     hours: dict[tuple[str, int], float] = {}
     # "slurm" comes after "log", so that its hours replace those of the log.

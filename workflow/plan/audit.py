@@ -84,7 +84,7 @@ def expected_tables(grid: Grid) -> dict[str, Any]:
 
 
 def _wrong_encoders(expected: dict[str, Any]) -> Iterator[str]:
-    # Imported here: timm takes seconds to import, and a table's provenance does not need it.
+    # Imported here: timm takes seconds to import, and the stage tables does not need it.
     from ijepa import config
 
     for path, raw in expected.items():

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
-    options.add_argument("--runs", nargs="*", help="of its runs only these")
+    options.add_argument("--runs", nargs="+", help="of its runs only these")
     options.add_argument(
         "--gpu",
         choices=(*GPUS, "cpu", "here"),
@@ -62,6 +62,8 @@ def main() -> None:
     _, benchmark = read_files(options.config)
     if not benchmark.runs:
         raise UserError(f"{benchmark.name} has no runs: nothing is pretrained")
+    if unknown := set(options.runs or []) - {run.name for run in benchmark.runs}:
+        raise UserError(f"--runs: {', '.join(sorted(unknown))} is no run of {benchmark.name}")
     runs = {
         run.name: planned(run)
         for run in benchmark.runs

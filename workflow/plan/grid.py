@@ -1,7 +1,7 @@
 """Runs, evaluations and tables of a config, the files that they need, and the jobs.
 
-The Snakefile asks this module and nothing else; so do tests and the commands that show a plan. It
-imports no torch: a plan takes milliseconds.
+The rules take every path and job from this module; so do tests and the commands that show a plan.
+It imports no torch: a plan takes milliseconds.
 """
 
 import hashlib
@@ -204,15 +204,22 @@ class Grid(Paths):
         return [run for run in self.benchmark.runs if run.name in dict(self.trained)]
 
     @cached_property
+    def pictured(self) -> str:
+        """Data set of the report's pictures: the config's, or the first that is evaluated on."""
+        if self.dataset in self.evaluated_on or not self.evaluated_on:
+            return self.dataset
+        return self.evaluated_on[0]
+
+    @cached_property
     def neighbours(self) -> list[tuple[str, int]]:
-        """Run and seed of encoders with features of the data set that they are trained on."""
+        """Run and seed of encoders with features of the data set of the report's pictures."""
         return sorted(
             {
                 (run, seed)
                 for run, seed, evaluation in self.cells
                 if run != PIXELS
                 and self.uses(run, evaluation) != "images"
-                and self.evaluations[evaluation].dataset == self.dataset
+                and self.evaluations[evaluation].dataset == self.pictured
             }
         )
 

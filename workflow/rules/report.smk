@@ -49,11 +49,11 @@ rule report:
         predicted=[f"{RESULTS}/tables/cost.csv"] if GRID.costing else [],
         logs=[f"{GRID.run_folder(*cell)}/train.jsonl" for cell in GRID.trained],
         features=[
-            ancient(GRID.features(*cell, GRID.dataset)) for cell in GRID.neighbours
+            ancient(GRID.features(*cell, GRID.pictured)) for cell in GRID.neighbours
         ],
         # Made by hand: ijepa-bench picture, ijepa-bench decode.
         drawn=GRID.drawn,
-        data=GRID.index(GRID.dataset),
+        data=GRID.index(GRID.pictured),
     output:
         html=report(
             f"{RESULTS}/report.html",

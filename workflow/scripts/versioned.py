@@ -199,6 +199,8 @@ def main() -> None:
     elif options.command == "unlock":
         unlock()
     else:
+        if (options.stage == "data") != (options.dataset is not None):
+            parser.error("give --dataset with the stage data, and with no other")
         make(options.stage, options.config, options.dataset)
 
 
