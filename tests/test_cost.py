@@ -240,6 +240,13 @@ def test_a_config_without_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         main()
 
 
+def test_a_run_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [str(ROOT / "config" / "mini.yaml"), "--runs", "mae", "mea"]
+    monkeypatch.setattr("sys.argv", ["cost", *arguments])
+    with pytest.raises(UserError, match="--runs: mea is no run of mini"):
+        main()
+
+
 def test_all_numbers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [str(ROOT / "config" / "mini.yaml"), "--runs", "mae", "--csv"]
     arguments += [str(tmp_path / "c.csv"), "--gpu", "h100", "--utilisation", "0.3"]

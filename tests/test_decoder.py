@@ -123,6 +123,12 @@ def test_what_all_blocks_share_identifies_none() -> None:
     assert identification.scores(same, true + 100).mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_one_sample_has_no_spread() -> None:
+    """White: of one value torch's own standard deviation is no number."""
+    assert (pictures._spread(torch.rand(1, 3, 4, 4)) == 1).all()
+    assert (pictures._spread(torch.rand(2, 3, 4, 4)) < 1).any()
+
+
 def test_the_spread_tells_whether_samples_depend_on_their_condition() -> None:
     noise = torch.rand(40, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert identification.spread(noise) > 0.95

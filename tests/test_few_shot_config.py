@@ -109,3 +109,11 @@ def test_minis_encoders_are_measured_by_both_protocols_on_the_data_that_mini_has
     assert {name for table in benchmark.tables for name in table.evaluations} == {
         f"cifar10_{shots}{ours}" for shots in SHOTS for ours in ("", "_ours")
     }
+
+
+def test_a_report_needs_no_data_set_that_nothing_is_evaluated_on() -> None:
+    """The config's own data set is ImageNet, of which published weights need nothing here."""
+    grid = Grid(released())
+    assert grid.dataset not in grid.datasets
+    assert grid.pictured in grid.evaluated_on
+    assert {run for run, _ in grid.neighbours} <= {item.name for item in grid.benchmark.released}

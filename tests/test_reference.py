@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evals.report.plan import ReportPlan, TableSpec
-from evals.report.reference import between_seeds, judge, publish, show
+from evals.report.reference import Row, between_seeds, judge, publish, show
 from evals.report.result_set import Results
 from evals.result import packed
 from ijepa.errors import UserError
@@ -64,6 +64,11 @@ def test_rounding_differences_agree_and_a_wrong_result_is_named(
     assert [row.name for row in verdict.wrong] == ["run2/seed0/knn"]
     assert "DISAGREES" in str(verdict)
     assert "run2/seed0/knn: 45" in str(verdict)
+
+
+def test_an_accuracy_is_told_in_percent_and_a_rank_as_it_is() -> None:
+    assert Row("a", 0.5, 0.25, 0.01).line == "a: 50.00 here, 25.00 in git"
+    assert Row("a", 95.1, 90.0, 0.01, scale=1).line == "a: 95.10 here, 90.00 in git"
 
 
 def test_a_reproduction_is_called_wrong_as_seldom_as_it_says(reference: Results) -> None:
