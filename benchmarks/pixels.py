@@ -76,10 +76,12 @@ def by_device(jpegs: Jpegs, size: int, crop: Crop) -> torch.Tensor:
 
 def by_loader(jpegs: Jpegs, size: int, pixels: Pixels | None) -> float:
     """Images/s of one loader process, after its first batch; torchvision's without ``pixels``."""
-    steps = Steps(len(jpegs), BATCH, 0, len(jpegs) // BATCH, 0)
-    batches: Iterable[Any] = plain.batches(jpegs, size, BATCH, num_workers=1)
-    if pixels is not None:
+    batches: Iterable[Any]
+    if pixels is None:
+        batches = plain.batches(jpegs, size, BATCH, num_workers=1)
+    else:
         views = TrainingViews(jpegs, [View(size, IJEPA)], 0, pixels=pixels)  # type: ignore[arg-type]
+        steps = Steps(len(jpegs), BATCH, 0, len(jpegs) // BATCH, 0)
         batches = training_batches(views, steps, num_workers=1)
     waiting = iter(batches)
     next(waiting)

@@ -116,11 +116,8 @@ def _cells(row: Row, grid: PatchGrid) -> list[tuple[str, Image.Image]]:
 
 def _spread(samples_SCHW: Tensor) -> Tensor:
     """Standard deviation over samples, of one sample 0, as a picture [C, H, W]."""
-    share_HW = (
-        (samples_SCHW.std(0, correction=min(1, len(samples_SCHW) - 1)).mean(0) / SPREAD_MAX)
-        .clamp(max=1)
-        .unsqueeze(0)
-    )
+    std_CHW = samples_SCHW.std(0, correction=min(1, len(samples_SCHW) - 1))
+    share_HW = (std_CHW.mean(0) / SPREAD_MAX).clamp(max=1).unsqueeze(0)
     colour = torch.tensor(SPREAD_COLOUR / 255).float().view(3, 1, 1)
     return 1 - share_HW * (1 - colour)
 

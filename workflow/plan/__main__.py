@@ -172,8 +172,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=program("workflow.plan"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="runs, evaluations and tables, or every value of a run")
-    show.add_argument("config", nargs="+", help="one file, or several to be merged")
-    show.add_argument("run", nargs="?", help="name of a run, whose every value is shown")
+    show.add_argument(
+        "config",
+        nargs="+",
+        help="one file, or several to be merged; then, to see every value of a run, its name",
+    )
     tables = commands.add_parser("tables", help="write the tables of what is measured so far")
     tables.add_argument("config", type=Path, nargs="+", help="one file, or several to be merged")
     commands.add_parser("schema", help="JSON schema of a config, for editors")
@@ -186,9 +189,8 @@ def main() -> None:
     elif options.command == "tables":
         print(write_tables(read_files(options.config)[1]))
     else:
-        # argparse gives all names to config: that of a run has no ending.
-        configs, run = options.config, options.run
-        if len(configs) > 1 and not Path(configs[-1]).suffix:
+        configs, run = options.config, None
+        if len(configs) > 1 and not Path(configs[-1]).suffix:  # a run's name has no ending
             *configs, run = configs
         _, benchmark = read_files(map(Path, configs))
         lines = show_run(benchmark, run) if run else show_benchmark(benchmark)
